@@ -1,0 +1,148 @@
+//! What the stack counts. One set a worker, one writer; the control plane reads and sums.
+
+use sluice_config::Config;
+use sluice_filters::counter::Counter;
+
+use crate::record::EndCause;
+
+/// Everything one worker's stack counts.
+#[derive(Debug)]
+pub struct StackCounters {
+    /// SYN-ACKs that carried a cookie.
+    pub cookies_sent: Counter,
+    /// ACKs without a flow, by [`AckResult`].
+    pub cookie_acks: [Counter; AckResult::ALL.len()],
+    /// By service, in the configuration's order.
+    pub services: Vec<ServiceCounters>,
+    /// Challenge ACKs sent (RFC 5961).
+    pub challenge_acks: Counter,
+    /// RSTs built by us for flows we refuse or have lost.
+    pub resets_sent: Counter,
+    /// Gauge: flow table entries.
+    pub flow_entries: Counter,
+    /// Gauge: connections in TIME-WAIT, their sockets already gone.
+    pub time_wait: Counter,
+    /// Gauge: octets leased for socket buffers.
+    pub buffer_bytes: Counter,
+    /// Gauge: armed timers.
+    pub timers: Counter,
+    /// Ended connections whose log line found the queue full.
+    pub records_lost: Counter,
+    /// Upstream source ports in use or resting (gauge).
+    pub source_ports: Counter,
+}
+
+/// One service's share.
+#[derive(Debug)]
+pub struct ServiceCounters {
+    /// Sessions opened.
+    pub opened: Counter,
+    /// Gauge: sessions alive.
+    pub active: Counter,
+    /// Sessions ended, by [`EndCause`].
+    pub ended: [Counter; EndCause::ALL.len()],
+    /// Payload octets from client to upstream.
+    pub bytes_to_upstream: Counter,
+    /// Payload octets from upstream to client.
+    pub bytes_to_client: Counter,
+    /// Validated clients refused by `limits.connections`.
+    pub refused_limit: Counter,
+    /// Validated clients refused by `limits.connections_per_source`.
+    pub refused_source_limit: Counter,
+    /// Dial failures: by upstream, then by [`DialFailure`].
+    pub dial_failures: Vec<[Counter; DialFailure::ALL.len()]>,
+}
+
+/// What became of an ACK that belongs to no flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AckResult {
+    /// The cookie was ours: a session opened.
+    Accepted,
+    /// The cookie was not ours, or too old.
+    BadCookie,
+    /// The cookie was ours, a limit refused the session.
+    Limit,
+    /// The cookie was ours, the appliance is draining.
+    Draining,
+}
+
+impl AckResult {
+    /// Every result, in counter order.
+    pub const ALL: [AckResult; 4] =
+        [AckResult::Accepted, AckResult::BadCookie, AckResult::Limit, AckResult::Draining];
+
+    /// The metric's label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            AckResult::Accepted => "accepted",
+            AckResult::BadCookie => "bad_cookie",
+            AckResult::Limit => "limit",
+            AckResult::Draining => "draining",
+        }
+    }
+}
+
+/// Why a dial did not become a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DialFailure {
+    /// The upstream answered with RST.
+    Refused,
+    /// No answer within `timeouts.connect`.
+    Timeout,
+    /// No route, or the next hop does not answer ARP/NDP.
+    Unreachable,
+    /// No source port free.
+    NoSourcePort,
+}
+
+impl DialFailure {
+    /// Every reason, in counter order.
+    pub const ALL: [DialFailure; 4] =
+        [DialFailure::Refused, DialFailure::Timeout, DialFailure::Unreachable, DialFailure::NoSourcePort];
+
+    /// The metric's label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            DialFailure::Refused => "refused",
+            DialFailure::Timeout => "timeout",
+            DialFailure::Unreachable => "unreachable",
+            DialFailure::NoSourcePort => "no_source_port",
+        }
+    }
+}
+
+impl StackCounters {
+    /// Zeroed counters with the shape of `config`'s services and upstreams.
+    #[must_use]
+    pub fn new(config: &Config) -> StackCounters {
+        let services = config
+            .services
+            .iter()
+            .map(|service| ServiceCounters {
+                opened: Counter::default(),
+                active: Counter::default(),
+                ended: Default::default(),
+                bytes_to_upstream: Counter::default(),
+                bytes_to_client: Counter::default(),
+                refused_limit: Counter::default(),
+                refused_source_limit: Counter::default(),
+                dial_failures: service.upstreams.iter().map(|_| Default::default()).collect(),
+            })
+            .collect();
+        StackCounters {
+            cookies_sent: Counter::default(),
+            cookie_acks: Default::default(),
+            services,
+            challenge_acks: Counter::default(),
+            resets_sent: Counter::default(),
+            flow_entries: Counter::default(),
+            time_wait: Counter::default(),
+            buffer_bytes: Counter::default(),
+            timers: Counter::default(),
+            records_lost: Counter::default(),
+            source_ports: Counter::default(),
+        }
+    }
+}

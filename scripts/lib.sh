@@ -204,6 +204,38 @@ start_nginx() {
 }
 
 # ---------------------------------------------------------------------------------------------
+# Clients
+# ---------------------------------------------------------------------------------------------
+
+# `fetch_many NAMESPACE COUNT SECONDS URL BODY LOG`: COUNT downloads of URL, one after the other and each
+# on a connection of its own with SECONDS to finish, compared with the file BODY. One line per download
+# goes to LOG: "ok <local address> <local port>" or "failed <reason>".
+fetch_many() {
+    ip netns exec "$1" env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY \
+        bash -c '
+        count=$1 seconds=$2 url=$3 body=$4 log=$5
+        for ((i = 0; i < count; i++)); do
+            if ! out="$(curl -gsS --max-time "$seconds" -o "$log.body" -w "%{local_ip} %{local_port} %{http_code}" "$url" 2>&1)"; then
+                echo "failed ${out//$'\''\n'\''/ }"
+            elif [[ $out != *" 200" ]]; then
+                echo "failed HTTP status ${out##* }"
+            elif ! cmp -s "$body" "$log.body"; then
+                echo "failed the body differs"
+            else
+                echo "ok ${out% *}"
+            fi >>"$log"
+        done
+        rm -f "$log.body"' fetch_many "$2" "$3" "$4" "$5" "$6"
+}
+count_ok() { grep -c '^ok ' "$1" || true; }
+count_failed() { grep -c '^failed ' "$1" || true; }
+# `count_seen LOG ACCESS_LOG`: for how many of LOG's good downloads the server logged the client's very
+# address and port.
+count_seen() {
+    awk 'FNR == NR { seen[$1 " " $2] = 1; next } $1 == "ok" && seen[$2 " " $3] { n++ } END { print n + 0 }' "$2" "$1"
+}
+
+# ---------------------------------------------------------------------------------------------
 # Rust. Under sudo, builds run as the user who called sudo, with that user's toolchain, so that
 # nothing in target/ or in the cargo home ends up owned by root.
 # ---------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@
 #                        hping3, scapy, tcpdump, nftables, ethtool, valgrind, shellcheck
 #   --vm                 also what scripts/lab-vm.sh uses: QEMU, busybox, and Debian's kernel, which is
 #                        unpacked under target/lab/kernel and not installed
+#   --no-packages        hugepages only: no packages, no network
 #   --hugepages N        2 MiB hugepages to reserve (default 512 = 1 GiB, less on a small machine;
 #                        0 = leave hugepages alone). Never lowers what is reserved already.
 #   --persist            keep that reservation across reboots (/etc/sysctl.d/60-sluice.conf)
@@ -36,7 +37,7 @@ HUGEPAGES=''
 NR_HUGEPAGES=/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages
 FREE_HUGEPAGES=/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages
 SYSCTL_FILE=/etc/sysctl.d/60-sluice.conf
-with_test=0 with_vm=0 persist=0 release=0 dry_run=0
+with_packages=1 with_test=0 with_vm=0 persist=0 release=0 dry_run=0
 
 ARGS=("$@")
 while (($#)); do
@@ -48,6 +49,7 @@ while (($#)); do
             HUGEPAGES=$2
             shift
             ;;
+        --no-packages) with_packages=0 ;;
         --persist) persist=1 ;;
         --release-hugepages) release=1 ;;
         --dry-run) dry_run=1 ;;
@@ -259,20 +261,22 @@ if ((release)); then
     exit 0
 fi
 
-have apt-get || die "this script knows Debian's apt only; see docs/bare-metal.md for what sluice needs"
-# shellcheck disable=SC1091
-. /etc/os-release
-[[ "${ID:-}" == debian && "${VERSION_ID:-0}" -ge 12 ]] 2>/dev/null ||
-    warn "written for Debian 12 (this is ${PRETTY_NAME:-unknown}): package names may differ"
+if ((with_packages)); then
+    have apt-get || die "this script knows Debian's apt only; see docs/bare-metal.md for what sluice needs"
+    # shellcheck disable=SC1091
+    . /etc/os-release
+    [[ "${ID:-}" == debian && "${VERSION_ID:-0}" -ge 12 ]] 2>/dev/null ||
+        warn "written for Debian 12 (this is ${PRETTY_NAME:-unknown}): package names may differ"
 
-packages=("${BASE_PACKAGES[@]}")
-((with_test)) && packages+=("${TEST_PACKAGES[@]}")
-((with_vm)) && packages+=("${VM_PACKAGES[@]}")
-mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+    packages=("${BASE_PACKAGES[@]}")
+    ((with_test)) && packages+=("${TEST_PACKAGES[@]}")
+    ((with_vm)) && packages+=("${VM_PACKAGES[@]}")
+    mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
 
-step "Packages"
-install_packages "${packages[@]}"
-if ((with_vm)); then fetch_kernel; fi
+    step "Packages"
+    install_packages "${packages[@]}"
+    if ((with_vm)); then fetch_kernel; fi
+fi
 step "Hugepages"
 if [[ $HUGEPAGES == 0 ]]; then
     already "left alone (--hugepages 0)"
@@ -280,8 +284,4 @@ else
     reserve_hugepages
     mount_hugetlbfs
 fi
-step "NICs"
-say "  note     virtual devices need nothing more; for real ones see 'scripts/bind-nic.sh --list' and docs/bare-metal.md"
-if have cargo || [[ -n "${SUDO_USER:-}" ]]; then :; else
-    warn "no cargo found: install Rust from https://rustup.rs to build sluice"
-fi
+say "  note     virtual devices need nothing more; for real NICs see 'scripts/bind-nic.sh --list' and docs/bare-metal.md"

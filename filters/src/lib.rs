@@ -1,10 +1,27 @@
 //! sluice's only header parser and its stateless verdicts.
+//!
+//! [`parse`] turns a frame into a [`Parsed`] that proves its bounds, or into the [`DropReason`] that ends it;
+//! [`sources::SourceFilter`] and [`services::ServiceMap`] say whether a segment's source may speak and whether anybody listens.
+//! [`checksum`] is the one implementation of the Internet checksum. No state, no clock, no allocation per packet.
 
 #![forbid(unsafe_code)]
 
 pub mod addr;
+pub mod checksum;
 pub mod counter;
+mod options;
+mod packet;
+mod parse;
 mod reason;
+pub mod services;
+pub mod sources;
+#[doc(hidden)]
+pub mod testkit;
 pub mod units;
 
+pub use options::TcpOptions;
+pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
+pub use parse::parse;
 pub use reason::DropReason;
+pub use services::ServiceMap;
+pub use sources::{AddressSet, SourceFilter};

@@ -1,0 +1,259 @@
+//! The header parser: one pass from frame to [`Parsed`], or to the reason for the drop.
+//!
+//! Implements what RFC 1122 section 3.2.1, RFC 8200, RFC 9293 section 3.1 and 3.10 and IEEE 802.1Q ask of a receiver, and is
+//! stricter where no honest sender notices: no IP options, no fragments, no extension headers, no flags that no TCP sends.
+//! Cheap checks come first and the TCP checksum last, so a damaged segment may be counted under another reason.
+//!
+//! Invariants: an accepted TCP segment or ICMP message lies inside the frame; its IPv4 header checksum and TCP checksum hold
+//! (or the NIC vouched for them); its addresses are unicast and differ (ICMPv6: see [`Parsed::Icmp6`]); no IPv6 packet
+//! carries an IPv4-mapped address, so [`Addr`] is unambiguous. Whether the frame is for our MAC is the port's to ask: it may
+//! be promiscuous.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use crate::DropReason;
+use crate::addr::{Addr, FlowKey};
+use crate::checksum::{ICMP, ICMP6, Sum, TCP, sum};
+use crate::packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment};
+use crate::units::Seq;
+
+const IPV4: u16 = 0x0800;
+const ARP: u16 = 0x0806;
+const IPV6: u16 = 0x86dd;
+const VLAN: u16 = 0x8100;
+const SERVICE_VLAN: u16 = 0x88a8;
+/// The service tag's number before 802.1ad settled on another.
+const OLD_SERVICE_VLAN: u16 = 0x9100;
+
+/// ICMP and ICMPv6: type, code, checksum and four octets that depend on them (RFC 792; RFC 4443 has no shorter message).
+const ICMP_HEADER: usize = 8;
+
+/// Parses a frame, from the Ethernet header and without FCS. Octets after the IP packet are padding.
+///
+/// # Errors
+/// The reason to drop the frame under.
+#[inline]
+pub fn parse(frame: &[u8], checksums: RxChecksums) -> Result<Parsed, DropReason> {
+    let Some((ethernet, packet)) = frame.split_first_chunk::<14>() else { return Err(DropReason::Truncated) };
+    if ethernet[6] & 1 != 0 {
+        return Err(DropReason::BadEthernetSource);
+    }
+    let ether_type = u16::from_be_bytes([ethernet[12], ethernet[13]]);
+    let (l2, ether_type, packet) = if ether_type == VLAN {
+        let Some((tag, packet)) = packet.split_first_chunk::<4>() else { return Err(DropReason::Truncated) };
+        let l2 = L2 { len: 18, vlan: u16::from_be_bytes([tag[0], tag[1]]) & 0x0fff };
+        (l2, u16::from_be_bytes([tag[2], tag[3]]), packet)
+    } else {
+        (L2 { len: 14, vlan: 0 }, ether_type, packet)
+    };
+    let to_group = ethernet[0] & 1 != 0;
+    match ether_type {
+        IPV4 => ipv4(packet, l2, to_group, checksums),
+        IPV6 => ipv6(packet, l2, to_group, checksums),
+        ARP => Ok(Parsed::Arp(l2)),
+        VLAN | SERVICE_VLAN | OLD_SERVICE_VLAN => Err(DropReason::VlanStacked),
+        _ => Err(DropReason::UnknownEtherType),
+    }
+}
+
+#[inline(always)]
+fn ipv4(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result<Parsed, DropReason> {
+    let Some((header, rest)) = packet.split_first_chunk::<20>() else { return Err(DropReason::Truncated) };
+    let &[version_len, tos, l0, l1, _, _, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let total = u16::from_be_bytes([l0, l1]);
+    // Fragment offset, "more fragments" and the reserved flag; "don't fragment" is all that may be set.
+    let fragment = u16::from_be_bytes([f0, f1]) & 0xbfff;
+    if version_len != 0x45 || fragment != 0 || ttl == 0 {
+        return Err(bad_ipv4(version_len, fragment));
+    }
+    // A total below 20 wraps and is too long for any frame.
+    let Some(l4) = rest.get(..usize::from(total).wrapping_sub(20)) else {
+        return Err(if total < 20 { DropReason::BadIpLength } else { DropReason::Truncated });
+    };
+    if checksums.ip != ChecksumState::Good && !sum(header).is_valid() {
+        return Err(DropReason::BadIpChecksum);
+    }
+    let is_tcp = protocol == TCP;
+    if !is_tcp && protocol != ICMP {
+        return Err(DropReason::NotTcp);
+    }
+    let src = Addr::v4(u32::from_be_bytes([s0, s1, s2, s3]));
+    let dst = Addr::v4(u32::from_be_bytes([d0, d1, d2, d3]));
+    if not_unicast_v4(s0) | not_unicast_v4(d0) | (src == dst) | to_group {
+        return Err(bad_ipv4_address(s0, d0, to_group));
+    }
+    if is_tcp {
+        let addresses = u64::from(u32::from_ne_bytes([s0, s1, s2, s3]))
+            .wrapping_add(u64::from(u32::from_ne_bytes([d0, d1, d2, d3])));
+        let ip = Ip { l2, src, dst, header_len: 20, hop_limit: ttl, tos };
+        tcp(l4, ip, Sum::of_ne(addresses), checksums)
+    } else {
+        datagram(l4, l2, src, dst, 20, ttl).map(Parsed::Icmp)
+    }
+}
+
+#[inline(always)]
+fn ipv6(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result<Parsed, DropReason> {
+    let Some((header, rest)) = packet.split_first_chunk::<40>() else { return Err(DropReason::Truncated) };
+    let &[v0, v1, _, _, l0, l1, next, hop_limit, ref addresses @ ..] = header;
+    if v0 >> 4 != 6 {
+        return Err(DropReason::BadIpHeader);
+    }
+    let Some(l4) = rest.get(..usize::from(u16::from_be_bytes([l0, l1]))) else { return Err(DropReason::Truncated) };
+    let &[s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, sa, sb, sc, sd, se, sf, ref to @ ..] = addresses;
+    let src = Addr::v6([s0, s1, s2, s3, s4, s5, s6, s7, s8, s9, sa, sb, sc, sd, se, sf]);
+    let dst = Addr::v6(*to);
+    let to_multicast = to[0] == 0xff;
+    if next == TCP {
+        // ::/64 holds the unspecified, the loopback, the IPv4-mapped and the IPv4-compatible addresses, and nobody else.
+        if (src.hi == 0) | (s0 == 0xff) | (dst.hi == 0) | to_multicast | (src == dst) | to_group {
+            return Err(bad_ipv6_address(src, dst, to_group));
+        }
+        let ip = Ip { l2, src, dst, header_len: 40, hop_limit, tos: v0 << 4 | v1 >> 4 };
+        tcp(l4, ip, sum(addresses), checksums)
+    } else {
+        icmp6_or_drop(l4, l2, next, src, dst, hop_limit)
+    }
+}
+
+/// What TCP needs to know of the IP header.
+struct Ip {
+    l2: L2,
+    src: Addr,
+    dst: Addr,
+    header_len: u8,
+    hop_limit: u8,
+    tos: u8,
+}
+
+#[inline(always)]
+fn tcp(segment: &[u8], ip: Ip, addresses: Sum, checksums: RxChecksums) -> Result<Parsed, DropReason> {
+    let Some((header, rest)) = segment.split_first_chunk::<20>() else { return Err(DropReason::BadTcpLength) };
+    let &[p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags, w0, w1, _, _, _, _] = header;
+    let tcp_len = offset >> 2 & 0x3c;
+    // Below 5 words this wraps and no segment is long enough.
+    let Some(payload_len) = rest.len().checked_sub(usize::from(tcp_len).wrapping_sub(20)) else {
+        return Err(DropReason::BadTcpLength);
+    };
+    let (src_port, dst_port) = (u16::from_be_bytes([p0, p1]), u16::from_be_bytes([p2, p3]));
+    if src_port == 0 || dst_port == 0 {
+        return Err(DropReason::ZeroPort);
+    }
+    let flags = Flags(flags);
+    if !flags.is_legal() {
+        return Err(DropReason::BadFlags);
+    }
+    if checksums.l4 != ChecksumState::Good {
+        let pseudo = addresses.dword(segment.len() as u32).word(u16::from(TCP));
+        if !pseudo.bytes(header).bytes(rest).is_valid() {
+            return Err(DropReason::BadTcpChecksum);
+        }
+    }
+    Ok(Parsed::Tcp(Segment {
+        key: FlowKey { src: ip.src, dst: ip.dst, src_port, dst_port },
+        seq: Seq(u32::from_be_bytes([s0, s1, s2, s3])),
+        ack: Seq(u32::from_be_bytes([a0, a1, a2, a3])),
+        l2: ip.l2,
+        // The IP length fields have 16 bits: nothing is lost.
+        payload_len: payload_len as u16,
+        window: u16::from_be_bytes([w0, w1]),
+        l3_len: ip.header_len,
+        tcp_len,
+        flags,
+        hop_limit: ip.hop_limit,
+        tos: ip.tos,
+    }))
+}
+
+#[cold]
+fn icmp6_or_drop(l4: &[u8], l2: L2, next: u8, src: Addr, dst: Addr, hop_limit: u8) -> Result<Parsed, DropReason> {
+    match next {
+        ICMP6 => {}
+        44 => return Err(DropReason::Fragment),
+        // IANA's list of extension headers: hop-by-hop (jumbograms too), routing, ESP, AH, destination options, mobility,
+        // HIP, shim6 and the two for experiments.
+        0 | 43 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254 => return Err(DropReason::Ipv6Extension),
+        _ => return Err(DropReason::NotTcp),
+    }
+    // Neighbour discovery speaks from the unspecified address (duplicate detection) and to groups.
+    let from_nobody = src.hi == 0 && src.lo == 0;
+    let to_group = is_multicast_v6(dst);
+    if is_multicast_v6(src) || (src.hi == 0 && !from_nobody) || (dst.hi == 0) || src == dst {
+        return Err(bad_ipv6_address(src, dst, false));
+    }
+    if from_nobody && !to_group {
+        return Err(DropReason::MartianSource);
+    }
+    datagram(l4, l2, src, dst, 40, hop_limit).map(Parsed::Icmp6)
+}
+
+#[cold]
+fn datagram(l4: &[u8], l2: L2, src: Addr, dst: Addr, l3_len: u16, hop_limit: u8) -> Result<Datagram, DropReason> {
+    if l4.len() < ICMP_HEADER {
+        return Err(DropReason::BadIcmp);
+    }
+    let start = u16::from(l2.len).wrapping_add(l3_len);
+    // Possible only in frames past 64 KiB, which no port can hand us.
+    let Some(end) = u16::try_from(l4.len()).ok().and_then(|len| start.checked_add(len)) else {
+        return Err(DropReason::BadIpLength);
+    };
+    Ok(Datagram { l2, src, dst, l4: start, end, hop_limit })
+}
+
+/// Whether the first octet belongs to no unicast address on the wire: 0/8, 127/8, 224/4, 240/4.
+#[inline(always)]
+fn not_unicast_v4(first: u8) -> bool {
+    (first.wrapping_sub(1) >= 223) | (first == 127)
+}
+
+#[inline(always)]
+fn is_multicast_v6(addr: Addr) -> bool {
+    addr.hi >> 56 == 0xff
+}
+
+#[cold]
+fn bad_ipv4(version_len: u8, fragment: u16) -> DropReason {
+    match version_len {
+        0x45 if fragment & 0x3fff != 0 => DropReason::Fragment,
+        0x45 if fragment != 0 => DropReason::BadIpHeader,
+        0x45 => DropReason::TtlExceeded,
+        0x46..=0x4f => DropReason::IpOptions,
+        _ => DropReason::BadIpHeader,
+    }
+}
+
+#[cold]
+fn bad_ipv4_address(src: u8, dst: u8, to_group: bool) -> DropReason {
+    if not_unicast_v4(src) {
+        if src >> 4 == 14 { DropReason::MulticastSource } else { DropReason::MartianSource }
+    } else if not_unicast_v4(dst) {
+        DropReason::BadDestination
+    } else if to_group {
+        DropReason::EthernetMulticast
+    } else {
+        DropReason::Land
+    }
+}
+
+#[cold]
+fn bad_ipv6_address(src: Addr, dst: Addr, to_group: bool) -> DropReason {
+    if is_multicast_v6(src) {
+        DropReason::MulticastSource
+    } else if src.hi == 0 {
+        DropReason::MartianSource
+    } else if dst.hi == 0 || is_multicast_v6(dst) {
+        DropReason::BadDestination
+    } else if to_group {
+        DropReason::EthernetMulticast
+    } else {
+        DropReason::Land
+    }
+}

@@ -31,35 +31,45 @@ STATE=/run/sluice/bind-nic
 
 # --- What sysfs says about a card -------------------------------------------------------------
 
-link_name() { if [[ -e $1 ]]; then basename "$(readlink -f "$1")"; fi; }
+# The last part of what a link points to. Shell builtins only: this runs for every card and question,
+# and in the lab VM a started program costs a tenth of a second.
+link_name() { if [[ -e $1 ]]; then (cd -P "$1" && printf '%s' "${PWD##*/}"); fi; }
+# The content of a sysfs file, empty when there is none.
+content() { if [[ -r $1 ]]; then printf '%s' "$(<"$1")"; fi; }
 driver_of() { link_name "$PCI/devices/$1/driver"; }
 group_of() { link_name "$PCI/devices/$1/iommu_group"; }
 # No-IOMMU mode invents groups as well; those protect nothing.
 has_iommu() {
     local group
     group="$(group_of "$1")"
-    [[ -n $group && "$(cat "/sys/kernel/iommu_groups/$group/name" 2>/dev/null)" != vfio-noiommu ]]
+    [[ -n $group && "$(content "/sys/kernel/iommu_groups/$group/name")" != vfio-noiommu ]]
 }
 interfaces_of() {
     local path
     # virtio cards keep theirs one level down, below their virtio device.
     for path in "$PCI/devices/$1"/net/* "$PCI/devices/$1"/virtio*/net/*; do
-        [[ -e $path ]] && basename "$path"
+        if [[ -e $path ]]; then printf '%s\n' "${path##*/}"; fi
     done
-    return 0
 }
-is_nic() { [[ "$(cat "$PCI/devices/$1/class" 2>/dev/null)" == 0x02* ]]; }
+is_nic() { [[ "$(content "$PCI/devices/$1/class")" == 0x02* ]]; }
 all_nics() {
     local path
     for path in "$PCI/devices"/*; do
-        if is_nic "$(basename "$path")"; then basename "$path"; fi
+        if is_nic "${path##*/}"; then printf '%s\n' "${path##*/}"; fi
     done
 }
+# Reads lspci's names, once: it parses a large file each time. To be called outside $( ).
+LSPCI=''
+read_names() { if [[ -z $LSPCI ]] && have lspci; then LSPCI="$(lspci -D 2>/dev/null || true)"; fi; }
 describe() {
-    local text=''
-    if have lspci; then text="$(lspci -s "$1" 2>/dev/null | sed 's/^[^ ]* [^:]*: //')"; fi
-    if [[ -z $text ]]; then text="[$(sed 's/^0x//' "$PCI/devices/$1/vendor"):$(sed 's/^0x//' "$PCI/devices/$1/device")]"; fi
-    printf '%s' "$text"
+    local line
+    while read -r line; do
+        if [[ $line == "$1 "* ]]; then
+            printf '%s' "${line#* *: }"
+            return
+        fi
+    done <<<"$LSPCI"
+    printf 'PCI ID %s:%s' "$(content "$PCI/devices/$1/vendor")" "$(content "$PCI/devices/$1/device")"
 }
 
 # Turns what the user wrote into a full PCI address.
@@ -79,6 +89,7 @@ resolve() {
         die "'$1' is neither a PCI address (0000:03:00.0) nor an interface here; see '$SELF --list'"
     fi
     [[ -e $PCI/devices/$address ]] || die "there is no PCI device $address; see '$SELF --list'"
+    is_nic "$address" || read_names
     is_nic "$address" || die "$address is not a network card but: $(describe "$address")"
     printf '%s' "$address"
 }
@@ -94,22 +105,31 @@ with_uppers() {
     done
 }
 
-ssh_local_addresses() {
-    # SSH_CONNECTION does not survive sudo; the sockets do.
-    if [[ -n "${SSH_CONNECTION:-}" ]]; then awk '{print $3}' <<<"$SSH_CONNECTION"; fi
-    if have ss; then ss -tnH state established '( sport = :22 )' 2>/dev/null | awk '{print $3}' | sed 's/:[0-9]*$//; s/^\[//; s/\]$//; s/^::ffff://; s/%.*//'; fi
+# Our ends of all SSH connections. SSH_CONNECTION does not survive sudo; the sockets do.
+# To be called outside $( ): the answer is kept.
+SSH_ADDRESSES=unknown
+read_ssh_addresses() {
+    [[ $SSH_ADDRESSES == unknown ]] || return 0
+    SSH_ADDRESSES="$(
+        if [[ -n "${SSH_CONNECTION:-}" ]]; then awk '{print $3}' <<<"$SSH_CONNECTION"; fi
+        if have ss; then
+            ss -tnH state established '( sport = :22 )' 2>/dev/null |
+                awk '{ sub(/:[0-9]+$/, "", $3); gsub(/[][]|%.*|^\[?::ffff:/, "", $3); print $3 }'
+        fi
+    )"
 }
 
 # Prints why the card must stay with the kernel; nothing when it may go.
 objection() {
     local nic=$1 interface stacked address
     for interface in $(interfaces_of "$nic"); do
-        for stacked in $(with_uppers "$interface" | sort -u); do
-            if [[ -n "$(ip -4 route show table all default dev "$stacked" 2>/dev/null; ip -6 route show table all default dev "$stacked" 2>/dev/null | grep -v '^unreachable')" ]]; then
+        for stacked in $(with_uppers "$interface"); do
+            if ip route show table all default dev "$stacked" 2>/dev/null | grep -q . ||
+                ip -6 route show table all default dev "$stacked" 2>/dev/null | grep -qv '^unreachable'; then
                 printf 'carries the default route (%s)' "$stacked"
                 return
             fi
-            for address in $(ssh_local_addresses | sort -u); do
+            for address in $SSH_ADDRESSES; do
                 if ip -o addr show dev "$stacked" 2>/dev/null | grep -qF " $address/"; then
                     printf 'carries an SSH session (%s, %s)' "$stacked" "$address"
                     return
@@ -124,10 +144,10 @@ group_holders() {
     local group path other driver
     group="$(group_of "$1")"
     for path in "/sys/kernel/iommu_groups/$group/devices"/*; do
-        other="$(basename "$path")"
+        other="${path##*/}"
         if [[ $other == "$1" ]]; then continue; fi
         # Bridges (class 0x06) may stay with the kernel.
-        if [[ "$(cat "$PCI/devices/$other/class" 2>/dev/null)" == 0x06* ]]; then continue; fi
+        if [[ "$(content "$PCI/devices/$other/class")" == 0x06* ]]; then continue; fi
         driver="$(driver_of "$other")"
         case $driver in '' | vfio-pci | pci-stub) ;; *) printf ' %s(%s)' "$other" "$driver" ;; esac
     done
@@ -209,6 +229,7 @@ bind_one() {
         say "$nic: already bound to $current"
         return
     fi
+    read_ssh_addresses
     reason="$(objection "$nic")"
     if [[ -n $reason ]]; then
         ((force)) || die "$nic $reason: refusing to cut this machine off. Use another card, or --force at the console"
@@ -261,6 +282,8 @@ list() {
         say "no PCI network cards here; virtual devices work without one (docs/lab.md)"
         return
     }
+    read_names
+    read_ssh_addresses
     # shellcheck disable=SC2059 # the format is ours
     printf "$row" ADDRESS DRIVER GROUP INTERFACE DESCRIPTION
     for nic in $(all_nics); do

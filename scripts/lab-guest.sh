@@ -25,9 +25,13 @@ check() { printf '%s\t%s\t%s\n' "$1" "$2" "${3:-}" >>"$SHARE/results"; }
 expect() {
     local name=$1 detail=$2
     shift 2
+    mark "$name"
     if "$@"; then check PASS "$name" "$detail"; else check FAIL "$name" "$*"; fi
 }
-driver_is() { [[ "$("$REPO/scripts/bind-nic.sh" status "$1")" == "$1 $2" ]]; }
+bind_nic() { "$REPO/scripts/bind-nic.sh" "$@"; }
+drivers_are() { [[ "$(bind_nic status "$NIC_WAN" "$NIC_LAN")" == "$NIC_WAN $1"$'\n'"$NIC_LAN $2" ]]; }
+# How far the machine is, with its uptime, for the log.
+mark() { printf '[%s s] %s\n' "$(cut -d' ' -f1 /proc/uptime)" "$*"; }
 
 # --- The machine: as an administrator finds it after boot --------------------------------------
 mount -t devpts devpts /dev/pts 2>/dev/null || { mkdir -p /dev/pts && mount -t devpts devpts /dev/pts; }
@@ -43,13 +47,12 @@ ip route add default via 10.0.2.2 dev "$mgmt"
 
 # --- Hugepages and NICs, with the same scripts as on bare metal --------------------------------
 expect "hugepages reserved by setup.sh" "$HUGEPAGES x 2 MiB" "$REPO/scripts/setup.sh" --no-packages --hugepages "$HUGEPAGES"
-"$REPO/scripts/bind-nic.sh" --list
-refuses_mgmt() { ! "$REPO/scripts/bind-nic.sh" bind "$NIC_MGMT" && driver_is "$NIC_MGMT" virtio-pci; }
+refuses_mgmt() { ! bind_nic bind "$NIC_MGMT" && [[ "$(bind_nic status "$NIC_MGMT")" == "$NIC_MGMT virtio-pci" ]]; }
 expect "bind-nic.sh refuses the card with the default route" "virtio-net" refuses_mgmt
-expect "bind-nic.sh binds e1000e and vmxnet3" "vfio-pci" "$REPO/scripts/bind-nic.sh" bind "$NIC_WAN" "$NIC_LAN"
-expect "both are bound to vfio-pci" "IOMMU on" eval 'driver_is "$NIC_WAN" vfio-pci && driver_is "$NIC_LAN" vfio-pci'
-expect "binding again changes nothing" "" "$REPO/scripts/bind-nic.sh" bind "$NIC_WAN" "$NIC_LAN"
-"$REPO/scripts/bind-nic.sh" --list
+expect "bind-nic.sh binds e1000e and vmxnet3" "vfio-pci" bind_nic bind "$NIC_WAN" "$NIC_LAN"
+expect "both are bound to vfio-pci" "IOMMU on" drivers_are vfio-pci vfio-pci
+expect "binding again changes nothing" "" bind_nic bind "$NIC_WAN" "$NIC_LAN"
+bind_nic --list
 
 # --- The appliance -----------------------------------------------------------------------------
 # testpmd ends when its standard input does: an open pipe keeps it running.
@@ -62,17 +65,18 @@ case $MODE in
         good_end=0
         ;;
     testpmd)
-        dpdk-testpmd -l 0,1 -a "$NIC_WAN" -a "$NIC_LAN" -- --forward-mode=io --auto-start --nb-cores=1 \
+        dpdk-testpmd -l 0,1 -a "$NIC_WAN" -a "$NIC_LAN" -- --forward-mode=io --auto-start --nb-cores=1 --total-num-mbufs=16384 \
             >"$SHARE/app.out" 2>"$SHARE/app.err" <&9 &
         ready() { grep -q 'Press enter to exit' "$SHARE/app.out"; }
-        # testpmd tidies up on SIGTERM and then ends by it.
-        good_end=143
+        good_end=0
         ;;
 esac
 app=$!
+mark "starting $MODE"
 if wait_until_or_dead 200 "$app" ready; then
     check PASS "$MODE started on hugepages" "$(grep -E '^HugePages_(Total|Free)' /proc/meminfo | tr -s ' \n' ' ')"
     touch "$SHARE/ready"
+    mark "$MODE serves"
     stopped() { [[ -e $SHARE/stop ]]; }
     wait_until_or_dead 600 "$app" stopped || check FAIL "$MODE kept running" "it ended by itself"
     if [[ $MODE == sluice ]]; then
@@ -81,6 +85,7 @@ if wait_until_or_dead 200 "$app" ready; then
 else
     check FAIL "$MODE started on hugepages" "$(tail -n 1 "$SHARE/app.err")"
 fi
+mark "stopping $MODE"
 stop_pid "$app" 60
 if [[ $STOPPED_STATUS -eq $good_end ]]; then
     check PASS "$MODE ended cleanly on SIGTERM" "status $STOPPED_STATUS"
@@ -90,7 +95,7 @@ fi
 cat "$SHARE/app.err" >>"$SHARE/app.out"
 
 # --- And back ----------------------------------------------------------------------------------
-expect "bind-nic.sh gives the cards back" "" "$REPO/scripts/bind-nic.sh" unbind "$NIC_WAN" "$NIC_LAN"
-expect "e1000e and vmxnet3 have their kernel drivers again" "" eval 'driver_is "$NIC_WAN" e1000e && driver_is "$NIC_LAN" vmxnet3'
-"$REPO/scripts/bind-nic.sh" --list
+expect "bind-nic.sh gives the cards back" "" bind_nic unbind "$NIC_WAN" "$NIC_LAN"
+expect "e1000e and vmxnet3 have their kernel drivers again" "" drivers_are e1000e vmxnet3
 dmesg >"$SHARE/dmesg"
+mark "powering off"

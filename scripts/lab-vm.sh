@@ -225,6 +225,7 @@ netns_create vm && VM_NS=$NETNS
 netns_create client && CLIENT_NS=$NETNS
 netns_create server && SERVER_NS=$NETNS
 
+# shellcheck disable=SC2054 # the commas are QEMU's
 arguments=(
     -nodefaults -no-user-config -display none -monitor none -no-reboot
     -machine q35,kernel-irqchip=split -accel "$accel" -cpu max -smp 2 -m "$memory"
@@ -261,7 +262,9 @@ plug() {
     ip -n "$VM_NS" link set "$tap" netns "$ns"
     # Full checksums on every frame: nothing behind the card would fill them in.
     ip netns exec "$ns" ethtool -K "$tap" tx off >/dev/null 2>&1
-    for address in "$@"; do ip -n "$ns" addr add "$address" dev "$tap" nodad; done
+    # An IPv6 address is to be usable at once, without looking for duplicates first.
+    sysctl_in "$ns" "net.ipv6.conf.$tap.accept_dad=0"
+    for address in "$@"; do ip -n "$ns" addr add "$address" dev "$tap"; done
     ip -n "$ns" link set "$tap" up
 }
 plug wan "$CLIENT_NS" "$CLIENT4/24" "$CLIENT6/64"

@@ -156,6 +156,7 @@ in_ns() {
     shift
     ip netns exec "$ns" "$@"
 }
+sysctl_in() { ip netns exec "$1" sysctl -q -w "$2"; }
 
 # ---------------------------------------------------------------------------------------------
 # Servers both the demo and the lab use
@@ -210,6 +211,7 @@ start_nginx() {
 # `fetch_many NAMESPACE COUNT SECONDS URL BODY LOG`: COUNT downloads of URL, one after the other and each
 # on a connection of its own with SECONDS to finish, compared with the file BODY. One line per download
 # goes to LOG: "ok <local address> <local port>" or "failed <reason>".
+# shellcheck disable=SC2016 # the inner shell expands its own variables
 fetch_many() {
     ip netns exec "$1" env -u http_proxy -u https_proxy -u all_proxy -u HTTP_PROXY -u HTTPS_PROXY -u ALL_PROXY \
         bash -c '

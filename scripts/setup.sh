@@ -25,7 +25,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # DPDK with its headers, what bindgen needs, and the tools the scripts are written with.
 BASE_PACKAGES=(build-essential pkg-config clang libclang-dev libdpdk-dev dpdk dpdk-dev
-    libpcap-dev libnuma-dev iproute2 kmod util-linux ca-certificates)
+    libpcap-dev libnuma-dev iproute2 kmod procps util-linux ca-certificates)
 TEST_PACKAGES=(nginx-light haproxy openssh-server openssh-client iperf3 curl hping3 python3-scapy
     tcpdump nftables ethtool valgrind shellcheck)
 VM_PACKAGES=(qemu-system-x86 busybox-static cpio curl ethtool nginx-light)

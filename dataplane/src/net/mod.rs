@@ -1,0 +1,374 @@
+//! Layers 2 and 3 of one worker: our addresses, ARP and NDP, ICMP echo, routes and neighbours.
+//!
+//! Pure logic over octets. No I/O, no clock, no DPDK: the worker hands in received frames and the time, and sends what
+//! comes back. One [`Net`] belongs to each worker; what one learns is told to the others as [`Learned`].
+//!
+//! Invariants: no octet of a frame can make it panic; every table has a bound; nobody off-link can change a neighbour;
+//! someone on-link can change one only as the protocols allow, and creates one only by asking for an address of ours.
+//!
+//! Implements RFC 826, RFC 5227 (announcing, and defending without giving up), RFC 792 echo, RFC 1122 sections 2.3.2
+//! and 3.2.2, RFC 4861 and RFC 4862 as far as they concern a node with static addresses that is no router, RFC 4443
+//! echo, RFC 3810 reports. Addresses are used from the start, as RFC 4429 does, with the probes of RFC 5227 and RFC 4862
+//! sent along: an appliance that takes over from another must not wait for seconds, and a clash is reported.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod announce;
+mod arp;
+mod bucket;
+mod icmp;
+mod ndp;
+mod neighbor;
+mod route;
+mod wire;
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv6Net};
+use sluice_config::Config;
+use sluice_filters::addr::Addr;
+use sluice_filters::units::{Micros, PortId};
+use sluice_filters::{DropReason, L2, dst_mac};
+
+use announce::Announcer;
+use bucket::{Bucket, Throttle};
+use neighbor::{Heard, Table};
+use route::{Prefix, Routes};
+use wire::{Draft, MacAddr};
+
+pub use neighbor::{Claim, Learned, Mac, NeighborId};
+pub use route::Route;
+
+/// Octets a received frame's buffer must offer so that every answer fits: the longest is a neighbour advertisement
+/// behind a tag.
+pub const REPLY_ROOM: usize = 18 + ndp::ADVERTISEMENT;
+
+/// Neighbours per worker.
+const NEIGHBORS: usize = 4096;
+/// Solicitations and announcements per [`Net::poll`].
+const POLL_BUDGET: usize = 16;
+/// What is told to the other workers, per second.
+const LEARNED_RATE: u32 = 2000;
+const LEARNED_BURST: u32 = 500;
+/// RFC 5227 section 1.1: DEFEND_INTERVAL. Also the least time between two reported conflicts.
+const DEFEND_INTERVAL: Duration = Duration::from_secs(10);
+
+/// What to do with a frame that was for us.
+#[must_use = "the frame still has to be sent or freed"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NetAction {
+    /// The frame was rewritten in place: send its first so many octets back out of the port.
+    Reply(usize),
+    /// It was used up: free the frame.
+    Consumed,
+}
+
+/// Someone else uses an address of ours (RFC 5227 section 2.4, RFC 4862 section 5.4.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Conflict {
+    /// Where it was seen.
+    pub port: PortId,
+    /// Our address.
+    pub addr: Addr,
+    /// The other's MAC address.
+    pub mac: [u8; 6],
+    /// Conflicts since start, this one included.
+    pub total: u64,
+}
+
+/// An address of ours on a port.
+#[derive(Clone, Copy, Debug)]
+pub struct LocalAddress {
+    /// The address.
+    pub addr: Addr,
+    network: Prefix,
+}
+
+/// One port as layers 2 and 3 see it.
+#[derive(Debug)]
+pub struct PortNet {
+    /// Its index in the configuration.
+    pub id: PortId,
+    /// Its MAC address.
+    pub mac: [u8; 6],
+    /// 802.1Q tag of all frames here; 0 = untagged.
+    pub vlan: u16,
+    /// Largest IP packet.
+    pub mtu: u16,
+    /// The port's own addresses; with any IPv6 address also a link-local one (RFC 4862 section 5.3).
+    pub addresses: Vec<LocalAddress>,
+    /// What ARP and NDP answer for here: the above and the services' that are on-link here.
+    answers: Vec<Addr>,
+    answer_set: HashSet<Addr>,
+}
+
+/// Layers 2 and 3 of one worker. See the module.
+#[derive(Debug)]
+pub struct Net {
+    ports: Vec<PortNet>,
+    local: HashSet<Addr>,
+    routes: Routes,
+    table: Table,
+    icmp: Bucket,
+    telling: Bucket,
+    announcer: Announcer,
+    defence: Throttle,
+    reporting: Throttle,
+    conflicts: u64,
+    conflict: Option<Conflict>,
+}
+
+impl Net {
+    /// The addresses and routes of `config`. `macs` are the ports' MAC addresses, in the configuration's order; ports
+    /// without one are left out.
+    #[must_use]
+    pub fn new(config: &Config, macs: &[[u8; 6]]) -> Net {
+        let service_addresses =
+            || config.services.iter().flat_map(|s| s.listen.iter().map(|l| l.ip()).chain(s.source.iter().copied()));
+        let mut ports = Vec::new();
+        for ((id, port), &mac) in (0_u8..).zip(&config.ports).zip(macs) {
+            ports.push(PortNet::new(PortId(id), port, mac, service_addresses().map(Addr::from)));
+        }
+        let own = ports.iter().flat_map(|p| p.addresses.iter().map(|a| a.addr));
+        let rate = config.filters.icmp_rate;
+        Net {
+            local: own.chain(service_addresses().map(Addr::from)).collect(),
+            routes: Routes::new(config, &ports),
+            ports,
+            table: Table::new(NEIGHBORS),
+            icmp: Bucket::new(rate, rate.div_ceil(10)),
+            telling: Bucket::new(LEARNED_RATE, LEARNED_BURST),
+            announcer: Announcer::default(),
+            defence: Throttle::new(DEFEND_INTERVAL),
+            reporting: Throttle::new(DEFEND_INTERVAL),
+            conflicts: 0,
+            conflict: None,
+        }
+    }
+
+    /// A port, if there is one of this id.
+    #[must_use]
+    pub fn port(&self, port: PortId) -> Option<&PortNet> {
+        self.ports.get(usize::from(port.0))
+    }
+
+    /// Whether this is an address of ours, on any port.
+    #[must_use]
+    pub fn is_local(&self, addr: Addr) -> bool {
+        self.local.contains(&addr)
+    }
+
+    /// Whether a received frame is for this port: the right tag, and our MAC address, a group's or everyone's.
+    ///
+    /// # Errors
+    /// [`DropReason::WrongVlan`], [`DropReason::NotOurMac`], [`DropReason::Truncated`].
+    #[inline]
+    pub fn accepts(&self, port: PortId, frame: &[u8], l2: L2) -> Result<(), DropReason> {
+        let port = self.port(port).ok_or(DropReason::NotOurs)?;
+        if l2.vlan != port.vlan {
+            return Err(DropReason::WrongVlan);
+        }
+        let to = dst_mac(frame).ok_or(DropReason::Truncated)?;
+        if to == port.mac || to[0] & 1 == 1 { Ok(()) } else { Err(DropReason::NotOurMac) }
+    }
+
+    /// Where a packet to `dst` goes. `None` when there is no route, the port has no address of that family, or `dst` is
+    /// a group, a broadcast address or our own.
+    #[must_use]
+    pub fn route(&self, dst: Addr) -> Option<Route> {
+        if self.is_local(dst) || !is_destination(dst) {
+            return None;
+        }
+        let (port, next_hop) = self.routes.find(dst)?;
+        let port = self.port(port)?;
+        let source = port.source_for(dst, next_hop)?;
+        Some(Route { port: port.id, next_hop, source, mtu: port.mtu })
+    }
+
+    /// The neighbour to send to as `next_hop` on `port`, as [`Net::route`] names them; solicited by the next
+    /// [`Net::poll`] if new. `None` when the table is full of neighbours in use, or we could not ask (no address of that
+    /// family on the port).
+    pub fn neighbor(&mut self, port: PortId, next_hop: Addr, now: Micros) -> Option<NeighborId> {
+        self.port(port)?.source_for(next_hop, next_hop)?;
+        self.table.want(port, next_hop, now)
+    }
+
+    /// A neighbour's MAC address. Call it for each frame: that is how use is noticed. Constant time.
+    #[inline]
+    pub fn mac(&mut self, neighbor: NeighborId, now: Micros) -> Mac {
+        self.table.mac(neighbor, now)
+    }
+
+    /// Neighbours known or being resolved.
+    #[must_use]
+    pub fn neighbors(&self) -> usize {
+        self.table.len()
+    }
+
+    /// Takes in what another worker learned.
+    pub fn apply(&mut self, learned: &Learned, now: Micros) {
+        let _: Heard = self.table.hear(learned, now);
+    }
+
+    /// Starts announcing our addresses and multicast groups; [`Net::poll`] sends the frames. For one of the workers, at
+    /// start-up and when a link comes up.
+    pub fn announce(&mut self, now: Micros) {
+        self.announcer.start(now);
+    }
+
+    /// Emits what is due: solicitations, announcements. A bounded number of frames per call; cheap when nothing is due.
+    pub fn poll(&mut self, now: Micros, emit: &mut impl FnMut(PortId, &[u8])) {
+        let ports = &self.ports;
+        self.table.poll(now, POLL_BUDGET, |solicit| {
+            if let Some(port) = ports.get(usize::from(solicit.port.0)) {
+                port.solicit(solicit.addr, solicit.mac, emit);
+            }
+        });
+        self.announcer.poll(&self.ports, now, emit);
+    }
+
+    /// Conflicts seen since start.
+    #[must_use]
+    pub fn conflicts(&self) -> u64 {
+        self.conflicts
+    }
+
+    /// The latest conflict, once, and not more often than every ten seconds: for the log.
+    pub fn take_conflict(&mut self) -> Option<Conflict> {
+        self.conflict.take()
+    }
+
+    /// Writes the Ethernet header of a frame we originate on `port`, with its tag if it has one. Returns the header's
+    /// length: 14 or 18; 0 when there is no such port.
+    #[inline]
+    pub fn ethernet(&self, port: PortId, dst_mac: [u8; 6], ipv6: bool, buf: &mut [u8; 18]) -> usize {
+        let Some(port) = self.port(port) else { return 0 };
+        let draft = port.ethernet::<18>(dst_mac, if ipv6 { wire::IPV6 } else { wire::IPV4 });
+        for (to, from) in buf.iter_mut().zip(draft.bytes()) {
+            *to = *from;
+        }
+        draft.bytes().len()
+    }
+
+    /// Someone else claims `addr`. Whether to answer with an announcement now.
+    fn conflict(&mut self, port: PortId, addr: Addr, mac: MacAddr, now: Micros) -> bool {
+        self.conflicts = self.conflicts.saturating_add(1);
+        if self.reporting.pass(now) {
+            self.conflict = Some(Conflict { port, addr, mac, total: self.conflicts });
+        }
+        self.defence.pass(now)
+    }
+
+    /// Takes in what a frame said, and tells the other workers what may be new to them.
+    fn hear(&mut self, learned: Learned, now: Micros, tell: &mut impl FnMut(Learned)) -> Heard {
+        let heard = self.table.hear(&learned, now);
+        // Unasked evidence that changes nothing here was told before. An answer may be to another worker's question.
+        let news =
+            heard != Heard::Same || matches!(learned.claim, Claim::Reply | Claim::Advert { solicited: true, .. });
+        if news && self.telling.take(now) {
+            tell(learned);
+        }
+        heard
+    }
+
+    /// Whether one of our ports has this MAC address: such a frame is our own, come back, or another port's.
+    fn is_our_mac(&self, mac: MacAddr) -> bool {
+        self.ports.iter().any(|p| p.mac == mac)
+    }
+}
+
+impl PortNet {
+    fn new(
+        id: PortId,
+        port: &sluice_config::Port,
+        mac: MacAddr,
+        service_addresses: impl Iterator<Item = Addr>,
+    ) -> PortNet {
+        let mut addresses: Vec<LocalAddress> =
+            port.addresses.iter().map(|a| LocalAddress { addr: a.address.into(), network: a.network.into() }).collect();
+        let v6 = addresses.iter().any(|a| !a.addr.is_v4());
+        if v6 && !addresses.iter().any(|a| wire::is_link_local(a.addr)) {
+            addresses.push(link_local(mac));
+        }
+        let mut answers: Vec<Addr> = addresses.iter().map(|a| a.addr).collect();
+        answers.extend(service_addresses.filter(|&s| addresses.iter().any(|a| a.network.contains(s))));
+        let mut answer_set = HashSet::new();
+        answers.retain(|&a| answer_set.insert(a));
+        PortNet { id, mac, vlan: port.vlan, mtu: port.mtu, addresses, answers, answer_set }
+    }
+
+    /// Whether ARP and NDP answer for this address here.
+    #[must_use]
+    pub fn answers_for(&self, addr: Addr) -> bool {
+        self.answer_set.contains(&addr)
+    }
+
+    /// Whether this address is in one of the port's networks, and could be a station's.
+    fn on_link(&self, addr: Addr) -> bool {
+        is_destination(addr) && self.addresses.iter().any(|a| a.network.contains(addr) && !a.network.is_edge(addr))
+    }
+
+    /// Whether this is the broadcast address of one of the port's networks.
+    fn is_broadcast(&self, addr: Addr) -> bool {
+        self.addresses.iter().any(|a| a.network.is_edge(addr))
+    }
+
+    /// Our address to reach `dst` from through `next_hop`: one in the next hop's network, else the first of its family.
+    /// Link-local ones serve link-local destinations only.
+    fn source_for(&self, dst: Addr, next_hop: Addr) -> Option<Addr> {
+        let scope = wire::is_link_local(dst);
+        let mut candidates = self
+            .addresses
+            .iter()
+            .filter(|a| a.addr.is_v4() == dst.is_v4() && (dst.is_v4() || wire::is_link_local(a.addr) == scope));
+        let first = candidates.clone().next()?;
+        Some(candidates.find(|a| a.network.contains(next_hop)).unwrap_or(first).addr)
+    }
+
+    /// The start of a frame we originate.
+    fn ethernet<const N: usize>(&self, dst: MacAddr, ethertype: u16) -> Draft<N> {
+        let mut draft = Draft::new();
+        draft.push(&dst);
+        draft.push(&self.mac);
+        if self.vlan != 0 {
+            draft.push(&wire::VLAN.to_be_bytes());
+            draft.push(&self.vlan.to_be_bytes());
+        }
+        draft.push(&ethertype.to_be_bytes());
+        draft
+    }
+
+    /// Asks who has `addr`: the station `mac`, or everyone.
+    fn solicit(&self, addr: Addr, mac: Option<MacAddr>, emit: &mut impl FnMut(PortId, &[u8])) {
+        let Some(source) = self.source_for(addr, addr) else { return };
+        if addr.is_v4() { self.arp_request(source, addr, mac, emit) } else { self.ndp_solicit(source, addr, mac, emit) }
+    }
+}
+
+/// fe80::/64 with the interface identifier made from the MAC address (RFC 4291 appendix A).
+fn link_local(mac: MacAddr) -> LocalAddress {
+    let [a, b, c, d, e, f] = mac;
+    let lo = u64::from_be_bytes([a ^ 2, b, c, 0xff, 0xfe, d, e, f]);
+    let addr = Addr { hi: 0xfe80_0000_0000_0000, lo };
+    let network = Ipv6Net::new_assert(std::net::Ipv6Addr::from(addr.octets()), 64);
+    LocalAddress { addr, network: IpNet::V6(network.trunc()).into() }
+}
+
+/// Whether a packet may be sent to this address: no group, not unspecified, not loopback, not broadcast.
+fn is_destination(addr: Addr) -> bool {
+    if addr.is_v4() {
+        let [first, ..] = addr.v4_bits().to_be_bytes();
+        first != 0 && first != 127 && first < 224
+    } else {
+        !(wire::is_multicast6(addr) || addr.hi == 0 && addr.lo <= 1)
+    }
+}

@@ -224,7 +224,7 @@ pub struct Upstream {
 }
 
 /// `[filters]`
-#[derive(Clone, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filters {
     /// Client sources that are dropped.
     pub deny: Vec<IpNet>,
@@ -283,4 +283,57 @@ pub enum ConnectionLog {
     File(PathBuf),
     /// None.
     Off,
+}
+
+impl Default for Runtime {
+    fn default() -> Runtime {
+        Runtime {
+            cores: vec![1],
+            control_core: 0,
+            hugepages: Hugepages::Auto,
+            dpdk_args: String::new(),
+            drain: Duration::from_secs(5),
+            mbufs: 65_535,
+            rx_descriptors: 1_024,
+            tx_descriptors: 1_024,
+            idle: Idle::Spin,
+        }
+    }
+}
+
+impl Default for Timeouts {
+    fn default() -> Timeouts {
+        Timeouts {
+            connect: Duration::from_secs(5),
+            client_idle: Duration::from_secs(300),
+            upstream_idle: Duration::from_secs(300),
+            half_closed: Duration::from_secs(30),
+            first_data: Duration::ZERO,
+            unacknowledged: Duration::from_secs(60),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { connections: 100_000, connections_per_source: 0 }
+    }
+}
+
+impl Default for Filters {
+    fn default() -> Filters {
+        Filters { deny: Vec::new(), allow: Vec::new(), icmp_rate: 1_000 }
+    }
+}
+
+impl Default for Cookies {
+    fn default() -> Cookies {
+        Cookies { seed_file: None, epoch: Duration::from_secs(64) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Log {
+        Log { level: Level::Info, connections: ConnectionLog::Stdout }
+    }
 }

@@ -1,0 +1,417 @@
+//! What values have to do with each other: names that must differ, addresses that must be reachable, lists that must agree.
+//! Turns a [`Draft`] into a [`Config`] when nothing is wrong.
+//!
+//! Checks that conclude from something's absence (no route, no such port) are left out while the list they would search was
+//! read with mistakes: their verdict would be a consequence, not a mistake.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::net::{IpAddr, SocketAddr};
+
+use ipnet::IpNet;
+
+use crate::address;
+use crate::error::{Diagnostics, Located, nearest, quoted};
+use crate::model::{Config, Filters, Limits, Metrics, Mode, Port, Route, Service, Upstream};
+use crate::schema::{Draft, PortDraft, RouteDraft, ServiceDraft};
+
+/// Checks the draft; the configuration, if `diag` holds no mistake afterwards.
+pub(crate) fn check(draft: Draft, diag: &mut Diagnostics<'_>) -> Option<Config> {
+    for (index, port) in draft.ports.iter().enumerate() {
+        device(port, diag);
+        addresses(port, diag);
+        for gateway in 0..port.gateways.len() {
+            check_gateway(&draft, index, gateway, diag);
+        }
+    }
+    distinct_ports(&draft.ports, diag);
+    for route in &draft.routes {
+        check_route(&draft, route, diag);
+    }
+    distinct(draft.routes.iter().map(|route| &route.to), "route", "keep one of the two", diag);
+
+    distinct(draft.services.iter().map(|s| &s.name), "service", "give each service a name of its own", diag);
+    let listen = draft.services.iter().flat_map(|s| &s.listen);
+    distinct(listen, "listen address", "let one service have it, or use another port", diag);
+    for service in &draft.services {
+        check_service(&draft, service, diag);
+    }
+    contradicting_filters(&draft, diag);
+    if let Some(metrics) = &draft.metrics
+        && is_ours(&draft, metrics.value.ip())
+    {
+        let found = format!("{} is an address of the appliance's own ports or services", metrics.value.ip());
+        diag.wrong(metrics, found, "write an address of the host: the exporter runs on the host's network");
+    }
+    if diag.count() > 0 { None } else { finish(draft) }
+}
+
+/// Notes every value that stands twice.
+fn distinct<'d, T: Eq + Hash + std::fmt::Display + 'd>(
+    values: impl Iterator<Item = &'d Located<T>>,
+    what: &str,
+    remedy: &str,
+    diag: &mut Diagnostics<'_>,
+) {
+    let mut seen: HashMap<&T, usize> = HashMap::new();
+    for value in values {
+        if let Some(first) = seen.get(&value.value) {
+            let line = diag.line(*first);
+            let shown = quoted(&value.value.to_string());
+            diag.wrong(value, format!("the {what} {shown} stands on line {line} already"), remedy);
+        } else {
+            seen.insert(&value.value, value.at);
+        }
+    }
+}
+
+/// Whether a virtual device drives a kernel interface named in its arguments.
+fn needs_interface(device: &str) -> bool {
+    device.starts_with("net_af_packet") || device.starts_with("net_af_xdp")
+}
+
+fn interface(args: &str) -> Option<&str> {
+    args.split(',').find_map(|arg| arg.strip_prefix("iface=")).filter(|name| !name.is_empty())
+}
+
+fn device(port: &PortDraft, diag: &mut Diagnostics<'_>) {
+    let args = port.args.as_ref().filter(|args| !args.value.is_empty());
+    if port.is_pci() {
+        if let Some(args) = args {
+            let found = format!("{} is set, but {} is a PCI device", quoted(&args.value), port.device.value);
+            diag.wrong(args, found, "remove it; args are for virtual devices");
+        }
+    } else if needs_interface(&port.device.value) && args.is_none_or(|args| interface(&args.value).is_none()) {
+        let place = port.args.as_ref().map_or(port.device.at, |args| args.at);
+        let key = port.device.key.trim_end_matches("device").to_owned() + "args";
+        let found = format!("{} has no kernel interface to work on", quoted(&port.device.value));
+        diag.report(place, key, found, "write args = \"iface=NAME\"");
+    }
+}
+
+fn addresses(port: &PortDraft, diag: &mut Diagnostics<'_>) {
+    if let Some(mtu) = &port.mtu
+        && mtu.value < 1280
+        && port.addresses.iter().any(|a| a.value.address.is_ipv6())
+    {
+        let found = format!("{} is less than IPv6 needs, and the port has an IPv6 address", mtu.value);
+        diag.wrong(mtu, found, "write 1280 or more (RFC 8200 section 5)");
+    }
+}
+
+fn distinct_ports(ports: &[PortDraft], diag: &mut Diagnostics<'_>) {
+    distinct(ports.iter().map(|p| &p.name), "port", "give each port a name of its own", diag);
+    distinct(ports.iter().map(|p| &p.device), "device", "give each port a device of its own", diag);
+    let interfaces: Vec<_> = ports
+        .iter()
+        .filter(|port| needs_interface(&port.device.value))
+        .filter_map(|port| port.args.as_ref())
+        .filter_map(|args| interface(&args.value).map(|name| args.with(name.to_owned())))
+        .collect();
+    distinct(interfaces.iter(), "interface", "give each port an interface of its own", diag);
+
+    let mut hosts: Vec<Located<IpAddr>> = Vec::new();
+    let mut networks: HashMap<IpNet, &PortDraft> = HashMap::new();
+    for port in ports {
+        for address in &port.addresses {
+            hosts.push(address.with(address.value.address));
+            let owner = *networks.entry(address.value.network).or_insert(port);
+            if !std::ptr::eq(owner, port) && !hosts.iter().rev().skip(1).any(|h| h.value == address.value.address) {
+                let found = format!("{} is on-link on port {} too", address.value.network, quoted(&owner.name.value));
+                diag.wrong(address, found, "let one port have the network, or give them different prefix lengths");
+            }
+        }
+    }
+    distinct(hosts.iter(), "address", "let one port have it, once", diag);
+}
+
+/// Whether `ip` can be asked for on the port's link.
+fn on_link(port: &PortDraft, ip: IpAddr) -> bool {
+    let mut networks = port.addresses.iter().map(|a| &a.value.network);
+    match ip {
+        // A link-local neighbour needs no common prefix, only an IPv6 address of ours.
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => networks.any(|n| n.addr().is_ipv6()),
+        _ => networks.any(|n| n.contains(&ip)),
+    }
+}
+
+/// What a next hop has to be, whether it serves as gateway or in a route; true when nothing was wrong.
+fn next_hop(draft: &Draft, port: &PortDraft, hop: &Located<IpAddr>, diag: &mut Diagnostics<'_>) -> bool {
+    let ip = hop.value;
+    let link_local = matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local());
+    if !link_local && let Err(wrong) = address::unicast(ip) {
+        diag.wrong(hop, format!("\"{ip}\" {}", wrong.found), "write the router's address");
+        return false;
+    }
+    if is_ours(draft, ip) {
+        diag.wrong(hop, format!("\"{ip}\" is one of the appliance's own addresses"), "write the router's address");
+        return false;
+    }
+    if !on_link(port, ip) {
+        // An unread address may be the one that puts it on-link.
+        if draft.ports_sound {
+            let networks =
+                port.addresses.iter().map(|a| a.value.network).filter(|n| n.addr().is_ipv4() == ip.is_ipv4());
+            let networks: Vec<String> = networks.map(|n| n.to_string()).collect();
+            let remedy = if networks.is_empty() {
+                format!("add an {} address to the port, or remove this", family(ip))
+            } else {
+                format!("write an address within {}", networks.join(" or "))
+            };
+            diag.wrong(hop, format!("\"{ip}\" is not on-link on port {}", quoted(&port.name.value)), remedy);
+        }
+        return false;
+    }
+    for address in &port.addresses {
+        if let Err(wrong) = address::not_reserved_in(ip, &address.value.network) {
+            // The subnet-router anycast address is a router's by definition (RFC 4291 section 2.6.1).
+            if ip.is_ipv4() {
+                diag.wrong(hop, format!("\"{ip}\" {}", wrong.found), "write the router's address");
+                return false;
+            }
+        }
+    }
+    true
+}
+
+fn check_gateway(draft: &Draft, port: usize, index: usize, diag: &mut Diagnostics<'_>) {
+    let Some(port) = draft.ports.get(port) else { return };
+    let (before, rest) = port.gateways.split_at(index);
+    let Some(gateway) = rest.first() else { return };
+    next_hop(draft, port, gateway, diag);
+    if let Some(first) = before.iter().find(|g| g.value.is_ipv4() == gateway.value.is_ipv4()) {
+        let found =
+            format!("\"{}\" is a second {} gateway beside {}", gateway.value, family(gateway.value), first.value);
+        diag.wrong(gateway, found, "keep one per family; write a [[route]] for what goes another way");
+    }
+}
+
+fn family(ip: IpAddr) -> &'static str {
+    if ip.is_ipv4() { "IPv4" } else { "IPv6" }
+}
+
+fn check_route(draft: &Draft, route: &RouteDraft, diag: &mut Diagnostics<'_>) {
+    let to = &route.to.value;
+    if to.addr().is_multicast() || (to.addr().is_loopback() && to.prefix_len() > 0) {
+        diag.wrong(
+            &route.to,
+            format!("\"{to}\" is not a unicast prefix"),
+            "write the prefix of a network behind a router",
+        );
+    }
+    if to.addr().is_ipv4() != route.via.value.is_ipv4() {
+        let found = format!("\"{}\" is {}, but the route leads to {to}", route.via.value, family(route.via.value));
+        diag.wrong(&route.via, found, format!("write an {} address", family(to.addr())));
+        return;
+    }
+    let Some(port) = draft.ports.iter().find(|p| p.name.value == route.port.value) else {
+        unknown_port(draft, &route.port, diag);
+        return;
+    };
+    next_hop(draft, port, &route.via, diag);
+    if port.addresses.iter().any(|a| a.value.network == *to) {
+        let found = format!("\"{to}\" is on-link on port {}", quoted(&port.name.value));
+        diag.wrong(&route.to, found, "remove the route: an on-link network needs none");
+    }
+}
+
+fn unknown_port(draft: &Draft, port: &Located<String>, diag: &mut Diagnostics<'_>) {
+    if !draft.ports_sound {
+        return;
+    }
+    let names = || draft.ports.iter().map(|p| p.name.value.as_str());
+    let listed: Vec<String> = names().map(quoted).collect();
+    let remedy = match nearest(&port.value, names()) {
+        Some(meant) => format!("did you mean {}? Ports are {}", quoted(meant), listed.join(", ")),
+        None => format!("ports are {}", listed.join(", ")),
+    };
+    diag.wrong(port, format!("there is no port {}", quoted(&port.value)), remedy);
+}
+
+/// Whether the appliance answers for `ip`.
+fn is_ours(draft: &Draft, ip: IpAddr) -> bool {
+    draft.ports.iter().any(|p| p.addresses.iter().any(|a| a.value.address == ip)) || is_listened_on(draft, ip)
+}
+
+fn is_listened_on(draft: &Draft, ip: IpAddr) -> bool {
+    draft.services.iter().any(|s| s.listen.iter().any(|l| l.value.ip() == ip))
+}
+
+/// The index of the port that leads to `ip`: longest prefix; on-link before routes before gateways; then file order.
+fn leads_to(draft: &Draft, ip: IpAddr) -> Option<usize> {
+    let on_link =
+        draft.ports.iter().enumerate().flat_map(|(i, p)| p.addresses.iter().map(move |a| (a.value.network, i)));
+    let routed = draft
+        .routes
+        .iter()
+        .filter_map(|r| draft.ports.iter().position(|p| p.name.value == r.port.value).map(|port| (r.to.value, port)));
+    let mut best: Option<(u8, usize)> = None;
+    for (network, port) in on_link.chain(routed).filter(|(network, _)| network.contains(&ip)) {
+        if best.is_none_or(|(longest, _)| network.prefix_len() > longest) {
+            best = Some((network.prefix_len(), port));
+        }
+    }
+    best.map(|(_, port)| port)
+        .or_else(|| draft.ports.iter().position(|p| p.gateways.iter().any(|g| g.value.is_ipv4() == ip.is_ipv4())))
+}
+
+fn check_service(draft: &Draft, service: &ServiceDraft, diag: &mut Diagnostics<'_>) {
+    for listen in &service.listen {
+        check_listen(draft, listen, diag);
+    }
+    distinct(service.source.iter(), "source", "write it once", diag);
+    for source in &service.source {
+        check_source(draft, service, source, diag);
+    }
+    let upstreams = service.upstreams.iter().map(|u| &u.address);
+    distinct(upstreams, "upstream", "keep one, with the sum of their weights", diag);
+    for upstream in &service.upstreams {
+        check_upstream(draft, &upstream.address, diag);
+    }
+    if let Some(limit) = &service.connections_per_source
+        && limit.value > service.connections
+    {
+        let found = format!("{} is more than limits.connections, {}", limit.value, service.connections);
+        diag.wrong(limit, found, "write less, or 0 for no limit per source");
+    }
+}
+
+/// Notes an address that a link reserves, or that is a router's.
+fn check_host(draft: &Draft, value: &Located<IpAddr>, diag: &mut Diagnostics<'_>) {
+    let ip = value.value;
+    for port in &draft.ports {
+        for address in &port.addresses {
+            if let Err(wrong) = address::not_reserved_in(ip, &address.value.network) {
+                diag.wrong(value, format!("\"{ip}\" {}", wrong.found), wrong.remedy);
+                return;
+            }
+        }
+    }
+}
+
+/// Notes an address of ours that is a router's too.
+fn check_not_a_router(draft: &Draft, value: &Located<IpAddr>, diag: &mut Diagnostics<'_>) {
+    let ip = value.value;
+    let gateways = draft.ports.iter().flat_map(|p| &p.gateways);
+    if gateways.chain(draft.routes.iter().map(|r| &r.via)).any(|hop| hop.value == ip) {
+        let found = format!("\"{ip}\" is a router's address here, for which the appliance must not answer");
+        diag.wrong(value, found, "write an address that nobody else has");
+    }
+}
+
+fn check_listen(draft: &Draft, listen: &Located<SocketAddr>, diag: &mut Diagnostics<'_>) {
+    let ip = listen.value.ip();
+    check_host(draft, &listen.with(ip), diag);
+    let has_family = draft.ports.iter().any(|p| p.addresses.iter().any(|a| a.value.address.is_ipv4() == ip.is_ipv4()));
+    if draft.ports_sound && !has_family {
+        let found = format!("\"{}\" is {}, but no port has an {} address", listen.value, family(ip), family(ip));
+        diag.wrong(listen, found, format!("add an {} address to a port, or remove this", family(ip)));
+    }
+}
+
+fn check_source(draft: &Draft, service: &ServiceDraft, source: &Located<IpAddr>, diag: &mut Diagnostics<'_>) {
+    let ip = source.value;
+    check_host(draft, source, diag);
+    check_not_a_router(draft, source, diag);
+    if service.upstreams_sound && !service.upstreams.iter().any(|u| u.address.value.is_ipv4() == ip.is_ipv4()) {
+        let found = format!("\"{ip}\" is {}, but no upstream of this service is", family(ip));
+        diag.wrong(source, found, format!("remove it, or add an {} upstream", family(ip)));
+    }
+    // Answers find their way to a source address because we answer for it on a link, or because it is listened on and so is
+    // routed to us anyway. Any other address would leave and never hear back.
+    let owned = draft.ports.iter().any(|p| on_link(p, ip)) || is_listened_on(draft, ip);
+    if draft.ports_sound && !owned {
+        let found = format!("\"{ip}\" is neither on-link on a port nor listened on: answers would not come back");
+        diag.wrong(source, found, "write an address within a port's network, or one that a service listens on");
+    }
+}
+
+fn check_upstream(draft: &Draft, upstream: &Located<SocketAddr>, diag: &mut Diagnostics<'_>) {
+    let ip = upstream.value.ip();
+    let listened = draft.services.iter().flat_map(|s| &s.listen).any(|l| l.value == upstream.value);
+    let sourced = draft.services.iter().any(|s| s.source.iter().any(|s| s.value == ip));
+    if listened {
+        let found = format!("\"{}\" is a listen address of the appliance itself: a loop", upstream.value);
+        diag.wrong(upstream, found, "write the real server's address");
+    } else if is_ours(draft, ip) || sourced {
+        let found = format!("\"{}\" is at the appliance's own address {ip}, where no server is", upstream.value);
+        diag.wrong(upstream, found, "write the real server's address");
+    } else {
+        check_host(draft, &upstream.with(ip), diag);
+        if draft.ports_sound && draft.routes_sound && leads_to(draft, ip).is_none() {
+            let found = format!("no port, route or gateway leads to \"{}\"", upstream.value);
+            let remedy = format!("add a [[route]] for it, or an {} gateway to a port", family(ip));
+            diag.wrong(upstream, found, remedy);
+        }
+    }
+}
+
+fn contradicting_filters(draft: &Draft, diag: &mut Diagnostics<'_>) {
+    let allowed: HashMap<&IpNet, usize> = draft.allow.iter().map(|net| (&net.value, net.at)).collect();
+    for deny in &draft.deny {
+        if let Some(allow) = allowed.get(&deny.value) {
+            let line = diag.line(*allow);
+            let found = format!("\"{}\" stands in filters.allow too (line {line}), which wins", deny.value);
+            diag.wrong(deny, found, "keep one of the two");
+        }
+    }
+}
+
+/// The draft without its places. `None` only if a route's port is unknown, which a check has noted by then.
+fn finish(draft: Draft) -> Option<Config> {
+    let port_of = |name: &str| draft.ports.iter().position(|p| p.name.value == name);
+    let routes = draft
+        .routes
+        .iter()
+        .map(|route| Some(Route { to: route.to.value, via: route.via.value, port: port_of(&route.port.value)? }));
+    let routes = routes.collect::<Option<Vec<_>>>()?;
+    let strip = |filters: Vec<Located<IpNet>>| filters.into_iter().map(|net| net.value).collect();
+    Some(Config {
+        runtime: draft.runtime,
+        routes,
+        ports: draft.ports.into_iter().map(finish_port).collect(),
+        services: draft.services.into_iter().map(finish_service).collect(),
+        filters: Filters { deny: strip(draft.deny), allow: strip(draft.allow), icmp_rate: draft.icmp_rate },
+        cookies: draft.cookies,
+        metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),
+        log: draft.log,
+    })
+}
+
+fn finish_port(port: PortDraft) -> Port {
+    Port {
+        name: port.name.value,
+        device: port.device.value,
+        args: port.args.map(|args| args.value).unwrap_or_default(),
+        addresses: port.addresses.into_iter().map(|a| a.value).collect(),
+        gateways: port.gateways.into_iter().map(|g| g.value).collect(),
+        vlan: port.vlan,
+        mtu: port.mtu.map_or(1500, |mtu| mtu.value),
+        promiscuous: port.promiscuous,
+    }
+}
+
+fn finish_service(service: ServiceDraft) -> Service {
+    Service {
+        name: service.name.value,
+        listen: service.listen.into_iter().map(|l| l.value).collect(),
+        mode: Mode::Terminate,
+        proxy_protocol: service.proxy_protocol,
+        connect: service.connect,
+        balance: service.balance,
+        source: service.source.into_iter().map(|s| s.value).collect(),
+        congestion: service.congestion,
+        upstream_congestion: service.upstream_congestion,
+        buffer: service.buffer,
+        timeouts: service.timeouts,
+        limits: Limits {
+            connections: service.connections,
+            connections_per_source: service.connections_per_source.map_or(0, |n| n.value),
+        },
+        upstreams: service
+            .upstreams
+            .into_iter()
+            .map(|u| Upstream { address: u.address.value, weight: u.weight })
+            .collect(),
+    }
+}

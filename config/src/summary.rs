@@ -1,0 +1,178 @@
+//! What a configuration means, in lines for people: `sluice check` prints them.
+
+use std::fmt::{self, Display};
+
+use crate::model::{Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, ProxyProtocol};
+use crate::units::{show_duration, show_size};
+
+impl Config {
+    /// What was understood: a line for the runtime, each port, route, service, upstream, the filters, cookies, metrics and
+    /// log, each ending in a newline.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let mut out = Lines(String::new());
+        self.runtime(&mut out);
+        self.network(&mut out);
+        self.services(&mut out);
+        let filters = &self.filters;
+        out.line(format_args!(
+            "filters: deny {}, allow {}{}, {} echo replies/s per worker",
+            prefixes(filters.deny.len()),
+            prefixes(filters.allow.len()),
+            if filters.deny.is_empty() && !filters.allow.is_empty() { " and nobody else" } else { "" },
+            filters.icmp_rate,
+        ));
+        let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
+        out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
+        match &self.metrics {
+            Some(metrics) => out.line(format_args!("metrics: http://{}/metrics", metrics.listen)),
+            None => out.line(format_args!("metrics: off")),
+        }
+        out.line(format_args!("log: level {}, connections {}", self.log.level, self.log.connections));
+        out.0
+    }
+
+    fn runtime(&self, out: &mut Lines) {
+        let rt = &self.runtime;
+        out.line(format_args!(
+            "runtime: workers on CPU {}, control on CPU {}, hugepages {}, {} mbufs, {}/{} rx/tx descriptors, idle {}, \
+             drain {}{}",
+            list(&rt.cores),
+            rt.control_core,
+            rt.hugepages,
+            rt.mbufs,
+            rt.rx_descriptors,
+            rt.tx_descriptors,
+            rt.idle,
+            show_duration(rt.drain),
+            option(", DPDK arguments ", &rt.dpdk_args),
+        ));
+    }
+
+    fn network(&self, out: &mut Lines) {
+        for port in &self.ports {
+            let addresses: Vec<String> =
+                port.addresses.iter().map(|a| format!("{}/{}", a.address, a.network.prefix_len())).collect();
+            let vlan = if port.vlan == 0 { "untagged".to_owned() } else { format!("VLAN {}", port.vlan) };
+            out.line(format_args!(
+                "port {}: {}{}, {}{}, {vlan}, MTU {}{}",
+                port.name,
+                port.device,
+                option(" ", &port.args),
+                list(&addresses),
+                option(", gateway ", &list(&port.gateways)),
+                port.mtu,
+                if port.promiscuous { ", promiscuous" } else { "" },
+            ));
+        }
+        for route in &self.routes {
+            let port = self.ports.get(route.port).map_or("?", |port| port.name.as_str());
+            out.line(format_args!("route {}: via {} on port {port}", route.to, route.via));
+        }
+    }
+
+    fn services(&self, out: &mut Lines) {
+        for service in &self.services {
+            let source =
+                if service.source.is_empty() { "the port's address".to_owned() } else { list(&service.source) };
+            out.line(format_args!(
+                "service {}: listens on {}, mode {}, PROXY protocol {}, connects {}, balances {}, from {source}",
+                service.name,
+                list(&service.listen),
+                service.mode,
+                service.proxy_protocol,
+                service.connect,
+                service.balance,
+            ));
+            let (t, limits) = (&service.timeouts, &service.limits);
+            let first_data = if t.first_data.is_zero() { "off".to_owned() } else { show_duration(t.first_data) };
+            out.line(format_args!(
+                "service {}: timeouts connect {}, client idle {}, upstream idle {}, half-closed {}, first data \
+                 {first_data}, unacknowledged {}",
+                service.name,
+                show_duration(t.connect),
+                show_duration(t.client_idle),
+                show_duration(t.upstream_idle),
+                show_duration(t.half_closed),
+                show_duration(t.unacknowledged),
+            ));
+            let per_source = match limits.connections_per_source {
+                0 => "no limit".to_owned(),
+                n => n.to_string(),
+            };
+            out.line(format_args!(
+                "service {}: at most {} connections ({per_source} per source), buffers {}, congestion control {} towards \
+                 clients, {} towards upstreams",
+                service.name,
+                limits.connections,
+                show_size(service.buffer as u64),
+                service.congestion,
+                service.upstream_congestion,
+            ));
+            for upstream in &service.upstreams {
+                out.line(format_args!("upstream {} of {}: weight {}", upstream.address, service.name, upstream.weight));
+            }
+        }
+    }
+}
+
+struct Lines(String);
+
+impl Lines {
+    fn line(&mut self, args: fmt::Arguments<'_>) {
+        self.0.push_str(&args.to_string());
+        self.0.push('\n');
+    }
+}
+
+/// `a, b, c`
+fn list<T: Display>(items: &[T]) -> String {
+    items.iter().map(T::to_string).collect::<Vec<_>>().join(", ")
+}
+
+/// `text` with what goes before it, or nothing.
+fn option(before: &str, text: &str) -> String {
+    if text.is_empty() { String::new() } else { format!("{before}{text}") }
+}
+
+fn prefixes(n: usize) -> String {
+    match n {
+        0 => "nobody".to_owned(),
+        1 => "1 prefix".to_owned(),
+        n => format!("{n} prefixes"),
+    }
+}
+
+/// Displays a choice as the file spells it.
+macro_rules! spelled {
+    ($($choice:ident { $($variant:ident = $name:literal),+ $(,)? })+) => {$(
+        impl Display for $choice {
+            /// As the configuration file spells it.
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $($choice::$variant => $name),+ })
+            }
+        }
+    )+};
+}
+
+spelled! {
+    Hugepages { Auto = "auto", Require = "require", Off = "off" }
+    Idle { Spin = "spin", Sleep = "sleep" }
+    Mode { Terminate = "terminate", Splice = "splice" }
+    ProxyProtocol { Off = "off", V1 = "v1", V2 = "v2" }
+    Connect { OnAccept = "on-accept", OnData = "on-data" }
+    Balance { RoundRobin = "round-robin" }
+    Congestion { None = "none", Reno = "reno" }
+    Level { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
+}
+
+impl Display for ConnectionLog {
+    /// As the configuration file spells it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ConnectionLog::Stdout => f.write_str("stdout"),
+            ConnectionLog::Off => f.write_str("off"),
+            ConnectionLog::File(path) => path.display().fmt(f),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! A slab whose entries can be taken out for the length of a call, so that the rest of the owner stays free to be borrowed.
+
+/// Values by small stable indices; the lowest free index is not guaranteed to be used first.
+#[derive(Debug)]
+pub(crate) struct Slab<T> {
+    entries: Vec<Option<Box<T>>>,
+    free: Vec<u32>,
+}
+
+impl<T> Slab<T> {
+    /// An empty slab.
+    pub(crate) fn new() -> Slab<T> {
+        Slab { entries: Vec::new(), free: Vec::new() }
+    }
+
+    /// Reserves an index, to be filled by [`Slab::put`] or given back by [`Slab::release`].
+    pub(crate) fn reserve(&mut self) -> u32 {
+        self.free.pop().unwrap_or_else(|| {
+            self.entries.push(None);
+            // Indices come from flow table values, which have 30 bits.
+            (self.entries.len() - 1) as u32
+        })
+    }
+
+    /// Fills a reserved index, or one whose value was taken.
+    pub(crate) fn put(&mut self, index: u32, value: Box<T>) {
+        if let Some(entry) = self.entries.get_mut(index as usize) {
+            *entry = Some(value);
+        }
+    }
+
+    /// Takes the value out; the index stays reserved.
+    pub(crate) fn take(&mut self, index: u32) -> Option<Box<T>> {
+        self.entries.get_mut(index as usize)?.take()
+    }
+
+    /// Gives a reserved index back.
+    pub(crate) fn release(&mut self, index: u32) {
+        self.free.push(index);
+    }
+
+    /// The value at `index`.
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
+        self.entries.get_mut(index as usize)?.as_deref_mut()
+    }
+
+    /// Reserved indices, values taken out included.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Indices that hold a value now.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        self.entries.iter().enumerate().filter(|(_, entry)| entry.is_some()).map(|(index, _)| index as u32)
+    }
+}

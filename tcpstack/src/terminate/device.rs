@@ -1,0 +1,122 @@
+//! smoltcp's device: one received packet in, packets out through the translator and the guard onto the wire.
+
+use smoltcp::phy::{ChecksumCapabilities, Device, DeviceCapabilities, Medium, RxToken, TxToken};
+use smoltcp::time::Instant;
+
+use super::endpoint::Leg;
+use crate::net::Lower;
+
+/// One endpoint's device for the length of one poll.
+pub(super) struct Wire<'a, N> {
+    /// The layers below.
+    pub(super) net: &'a mut N,
+    /// Where packets go and how their numbers change on the way.
+    pub(super) leg: &'a mut Leg,
+    /// A received packet, already translated, to feed.
+    pub(super) received: Option<&'a [u8]>,
+    /// Keep what smoltcp emits from the wire: its SYN-ACK, which the cookie has answered already.
+    pub(super) swallow: bool,
+    /// The interface's MTU, octets of IP.
+    pub(super) mtu: usize,
+}
+
+/// Capabilities of an interface of `mtu` octets. Checksums are verified by the parser and written after translation.
+pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
+    let mut capabilities = DeviceCapabilities::default();
+    capabilities.medium = Medium::Ip;
+    capabilities.max_transmission_unit = mtu;
+    capabilities.checksum = ChecksumCapabilities::ignored();
+    capabilities
+}
+
+impl<'a, N: Lower> Device for Wire<'a, N> {
+    type RxToken<'b>
+        = Received<'a>
+    where
+        Self: 'b;
+    type TxToken<'b>
+        = Outgoing<'b, N>
+    where
+        Self: 'b;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received<'a>, Outgoing<'_, N>)> {
+        let packet = self.received.take()?;
+        Some((Received(packet), Outgoing { net: self.net, leg: self.leg, swallow: self.swallow }))
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_, N>> {
+        if !self.swallow && !self.net.room(self.leg.way) {
+            return None;
+        }
+        Some(Outgoing { net: self.net, leg: self.leg, swallow: self.swallow })
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(self.mtu)
+    }
+}
+
+/// The received packet.
+pub(super) struct Received<'a>(&'a [u8]);
+
+impl RxToken for Received<'_> {
+    fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
+        f(self.0)
+    }
+}
+
+/// Leave to send one packet.
+pub(super) struct Outgoing<'a, N> {
+    net: &'a mut N,
+    leg: &'a mut Leg,
+    swallow: bool,
+}
+
+impl<N: Lower> TxToken for Outgoing<'_, N> {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
+        let Outgoing { net, leg, swallow } = self;
+        if swallow {
+            // A SYN-ACK: 40 octets of IPv6, 20 of TCP, 40 of options at most.
+            let mut scratch = [0; 100];
+            if let Some(packet) = scratch.get_mut(..len) {
+                let result = f(packet);
+                leg.swallowed(packet);
+                return result;
+            }
+        }
+        net.send(leg.way, len, |packet| {
+            let result = f(packet);
+            leg.outgoing(packet);
+            result
+        })
+    }
+}
+
+/// Stands in where smoltcp only wants to know the capabilities.
+pub(super) struct Blueprint(pub(super) usize);
+
+impl Device for Blueprint {
+    type RxToken<'a> = Received<'a>;
+    type TxToken<'a> = Nowhere;
+
+    fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Nowhere)> {
+        None
+    }
+
+    fn transmit(&mut self, _: Instant) -> Option<Nowhere> {
+        None
+    }
+
+    fn capabilities(&self) -> DeviceCapabilities {
+        capabilities(self.0)
+    }
+}
+
+/// Never made.
+pub(super) enum Nowhere {}
+
+impl TxToken for Nowhere {
+    fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {
+        match self {}
+    }
+}

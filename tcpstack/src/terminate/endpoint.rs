@@ -1,0 +1,426 @@
+//! One end of a terminated connection: a smoltcp socket of its own, and the leg that carries its packets. The socket counts
+//! in numbers of its own; the translator turns them into the wire's, where our first number is the cookie (towards the
+//! client) or a keyed one (RFC 6528, towards the upstream).
+
+use std::time::Duration;
+
+use sluice_config::Congestion;
+use sluice_filters::addr::FlowKey;
+use sluice_filters::units::{Micros, Seq};
+use sluice_filters::{Segment, checksum};
+use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
+use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
+
+use super::clock;
+use super::device::{Blueprint, Wire};
+use super::guard::Guard;
+use crate::net::{Lower, Way};
+use crate::segment::{self, BareSegment};
+use crate::translate::Translator;
+
+/// Rule 1 of the guard: a larger receive buffer would need a window shift.
+const BUFFER_MAX: usize = 65_535;
+/// Packets one endpoint may emit in a row before others have their turn.
+const EGRESS_BURST: usize = 48;
+
+/// smoltcp interfaces, one for each MTU: smoltcp fixes the MTU when an interface is made.
+pub(super) struct Interfaces {
+    list: Vec<(u16, Interface)>,
+    seed: u64,
+}
+
+impl Interfaces {
+    pub(super) fn new(seed: u64) -> Interfaces {
+        Interfaces { list: Vec::new(), seed }
+    }
+
+    /// The index of the interface for `mtu`; made when it is new. Ports are few, so their MTUs are.
+    pub(super) fn index(&mut self, mtu: u16) -> usize {
+        if let Some(index) = self.list.iter().position(|(known, _)| *known == mtu) {
+            return index;
+        }
+        let mut config = Config::new(HardwareAddress::Ip);
+        config.random_seed = self.seed;
+        let mut interface = Interface::new(config, &mut Blueprint(usize::from(mtu)), clock::stack_time(Micros(0)));
+        interface.set_any_ip(true);
+        self.list.push((mtu, interface));
+        self.list.len() - 1
+    }
+
+    fn get(&mut self, index: usize) -> (&mut Interface, usize) {
+        let (mtu, interface) = &mut self.list[index];
+        (interface, usize::from(*mtu))
+    }
+}
+
+/// Where an endpoint's packets go, and how their numbers change on the way.
+pub(super) struct Leg {
+    /// As received: `src` is the peer.
+    pub(super) key: FlowKey,
+    pub(super) way: Way,
+    pub(super) guard: Guard,
+    /// Our first sequence number on the wire.
+    isn: Seq,
+    translator: Option<Translator>,
+    timestamp_offset: u32,
+    /// The newest TSval of the peer, to echo in segments built without smoltcp.
+    peer_timestamp: Option<u32>,
+}
+
+impl Leg {
+    /// A packet of smoltcp's on its way out: translated, noted, checksummed.
+    pub(super) fn outgoing(&mut self, packet: &mut [u8]) {
+        let Some((header, tcp)) = split_ip(packet) else { return };
+        let Some(emitted) = Emitted::read(tcp) else { return };
+        let (isn, offset) = (self.isn, self.timestamp_offset);
+        let translator =
+            self.translator.get_or_insert_with(|| Translator::new(isn.minus(emitted.seq), offset));
+        translator.outgoing(tcp);
+        if let Some(emitted) = Emitted::read(tcp)
+            && emitted.flags & RST == 0
+        {
+            let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
+            let ack = (emitted.flags & ACK != 0).then_some(emitted.ack);
+            self.guard.sent(
+                emitted.seq,
+                ack,
+                emitted.window,
+                emitted.flags & SYN != 0,
+                emitted.flags & FIN != 0,
+                payload,
+            );
+        }
+        checksum::fill_tcp(tcp, self.key.dst, self.key.src);
+        checksum::fill_ipv4_header(header);
+    }
+
+    /// smoltcp's SYN-ACK, which nobody sends: it tells smoltcp's first number, and so the translation.
+    pub(super) fn swallowed(&mut self, packet: &mut [u8]) {
+        if let Some((_, tcp)) = split_ip(packet)
+            && let Some(emitted) = Emitted::read(tcp)
+        {
+            self.translator = Some(Translator::new(self.isn.minus(emitted.seq), self.timestamp_offset));
+        }
+    }
+
+    /// An ACK that says where we are (RFC 5961), built without smoltcp.
+    pub(super) fn bare_ack(&self, now: Micros) -> BareSegment {
+        BareSegment {
+            key: self.key,
+            seq: self.guard.snd_max(),
+            ack: self.guard.rcv_ack(),
+            flags: segment::ACK,
+            window: self.guard.rcv_window(),
+            timestamp: self
+                .peer_timestamp
+                .map(|echo| (clock::timestamp_ms(now).wrapping_add(self.timestamp_offset), echo)),
+        }
+    }
+}
+
+const FIN: u8 = 0x01;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+const ACK: u8 = 0x10;
+
+/// The header fields of an emitted segment that the guard wants to know.
+struct Emitted {
+    seq: Seq,
+    ack: Seq,
+    header_len: usize,
+    flags: u8,
+    window: u16,
+}
+
+impl Emitted {
+    fn read(tcp: &[u8]) -> Option<Emitted> {
+        let ([_, _, _, _, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags, w0, w1, ..], _) =
+            tcp.split_first_chunk::<20>()?;
+        Some(Emitted {
+            seq: Seq(u32::from_be_bytes([*s0, *s1, *s2, *s3])),
+            ack: Seq(u32::from_be_bytes([*a0, *a1, *a2, *a3])),
+            header_len: usize::from(offset >> 4) * 4,
+            flags: *flags,
+            window: u16::from_be_bytes([*w0, *w1]),
+        })
+    }
+}
+
+/// Splits a packet of smoltcp's (no IP options, no extension headers) into IP header and TCP segment.
+fn split_ip(packet: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
+    let header = if packet.first()? >> 4 == 4 { 20 } else { 40 };
+    packet.split_at_mut_checked(header)
+}
+
+/// What both kinds of endpoint are made with.
+pub(super) struct Making {
+    pub(super) key: FlowKey,
+    pub(super) way: Way,
+    pub(super) mtu: u16,
+    /// Octets of each buffer.
+    pub(super) buffer: usize,
+    pub(super) congestion: Congestion,
+    /// Our first number on the wire.
+    pub(super) isn: Seq,
+    pub(super) timestamp_offset: u32,
+    /// Use timestamps when the peer does.
+    pub(super) timestamps: bool,
+}
+
+/// What the cookie remembered of the client's SYN.
+pub(super) struct ClientOffer {
+    pub(super) isn: Seq,
+    pub(super) mss: u16,
+    pub(super) window_scale: Option<u8>,
+    pub(super) sack: bool,
+    /// TSval of the ACK that brought the cookie back.
+    pub(super) timestamp: Option<u32>,
+    /// The window in our SYN-ACK.
+    pub(super) advertised: u16,
+}
+
+/// One end of a connection.
+pub(super) struct Endpoint {
+    pub(super) leg: Leg,
+    sockets: SocketSet<'static>,
+    handle: SocketHandle,
+    interface: usize,
+    /// Octets of both buffers, for the gauge.
+    pub(super) leased: usize,
+    /// The newest segment that passed the guard.
+    pub(super) heard: Micros,
+    /// When the oldest octet in flight began to wait, as far as the guard has seen.
+    pub(super) waiting_since: Option<Micros>,
+    /// The peer reset the connection: nothing may be sent any more.
+    pub(super) reset: bool,
+    /// When the last challenge ACK went out.
+    pub(super) challenged: Option<Micros>,
+}
+
+impl Endpoint {
+    fn new(making: &Making, guard: Guard, interfaces: &mut Interfaces, now: Micros) -> Endpoint {
+        let buffer = making.buffer.min(BUFFER_MAX);
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+        socket.set_nagle_enabled(false);
+        // ACKs are emitted once a burst, which merges more of them than a timer would, and sooner.
+        socket.set_ack_delay(None);
+        socket.set_congestion_control(match making.congestion {
+            Congestion::None => CongestionControl::None,
+            Congestion::Reno => CongestionControl::Reno,
+        });
+        if making.timestamps {
+            socket.set_tsval_generator(Some(clock::timestamp));
+        }
+        let mut sockets = SocketSet::new(Vec::with_capacity(1));
+        let handle = sockets.add(socket);
+        Endpoint {
+            leg: Leg {
+                key: making.key,
+                way: making.way,
+                guard,
+                isn: making.isn,
+                translator: None,
+                timestamp_offset: making.timestamp_offset,
+                peer_timestamp: None,
+            },
+            sockets,
+            handle,
+            interface: interfaces.index(making.mtu),
+            leased: buffer * 2,
+            heard: now,
+            waiting_since: None,
+            reset: false,
+            challenged: None,
+        }
+    }
+
+    /// The client's end, from a valid cookie. The segment that brought it is fed next, like any other.
+    pub(super) fn accept<N: Lower>(
+        making: &Making,
+        offer: &ClientOffer,
+        interfaces: &mut Interfaces,
+        now: Micros,
+        net: &mut N,
+    ) -> Option<Endpoint> {
+        let guard = Guard::accepted(making.isn, offer.isn, offer.advertised, offer.window_scale.unwrap_or(0));
+        let mut endpoint = Endpoint::new(making, guard, interfaces, now);
+        endpoint.leg.peer_timestamp = offer.timestamp;
+        let local = address(making.key.dst);
+        endpoint.socket_mut().listen(IpListenEndpoint { addr: Some(local), port: making.key.dst_port }).ok()?;
+
+        let mut room = [0; segment::SYN_MAX];
+        let len = segment::synthesize_syn(
+            &segment::Syn {
+                key: making.key,
+                isn: offer.isn,
+                mss: offer.mss,
+                window_scale: offer.window_scale,
+                sack: offer.sack,
+                timestamp: offer.timestamp.filter(|_| making.timestamps),
+                window: u16::MAX,
+            },
+            &mut room,
+        )?;
+        let (interface, mtu) = interfaces.get(endpoint.interface);
+        let time = clock::stack_time(now);
+        let Endpoint { leg, sockets, .. } = &mut endpoint;
+        let mut wire = Wire { net, leg, received: room.get(..len), swallow: true, mtu };
+        interface.poll_ingress_single(time, &mut wire, sockets);
+        interface.poll_egress(time, &mut wire, sockets);
+        (endpoint.state() == State::SynReceived && endpoint.leg.translator.is_some()).then_some(endpoint)
+    }
+
+    /// The upstream's end: a SYN leaves with the next [`Endpoint::emit`].
+    pub(super) fn dial(making: &Making, interfaces: &mut Interfaces, now: Micros) -> Option<Endpoint> {
+        let mut endpoint = Endpoint::new(making, Guard::opening(making.isn), interfaces, now);
+        let remote = IpEndpoint::new(address(making.key.src), making.key.src_port);
+        let local = IpEndpoint::new(address(making.key.dst), making.key.dst_port);
+        let (interface, _) = interfaces.get(endpoint.interface);
+        let Endpoint { sockets, handle, .. } = &mut endpoint;
+        sockets.get_mut::<Socket<'_>>(*handle).connect(interface.context(), remote, local).ok()?;
+        Some(endpoint)
+    }
+
+    /// Feeds a segment the guard let pass. `packet` is its whole IP packet, changed on the way.
+    pub(super) fn feed<N: Lower>(
+        &mut self,
+        segment: &Segment,
+        packet: &mut [u8],
+        interfaces: &mut Interfaces,
+        now: Micros,
+        net: &mut N,
+    ) {
+        let opening = !self.leg.guard.synchronized() && segment.flags.syn();
+        if let Some(tcp) = packet.get_mut(usize::from(segment.l3_len)..) {
+            let options = segment::options_of(segment, tcp);
+            if opening {
+                self.leg.guard.peer_shift(options.wscale.unwrap_or(0));
+            }
+            if let Some((value, _)) = options.timestamp
+                && (opening || self.leg.peer_timestamp.is_some())
+            {
+                self.leg.peer_timestamp = Some(value);
+            }
+            if let Some(translator) = &self.leg.translator {
+                translator.incoming(tcp);
+            }
+        }
+        self.heard = now;
+        let (interface, mtu) = interfaces.get(self.interface);
+        let mut wire = Wire { net, leg: &mut self.leg, received: Some(packet), swallow: false, mtu };
+        match interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets) {
+            PollIngressSingleResult::None
+            | PollIngressSingleResult::PacketProcessed
+            | PollIngressSingleResult::SocketStateChanged => {}
+        }
+        self.note_waiting(now);
+    }
+
+    /// Emits what the socket has to say. True when it may have more.
+    pub(super) fn emit<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) -> bool {
+        if self.reset {
+            return false;
+        }
+        let (interface, mtu) = interfaces.get(self.interface);
+        let time = clock::stack_time(now);
+        let mut more = false;
+        let mut wire = Wire { net, leg: &mut self.leg, received: None, swallow: false, mtu };
+        for _ in 0..EGRESS_BURST {
+            more = interface.poll_egress(time, &mut wire, &mut self.sockets) != PollResult::None;
+            if !more {
+                break;
+            }
+        }
+        self.note_waiting(now);
+        more
+    }
+
+    /// When the socket wants [`Endpoint::emit`] next.
+    pub(super) fn emit_at(&mut self, interfaces: &mut Interfaces, now: Micros) -> Option<Micros> {
+        if self.reset {
+            return None;
+        }
+        let (interface, _) = interfaces.get(self.interface);
+        interface.poll_at(clock::stack_time(now), &self.sockets).map(clock::wall_time)
+    }
+
+    fn note_waiting(&mut self, now: Micros) {
+        if !self.leg.guard.outstanding() {
+            self.waiting_since = None;
+        } else if self.waiting_since.is_none() {
+            self.waiting_since = Some(now);
+        }
+    }
+
+    /// When the peer counts as gone: something has waited for its ACK for `limit`, and the peer has been silent as long.
+    pub(super) fn gone_at(&self, limit: Duration) -> Option<Micros> {
+        self.waiting_since.map(|since| since.max(self.heard).after(limit))
+    }
+
+    /// Stops sending after what is queued (FIN).
+    pub(super) fn close(&mut self) {
+        self.leg.guard.closing();
+        self.socket_mut().close();
+    }
+
+    /// Ends the connection with a RST, sent by the next [`Endpoint::emit`].
+    pub(super) fn abort(&mut self) {
+        self.socket_mut().abort();
+    }
+
+    /// smoltcp's state.
+    pub(super) fn state(&self) -> State {
+        self.socket().state()
+    }
+
+    /// The peer sent FIN, and everything before it was read.
+    pub(super) fn drained(&self) -> bool {
+        matches!(self.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+            && self.socket().recv_queue() == 0
+    }
+
+    /// Both directions ended with FIN and were acknowledged as far as we must see it.
+    pub(super) fn finished(&self) -> bool {
+        match self.state() {
+            State::TimeWait => true,
+            State::Closed => self.leg.guard.fin_acknowledged(),
+            _ => false,
+        }
+    }
+
+    /// The socket.
+    pub(super) fn socket(&self) -> &Socket<'static> {
+        self.sockets.get(self.handle)
+    }
+
+    /// The socket.
+    pub(super) fn socket_mut(&mut self) -> &mut Socket<'static> {
+        self.sockets.get_mut(self.handle)
+    }
+}
+
+/// Moves what fits from one socket's receive buffer into the other's send buffer; the number of octets moved.
+pub(super) fn relay(from: &mut Endpoint, to: &mut Endpoint) -> u64 {
+    let mut moved = 0;
+    let target = to.socket_mut();
+    let source = from.socket_mut();
+    // Twice, since each ring buffer gives one contiguous piece at a time, or a little more often when both wrap.
+    for _ in 0..4 {
+        if !target.can_send() || !source.can_recv() {
+            break;
+        }
+        let Ok(sent) = source.recv(|octets| {
+            let sent = target.send_slice(octets).unwrap_or(0);
+            (sent, sent)
+        }) else {
+            break;
+        };
+        moved += sent as u64;
+    }
+    moved
+}
+
+fn address(addr: sluice_filters::addr::Addr) -> IpAddress {
+    addr.to_ip().into()
+}

@@ -1,0 +1,215 @@
+//! A terminated connection: the client's endpoint, the upstream's once dialled, and what moves between them.
+
+use std::time::Duration;
+
+use sluice_config::Timeouts;
+use sluice_filters::units::{Micros, ServiceId};
+
+use super::endpoint::{self, Endpoint};
+use super::dial::Lease;
+use crate::proxy::Header;
+use crate::record::EndCause;
+
+/// How long what a resetting peer had sent may take to reach the other side before that side is reset too.
+const DELIVERY: Duration = Duration::from_secs(5);
+
+/// Which end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Side {
+    Client,
+    Upstream,
+}
+
+/// How far a session has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Phase {
+    /// `connect = "on-data"`: nothing dialled yet.
+    Waiting,
+    /// A SYN is on its way to an upstream.
+    Dialing { until: Micros },
+    /// Both ends are connected.
+    Relaying,
+    /// `from` was reset; what it had sent is still on its way to the other side.
+    Delivering { from: Side, until: Micros },
+}
+
+/// One connection of a client to a service.
+pub(super) struct Session {
+    pub(super) service: ServiceId,
+    pub(super) client: Endpoint,
+    pub(super) upstream: Option<Dialled>,
+    pub(super) phase: Phase,
+    /// PROXY header, none when raw.
+    pub(super) header: Option<Header>,
+    pub(super) header_sent: usize,
+    pub(super) opened: Micros,
+    pub(super) connected: Option<Micros>,
+    /// When payload last moved, or a side closed.
+    pub(super) moved: Micros,
+    pub(super) to_upstream: u64,
+    pub(super) to_client: u64,
+    /// Upstreams tried, by index.
+    pub(super) tried: u64,
+    /// The moment the wheel will wake this session.
+    pub(super) wakes: Option<Micros>,
+    /// In the list of sessions to serve this turn.
+    pub(super) dirty: bool,
+    client_closed: bool,
+    upstream_closed: bool,
+}
+
+/// The upstream's endpoint and what it occupies.
+pub(super) struct Dialled {
+    pub(super) endpoint: Endpoint,
+    /// Index into the service's upstreams.
+    pub(super) index: u16,
+    pub(super) lease: Lease,
+    /// When the upstream answered with timestamps, its source port may rest for less (RFC 6191).
+    pub(super) hash: u64,
+}
+
+/// What one round of relaying found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Relayed {
+    /// Nothing special.
+    Goes,
+    /// The session is over.
+    Over(EndCause),
+}
+
+impl Session {
+    pub(super) fn new(service: ServiceId, client: Endpoint, header: Option<Header>, now: Micros) -> Session {
+        Session {
+            service,
+            client,
+            upstream: None,
+            phase: Phase::Waiting,
+            header,
+            header_sent: 0,
+            opened: now,
+            connected: None,
+            moved: now,
+            to_upstream: 0,
+            to_client: 0,
+            tried: 0,
+            wakes: None,
+            dirty: false,
+            client_closed: false,
+            upstream_closed: false,
+        }
+    }
+
+    /// The endpoint of `side`, once there is one.
+    pub(super) fn endpoint(&mut self, side: Side) -> Option<&mut Endpoint> {
+        match side {
+            Side::Client => Some(&mut self.client),
+            Side::Upstream => self.upstream.as_mut().map(|dialled| &mut dialled.endpoint),
+        }
+    }
+
+    /// Whether the client has said anything, or that it has nothing to say.
+    pub(super) fn client_spoke(&self) -> bool {
+        self.to_upstream > 0 || self.client.socket().can_recv() || self.client.drained()
+    }
+
+    /// Moves payload both ways, the PROXY header first, and closes what the other side has closed.
+    pub(super) fn relay(&mut self, now: Micros) -> Relayed {
+        let Some(Dialled { endpoint: upstream, .. }) = &mut self.upstream else { return Relayed::Goes };
+        let client = &mut self.client;
+
+        let header_done = match &self.header {
+            None => true,
+            Some(header) => {
+                let rest = header.as_slice().get(self.header_sent..).unwrap_or_default();
+                if !rest.is_empty() {
+                    self.header_sent += upstream.socket_mut().send_slice(rest).unwrap_or(0);
+                }
+                self.header_sent >= header.as_slice().len()
+            }
+        };
+        if header_done && !upstream.reset {
+            let moved = endpoint::relay(client, upstream);
+            self.to_upstream += moved;
+            if moved > 0 {
+                self.moved = now;
+            }
+            if client.drained() && !self.upstream_closed {
+                upstream.close();
+                self.upstream_closed = true;
+                self.moved = now;
+            }
+        }
+        if !client.reset {
+            let moved = endpoint::relay(upstream, client);
+            self.to_client += moved;
+            if moved > 0 {
+                self.moved = now;
+            }
+            if upstream.drained() && !self.client_closed {
+                client.close();
+                self.client_closed = true;
+                self.moved = now;
+            }
+        }
+
+        if let Phase::Delivering { from, until } = self.phase {
+            let (dead, alive) = match from {
+                Side::Client => (&self.client, &*upstream),
+                Side::Upstream => (&*upstream, &self.client),
+            };
+            let delivered = dead.socket().recv_queue() == 0 && alive.socket().send_queue() == 0;
+            if delivered || alive.reset || alive.finished() || now >= until {
+                return Relayed::Over(reset_by(from));
+            }
+            return Relayed::Goes;
+        }
+        if client.reset || upstream.reset {
+            let from = if client.reset { Side::Client } else { Side::Upstream };
+            self.phase = Phase::Delivering { from, until: now.after(DELIVERY) };
+            let (dead, alive) = if client.reset { (&*client, &*upstream) } else { (&*upstream, &*client) };
+            if dead.socket().recv_queue() == 0 && alive.socket().send_queue() == 0 {
+                return Relayed::Over(reset_by(from));
+            }
+            return Relayed::Goes;
+        }
+        if client.finished() && upstream.finished() {
+            return Relayed::Over(EndCause::Closed);
+        }
+        Relayed::Goes
+    }
+
+    /// The first limit this session would break, and when, if nothing more is heard.
+    pub(super) fn deadline(&self, timeouts: &Timeouts) -> (Micros, EndCause) {
+        let mut first = (self.client.heard.after(timeouts.client_idle), EndCause::ClientIdle);
+        let mut consider = |at: Micros, cause| {
+            if at < first.0 {
+                first = (at, cause);
+            }
+        };
+        if let Some(at) = self.client.gone_at(timeouts.unacknowledged) {
+            consider(at, EndCause::ClientTimeout);
+        }
+        if !timeouts.first_data.is_zero() && !self.client_spoke() {
+            consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
+        }
+        if let Some(Dialled { endpoint: upstream, .. }) = &self.upstream {
+            if self.phase == Phase::Relaying {
+                consider(upstream.heard.after(timeouts.upstream_idle), EndCause::UpstreamIdle);
+                if let Some(at) = upstream.gone_at(timeouts.unacknowledged) {
+                    consider(at, EndCause::UpstreamTimeout);
+                }
+            }
+            if self.client_closed || self.upstream_closed {
+                consider(self.moved.after(timeouts.half_closed), EndCause::HalfClosed);
+            }
+        }
+        first
+    }
+}
+
+fn reset_by(side: Side) -> EndCause {
+    match side {
+        Side::Client => EndCause::ClientReset,
+        Side::Upstream => EndCause::UpstreamReset,
+    }
+}

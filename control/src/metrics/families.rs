@@ -1,0 +1,127 @@
+//! Every metric's name, kind, labels and meaning, in one table. docs/metrics.md explains the same ones; a test compares.
+
+/// How a metric behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only ever grows, from zero at start.
+    Counter,
+    /// A value of the moment.
+    Gauge,
+}
+
+/// One metric, all its label values together.
+#[derive(Debug)]
+pub struct Family {
+    /// The name on the wire, unit included.
+    pub name: &'static str,
+    /// Counter or gauge.
+    pub kind: Kind,
+    /// The label names, in the order they are written.
+    pub labels: &'static [&'static str],
+    /// The HELP text.
+    pub help: &'static str,
+}
+
+/// Defines one constant a family and [`ALL`], so that none can be left out of the latter.
+macro_rules! families {
+    ($($id:ident: $kind:ident $name:literal [$($label:literal),*] $help:literal;)+) => {
+        $(pub(crate) const $id: Family =
+            Family { name: $name, kind: Kind::$kind, labels: &[$($label),*], help: $help };)+
+        /// Every family, in the order of docs/metrics.md.
+        pub const ALL: &[Family] = &[$($id),+];
+    };
+}
+
+families! {
+    BUILD_INFO: Gauge "sluice_build_info" ["version", "dpdk"]
+        "Always 1; the labels say which sluice runs on which DPDK.";
+    START_TIME: Gauge "sluice_start_time_seconds" []
+        "When the appliance started, seconds since 1970-01-01 UTC.";
+
+    PORT_RX_PACKETS: Counter "sluice_port_rx_packets_total" ["port", "worker"]
+        "Frames received.";
+    PORT_RX_BYTES: Counter "sluice_port_rx_bytes_total" ["port", "worker"]
+        "Octets of received frames, without the Ethernet FCS.";
+    PORT_TX_PACKETS: Counter "sluice_port_tx_packets_total" ["port", "worker"]
+        "Frames the device took for sending.";
+    PORT_TX_BYTES: Counter "sluice_port_tx_bytes_total" ["port", "worker"]
+        "Octets of frames the device took, without the Ethernet FCS.";
+    PORT_TX_FULL: Counter "sluice_port_tx_full_total" ["port", "worker"]
+        "Frames freed because the transmit queue had no room.";
+    PORT_MISSED: Counter "sluice_port_missed_packets_total" ["port"]
+        "Frames the device dropped because the receive queues were full.";
+    PORT_RX_ERRORS: Counter "sluice_port_rx_errors_total" ["port"]
+        "Frames the device received damaged.";
+    PORT_RX_NO_BUFFER: Counter "sluice_port_rx_no_buffer_total" ["port"]
+        "Times the device found no free frame in the packet pool.";
+    PORT_TX_ERRORS: Counter "sluice_port_tx_errors_total" ["port"]
+        "Frames the device took but failed to send.";
+
+    DROPPED: Counter "sluice_dropped_packets_total" ["reason"]
+        "Received frames dropped, by the reason.";
+    LOCAL_REPLIES: Counter "sluice_local_replies_total" ["worker"]
+        "ARP and NDP answers and ICMP echo replies sent.";
+
+    SYN_COOKIES: Counter "sluice_syn_cookies_sent_total" ["worker"]
+        "SYN-ACKs sent, each carrying a cookie.";
+    COOKIE_ACKS: Counter "sluice_cookie_acks_total" ["result"]
+        "ACKs that belonged to no connection, by what their cookie was worth.";
+    CHALLENGE_ACKS: Counter "sluice_challenge_acks_total" ["worker"]
+        "Challenge ACKs sent (RFC 5961).";
+    RESETS: Counter "sluice_resets_sent_total" ["worker"]
+        "RSTs sent for connections that were refused or are unknown.";
+
+    SESSIONS_OPENED: Counter "sluice_sessions_opened_total" ["service"]
+        "Sessions opened by validated clients.";
+    SESSIONS_ACTIVE: Gauge "sluice_sessions_active" ["service"]
+        "Sessions alive.";
+    SESSIONS_ENDED: Counter "sluice_sessions_ended_total" ["service", "cause"]
+        "Sessions ended, by the cause.";
+    SESSION_REFUSALS: Counter "sluice_session_refusals_total" ["service", "reason"]
+        "Validated clients refused, by the limit they met.";
+    DIAL_FAILURES: Counter "sluice_upstream_dial_failures_total" ["service", "upstream", "reason"]
+        "Dials that did not become a connection, by the reason.";
+    RELAYED_BYTES: Counter "sluice_relayed_bytes_total" ["service", "direction"]
+        "Payload octets relayed, without PROXY headers.";
+
+    FLOW_ENTRIES: Gauge "sluice_flow_entries" ["worker"]
+        "Entries of the flow table.";
+    TIME_WAIT: Gauge "sluice_time_wait" ["worker"]
+        "Connections in TIME-WAIT.";
+    SOURCE_PORTS: Gauge "sluice_source_ports" ["worker"]
+        "Source ports towards upstreams that are in use or resting.";
+    TIMERS: Gauge "sluice_timers" ["worker"]
+        "Armed timers.";
+    BUFFER_BYTES: Gauge "sluice_buffer_bytes" ["worker"]
+        "Octets leased for socket buffers.";
+    NEIGHBORS: Gauge "sluice_neighbors" ["worker"]
+        "Neighbours known or being resolved (ARP and NDP).";
+
+    WORKER_BUSY_RATIO: Gauge "sluice_worker_busy_ratio" ["worker"]
+        "Share of the last second in which the worker had something to do, 0 to 1.";
+    WORKER_TURNS: Counter "sluice_worker_turns_total" ["worker"]
+        "Turns of the worker's loop.";
+    WORKER_BUSY_TURNS: Counter "sluice_worker_busy_turns_total" ["worker"]
+        "Turns that served at least one frame or timer.";
+    HANDOVER_PACKETS: Counter "sluice_handover_packets_total" ["worker"]
+        "Frames this worker handed to the worker that owns the connection.";
+    HANDOVER_FULL: Counter "sluice_handover_full_total" ["worker"]
+        "Frames this worker lost because the owner's mailbox was full.";
+    MAILBOX_OCCUPANCY: Gauge "sluice_mailbox_occupancy" ["worker"]
+        "Frames waiting in this worker's mailbox.";
+    POOL_EMPTY: Counter "sluice_pool_empty_total" ["worker"]
+        "Times the packet pool had no frame for this worker.";
+    POOL_IN_USE: Gauge "sluice_pool_frames_in_use" []
+        "Frames of the packet pool in use, those posted to receive queues included.";
+    POOL_CAPACITY: Gauge "sluice_pool_frames_capacity" []
+        "Frames of the packet pool.";
+
+    CONNECTION_LOG_LINES: Counter "sluice_connection_log_lines_total" []
+        "Ended connections written to the connection log.";
+    CONNECTION_LOG_LOST: Counter "sluice_connection_log_lost_total" ["reason"]
+        "Ended connections that are missing from the connection log, by the reason.";
+    CONNECTION_LOG_ERRORS: Counter "sluice_connection_log_write_errors_total" []
+        "Writes to the connection log that failed and are tried again.";
+    CONNECTION_LOG_WAITING: Gauge "sluice_connection_log_waiting" []
+        "Ended connections that wait to be written to the connection log.";
+}

@@ -1,0 +1,259 @@
+//! Metrics: the workers' counters as Prometheus text.
+//!
+//! Workers count into plain memory of their own ([`sluice_dataplane::counters`]). A scrape copies those values into a
+//! `metrics` recorder and renders it, so a scrape shows the moment it was made and costs the workers nothing but
+//! shared cache lines. Every series exists from the first scrape, at zero: label values come from the configuration and
+//! from closed enums, never from packets.
+
+mod families;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use metrics::{Key, Label, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use sluice_config::Config;
+use sluice_dataplane::counters::{PortCounters, WorkerCounters};
+use sluice_dataplane::{PoolUse, PortStats};
+use sluice_filters::DropReason;
+use sluice_filters::counter::Counter;
+use sluice_tcpstack::counters::{AckResult, DialFailure, ServiceCounters, StackCounters};
+use sluice_tcpstack::record::EndCause;
+
+pub use families::{ALL, Family, Kind};
+
+use crate::Source;
+use crate::connlog::LogCounters;
+use families as f;
+
+/// The labels of `sluice_build_info`.
+#[derive(Clone, Debug)]
+pub struct BuildInfo {
+    /// sluice's version.
+    pub version: String,
+    /// DPDK's version.
+    pub dpdk: String,
+}
+
+/// What one scrape reads.
+struct Reading<'a> {
+    workers: &'a [Arc<WorkerCounters>],
+    ports: Vec<PortStats>,
+    pool: PoolUse,
+    records_waiting: usize,
+    log: &'a LogCounters,
+}
+
+type Read<T> = Box<dyn Fn(&Reading<'_>) -> T + Send + Sync>;
+
+/// Every series of this configuration, each with the way to read it.
+pub(crate) struct Exporter {
+    source: Arc<dyn Source>,
+    log: Arc<LogCounters>,
+    ports: usize,
+    series: Series,
+    handle: PrometheusHandle,
+}
+
+impl Exporter {
+    pub(crate) fn new(config: &Config, source: Arc<dyn Source>, log: Arc<LogCounters>, build: BuildInfo) -> Exporter {
+        let recorder = PrometheusBuilder::new().build_recorder();
+        for family in ALL {
+            let (name, help) = (family.name.into(), family.help.into());
+            match family.kind {
+                Kind::Counter => recorder.describe_counter(name, None, help),
+                Kind::Gauge => recorder.describe_gauge(name, None, help),
+            }
+        }
+        let handle = recorder.handle();
+        let mut series = Series { recorder, counters: Vec::new(), gauges: Vec::new() };
+        series.process(build);
+        for (index, port) in config.ports.iter().enumerate() {
+            series.port(index, &port.name, source.workers().len());
+        }
+        for index in 0..source.workers().len() {
+            series.worker(index);
+        }
+        for (index, service) in config.services.iter().enumerate() {
+            let upstreams: Vec<SocketAddr> = service.upstreams.iter().map(|upstream| upstream.address).collect();
+            series.service(index, &service.name, &upstreams);
+        }
+        series.appliance();
+        series.connection_log();
+        Exporter { source, log, ports: config.ports.len(), series, handle }
+    }
+
+    /// Copies every value and renders the text exposition format, version 0.0.4.
+    pub(crate) fn render(&self) -> String {
+        let reading = Reading {
+            workers: self.source.workers(),
+            ports: (0..self.ports).map(|port| self.source.port_stats(port)).collect(),
+            pool: self.source.pool(),
+            records_waiting: self.source.records_waiting(),
+            log: &self.log,
+        };
+        for (counter, read) in &self.series.counters {
+            counter.absolute(read(&reading));
+        }
+        for (gauge, read) in &self.series.gauges {
+            gauge.set(read(&reading));
+        }
+        self.handle.render()
+    }
+}
+
+/// The series under construction, then at work.
+struct Series {
+    recorder: PrometheusRecorder,
+    counters: Vec<(metrics::Counter, Read<u64>)>,
+    gauges: Vec<(metrics::Gauge, Read<f64>)>,
+}
+
+const METADATA: Metadata<'static> = Metadata::new(module_path!(), metrics::Level::INFO, Some(module_path!()));
+
+impl Series {
+    fn counter<const N: usize>(
+        &mut self,
+        family: &Family,
+        values: [&str; N],
+        read: impl Fn(&Reading<'_>) -> u64 + Send + Sync + 'static,
+    ) {
+        let counter = self.recorder.register_counter(&key(family, values), &METADATA);
+        self.counters.push((counter, Box::new(read)));
+    }
+
+    fn gauge<const N: usize>(
+        &mut self,
+        family: &Family,
+        values: [&str; N],
+        read: impl Fn(&Reading<'_>) -> f64 + Send + Sync + 'static,
+    ) {
+        let gauge = self.recorder.register_gauge(&key(family, values), &METADATA);
+        self.gauges.push((gauge, Box::new(read)));
+    }
+
+    fn process(&mut self, build: BuildInfo) {
+        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
+        self.gauge(&f::BUILD_INFO, [&build.version, &build.dpdk], |_| 1.0);
+        self.gauge(&f::START_TIME, [], move |_| started);
+    }
+
+    fn port(&mut self, index: usize, name: &str, workers: usize) {
+        type Field = fn(&PortCounters) -> &Counter;
+        const PER_WORKER: [(Family, Field); 5] = [
+            (f::PORT_RX_PACKETS, |port| &port.rx_packets),
+            (f::PORT_RX_BYTES, |port| &port.rx_bytes),
+            (f::PORT_TX_PACKETS, |port| &port.tx_packets),
+            (f::PORT_TX_BYTES, |port| &port.tx_bytes),
+            (f::PORT_TX_FULL, |port| &port.tx_full),
+        ];
+        for worker in 0..workers {
+            for (family, field) in PER_WORKER {
+                let label = worker.to_string();
+                self.counter(&family, [name, &label], move |r| field(&r.workers[worker].ports[index]).get());
+            }
+        }
+        self.counter(&f::PORT_MISSED, [name], move |r| r.ports[index].rx_missed);
+        self.counter(&f::PORT_RX_ERRORS, [name], move |r| r.ports[index].rx_errors);
+        self.counter(&f::PORT_RX_NO_BUFFER, [name], move |r| r.ports[index].rx_no_mbuf);
+        self.counter(&f::PORT_TX_ERRORS, [name], move |r| r.ports[index].tx_errors);
+    }
+
+    fn worker(&mut self, index: usize) {
+        type Field = fn(&WorkerCounters) -> &Counter;
+        const COUNTERS: [(Family, Field); 9] = [
+            (f::LOCAL_REPLIES, |worker| &worker.local_replies),
+            (f::SYN_COOKIES, |worker| &worker.stack.cookies_sent),
+            (f::CHALLENGE_ACKS, |worker| &worker.stack.challenge_acks),
+            (f::RESETS, |worker| &worker.stack.resets_sent),
+            (f::WORKER_TURNS, |worker| &worker.turns),
+            (f::WORKER_BUSY_TURNS, |worker| &worker.busy_turns),
+            (f::HANDOVER_PACKETS, |worker| &worker.handed_over),
+            (f::HANDOVER_FULL, |worker| &worker.handover_full),
+            (f::POOL_EMPTY, |worker| &worker.pool_empty),
+        ];
+        const GAUGES: [(Family, Field); 7] = [
+            (f::FLOW_ENTRIES, |worker| &worker.stack.flow_entries),
+            (f::TIME_WAIT, |worker| &worker.stack.time_wait),
+            (f::SOURCE_PORTS, |worker| &worker.stack.source_ports),
+            (f::TIMERS, |worker| &worker.stack.timers),
+            (f::BUFFER_BYTES, |worker| &worker.stack.buffer_bytes),
+            (f::NEIGHBORS, |worker| &worker.neighbors),
+            (f::MAILBOX_OCCUPANCY, |worker| &worker.mailbox_occupancy),
+        ];
+        let label = index.to_string();
+        for (family, field) in COUNTERS {
+            self.counter(&family, [&label], move |r| field(&r.workers[index]).get());
+        }
+        for (family, field) in GAUGES {
+            self.gauge(&family, [&label], move |r| field(&r.workers[index]).get() as f64);
+        }
+        self.gauge(&f::WORKER_BUSY_RATIO, [&label], move |r| r.workers[index].busy_ppm.get() as f64 / 1e6);
+    }
+
+    fn service(&mut self, index: usize, name: &str, upstreams: &[SocketAddr]) {
+        let sum = move |r: &Reading<'_>, field: fn(&ServiceCounters) -> &Counter| {
+            r.sum(|worker| field(&worker.stack.services[index]).get())
+        };
+        self.counter(&f::SESSIONS_OPENED, [name], move |r| sum(r, |service| &service.opened));
+        self.gauge(&f::SESSIONS_ACTIVE, [name], move |r| sum(r, |service| &service.active) as f64);
+        for (at, cause) in EndCause::ALL.into_iter().enumerate() {
+            self.counter(&f::SESSIONS_ENDED, [name, cause.as_str()], move |r| {
+                r.sum(|worker| worker.stack.services[index].ended[at].get())
+            });
+        }
+        self.counter(&f::SESSION_REFUSALS, [name, "connections"], move |r| sum(r, |service| &service.refused_limit));
+        self.counter(&f::SESSION_REFUSALS, [name, "connections_per_source"], move |r| {
+            sum(r, |service| &service.refused_source_limit)
+        });
+        self.counter(&f::RELAYED_BYTES, [name, "to_upstream"], move |r| sum(r, |service| &service.bytes_to_upstream));
+        self.counter(&f::RELAYED_BYTES, [name, "to_client"], move |r| sum(r, |service| &service.bytes_to_client));
+        for (upstream, address) in upstreams.iter().enumerate() {
+            for (at, reason) in DialFailure::ALL.into_iter().enumerate() {
+                let values = [name, &address.to_string(), reason.as_str()];
+                self.counter(&f::DIAL_FAILURES, values, move |r| {
+                    r.sum(|worker| worker.stack.services[index].dial_failures[upstream][at].get())
+                });
+            }
+        }
+    }
+
+    fn appliance(&mut self) {
+        for (at, reason) in DropReason::ALL.into_iter().enumerate() {
+            self.counter(&f::DROPPED, [reason.as_str()], move |r| r.sum(|worker| worker.drops[at].get()));
+        }
+        for (at, result) in AckResult::ALL.into_iter().enumerate() {
+            self.counter(&f::COOKIE_ACKS, [result.as_str()], move |r| r.stack(|stack| stack.cookie_acks[at].get()));
+        }
+        self.gauge(&f::POOL_IN_USE, [], |r| r.pool.in_use as f64);
+        self.gauge(&f::POOL_CAPACITY, [], |r| r.pool.capacity as f64);
+    }
+
+    fn connection_log(&mut self) {
+        self.counter(&f::CONNECTION_LOG_LINES, [], |r| r.log.written.get());
+        self.counter(&f::CONNECTION_LOG_LOST, ["queue_full"], |r| r.stack(|stack| stack.records_lost.get()));
+        self.counter(&f::CONNECTION_LOG_LOST, ["write_failed"], |r| r.log.lost.get());
+        self.counter(&f::CONNECTION_LOG_ERRORS, [], |r| r.log.write_errors.get());
+        self.gauge(&f::CONNECTION_LOG_WAITING, [], |r| r.records_waiting as f64 + r.log.waiting.get() as f64);
+    }
+}
+
+impl Reading<'_> {
+    fn sum(&self, field: impl Fn(&WorkerCounters) -> u64) -> u64 {
+        self.workers.iter().map(|worker| field(worker)).sum()
+    }
+
+    fn stack(&self, field: impl Fn(&StackCounters) -> u64) -> u64 {
+        self.sum(|worker| field(&worker.stack))
+    }
+}
+
+fn key<const N: usize>(family: &Family, values: [&str; N]) -> Key {
+    debug_assert_eq!(family.labels.len(), N, "{}", family.name);
+    let labels = family.labels.iter().zip(values);
+    Key::from_parts(family.name, labels.map(|(name, value)| Label::new(*name, value.to_owned())).collect::<Vec<_>>())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,58 @@
+//! What the control plane reads of a running appliance.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use sluice_dataplane::counters::WorkerCounters;
+use sluice_dataplane::{PoolUse, PortStats, View};
+use sluice_filters::units::Micros;
+use sluice_tcpstack::record::SessionRecord;
+
+/// The appliance as its observers see it. [`View`] is the real one; tests bring their own. Nothing here waits for a worker.
+pub trait Source: Send + Sync {
+    /// One set of counters a worker, in the order of `runtime.cores`.
+    fn workers(&self) -> &[Arc<WorkerCounters>];
+    /// The next ended connection, of any worker.
+    fn next_record(&self) -> Option<SessionRecord>;
+    /// Ended connections that wait for [`Source::next_record`].
+    fn records_waiting(&self) -> usize;
+    /// Frames of the packet pool.
+    fn pool(&self) -> PoolUse;
+    /// The device's own counters of the port with this index.
+    fn port_stats(&self, port: usize) -> PortStats;
+    /// A moment of the workers' clock as wall-clock time.
+    fn wall_clock(&self, at: Micros) -> SystemTime;
+}
+
+impl Source for View {
+    fn workers(&self) -> &[Arc<WorkerCounters>] {
+        View::workers(self)
+    }
+
+    fn next_record(&self) -> Option<SessionRecord> {
+        View::next_record(self)
+    }
+
+    fn records_waiting(&self) -> usize {
+        View::records_waiting(self)
+    }
+
+    fn pool(&self) -> PoolUse {
+        View::pool(self)
+    }
+
+    fn port_stats(&self, port: usize) -> PortStats {
+        View::port_stats(self, port)
+    }
+
+    fn wall_clock(&self, at: Micros) -> SystemTime {
+        View::wall_clock(self, at)
+    }
+}
+
+impl Debug for dyn Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").field("workers", &self.workers().len()).finish_non_exhaustive()
+    }
+}

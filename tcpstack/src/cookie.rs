@@ -1,0 +1,358 @@
+//! SYN cookies: half-open connections that live in the sequence number instead of in memory (RFC 4987 section 3.6).
+//!
+//! The SYN-ACK's initial sequence number is
+//! `epoch parity (1 bit) | MSS index (3) | client's window scale (4; 15 = none) | SACK (1) | MAC (23)`,
+//! the same for clients with and without timestamps, so neither loses window scaling and SACK.
+//!
+//! The MAC is SipHash-1-3 over both addresses, both ports, the client's ISN, the epoch's number and the eight option bits, under
+//! a key derived per epoch from one seed. Epochs are counted on the wall clock, so appliances that share a seed
+//! accept each other's cookies. The parity bit says which of two live epochs to check: a wrong ACK costs one hash.
+//!
+//! Which epochs are live: this one, and the one before it; in the last eighth of an epoch the next one takes the place of
+//! the one before (by then at least seven eighths of an epoch old), so that a sibling appliance whose clock runs ahead is understood.
+//!
+//! Invariants:
+//! - Nothing is remembered between SYN and ACK, and nothing is derived per packet but the hash.
+//! - A forged ACK passes with probability 2^-23.
+//! - The answer is at most [`AMPLIFICATION`] octets longer than the SYN, is sent once and never retransmitted: a reflected
+//!   SYN flood grows by less than a tenth.
+//! - The answer asserts only what both sides can do: an option the client did not offer is not in it (RFC 7323 sections 2.2
+//!   and 3.2). ECN is not negotiated, and data on the SYN is not acknowledged, so the client sends it again.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use std::hash::Hasher;
+use std::time::Duration;
+
+use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128, SipHasher24};
+use sluice_filters::addr::FlowKey;
+use sluice_filters::units::Seq;
+use sluice_filters::{Flags, Segment};
+use zeroize::{Zeroize, Zeroizing};
+
+use crate::options::SynOptions;
+use crate::segment::{Direction, Head, TcpChecksum};
+
+/// Room [`Jar::answer_syn`] needs in the frame's buffer: a tagged Ethernet header, IPv6, TCP and every option.
+pub const SYN_ACK_MAX: usize = 18 + 40 + 20 + 20;
+
+/// Octets by which an answer can be longer than its SYN: our MSS option, when the client sent none.
+pub const AMPLIFICATION: usize = 4;
+
+/// The lowest MSS served, and the lowest a cookie can remember. Linux's own minimum (`tcp_min_snd_mss`): smaller segments
+/// would be mostly headers, a way to make a server work (CVE-2019-11479).
+pub const MSS_MIN: u16 = 48;
+
+/// MSS of a client that sent no MSS option (RFC 9293 section 3.7.1).
+const MSS_DEFAULT_V4: u16 = 536;
+const MSS_DEFAULT_V6: u16 = 1_220;
+
+/// What a cookie can remember of the client's MSS, rounded down. For IPv4: Linux's minimum, the default, small tunnels,
+/// nested tunnels, WireGuard, PPPoE and 1480-octet tunnels, Ethernet, jumbo frames.
+const MSS_V4: [u16; 8] = [MSS_MIN, MSS_DEFAULT_V4, 1_200, 1_360, 1_380, 1_440, 1_460, 8_960];
+
+/// For IPv6: as IPv4, with the minimum MTU's 1220, and 20 octets less from Ethernet on.
+const MSS_V6: [u16; 8] = [MSS_MIN, 536, MSS_DEFAULT_V6, 1_360, 1_400, 1_420, 1_440, 8_940];
+
+const PARITY_SHIFT: u32 = 31;
+const OPTIONS_SHIFT: u32 = 23;
+const MAC_MASK: u32 = (1 << OPTIONS_SHIFT) - 1;
+const SCALE_NONE: u8 = 15;
+/// RFC 7323 section 2.3: larger shifts count as this one.
+const SCALE_MAX: u8 = 14;
+
+/// What client and appliance agreed on, as far as the cookie remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offer {
+    /// The client's MSS; from a cookie, rounded down to what the cookie can say.
+    pub mss: u16,
+    /// The client's window scale, 0 to 14. None: neither side scales.
+    pub wscale: Option<u8>,
+    /// Whether both sides may send SACK.
+    pub sack: bool,
+}
+
+/// How a service answers a SYN.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynAckProfile {
+    /// The MSS option we send.
+    pub mss: u16,
+    /// The window scale we send when the client offers one; none switches scaling off.
+    pub wscale: Option<u8>,
+    /// The window field.
+    pub window: u16,
+    /// Whether SACK is permitted when the client permits it.
+    pub sack: bool,
+    /// Whether timestamps are used when the client offers them.
+    pub timestamps: bool,
+    /// The Ethernet source of the answer.
+    pub src_mac: [u8; 6],
+    /// Who finishes the TCP checksum.
+    pub tcp_checksum: TcpChecksum,
+}
+
+/// One epoch's number and key.
+struct Live {
+    epoch: u64,
+    key: [u64; 2],
+}
+
+impl Live {
+    fn derive(seed: &[u8; 32], epoch: u64) -> Live {
+        Live { epoch, key: derive(seed, b"cookie  ", epoch) }
+    }
+
+    #[inline]
+    fn mac(&self, key: &FlowKey, client_isn: Seq, options: u8) -> u32 {
+        let sip = SipHasher13::new_with_keys(self.key[0], self.key[1]);
+        let ports_isn = u64::from(key.src_port) << 48 | u64::from(key.dst_port) << 32 | u64::from(client_isn.0);
+        // Seven octets, so that with SipHash's length octet they fill the last block: three blocks in all for IPv4.
+        let tail = (self.epoch << 8 | u64::from(options)).to_le_bytes();
+        let mac = if key.src.is_v4() {
+            let mut message = [0; 23];
+            let addresses = u64::from(key.src.v4_bits()) << 32 | u64::from(key.dst.v4_bits());
+            message[..8].copy_from_slice(&addresses.to_le_bytes());
+            message[8..16].copy_from_slice(&ports_isn.to_le_bytes());
+            message[16..].copy_from_slice(&tail[..7]);
+            sip.hash(&message)
+        } else {
+            let mut message = [0; 47];
+            message[..8].copy_from_slice(&key.src.hi.to_le_bytes());
+            message[8..16].copy_from_slice(&key.src.lo.to_le_bytes());
+            message[16..24].copy_from_slice(&key.dst.hi.to_le_bytes());
+            message[24..32].copy_from_slice(&key.dst.lo.to_le_bytes());
+            message[32..40].copy_from_slice(&ports_isn.to_le_bytes());
+            message[40..].copy_from_slice(&tail[..7]);
+            sip.hash(&message)
+        };
+        mac as u32 & MAC_MASK
+    }
+}
+
+/// Nanoseconds, good until the year 2554.
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A key for one purpose: SipHash-2-4-128 under the seed's first half, over its second half, the purpose and a number.
+fn derive(seed: &[u8; 32], purpose: &[u8; 8], number: u64) -> [u64; 2] {
+    let (key, rest) = seed.split_at(16);
+    let mut sip = SipHasher24::new_with_key(key.first_chunk().unwrap_or(&[0; 16]));
+    sip.write(rest);
+    sip.write(purpose);
+    sip.write(&number.to_le_bytes());
+    let hash = sip.finish128();
+    [hash.h1, hash.h2]
+}
+
+/// Mints and checks cookies. One worker's; workers and appliances with the same seed accept each other's cookies.
+pub struct Jar {
+    seed: Zeroizing<[u8; 32]>,
+    even: Live,
+    odd: Live,
+    /// Whether the epoch that mints is the odd one.
+    mints_odd: bool,
+    timestamp_key: [u64; 2],
+    epoch: Duration,
+    /// The span of wall-clock time in which `live` is right.
+    from: Duration,
+    until: Duration,
+}
+
+impl Jar {
+    /// A jar with a seed from a good random source, shared by whoever is to accept these cookies, and the length of its
+    /// epochs (at least a second). Call [`Jar::tick`] before the first cookie.
+    #[must_use]
+    pub fn new(mut seed: [u8; 32], epoch: Duration) -> Jar {
+        let kept = Zeroizing::new(seed);
+        seed.zeroize();
+        let mut jar = Jar {
+            even: Live { epoch: 0, key: [0; 2] },
+            odd: Live { epoch: 0, key: [0; 2] },
+            mints_odd: false,
+            timestamp_key: derive(&kept, b"tsoffset", 0),
+            seed: kept,
+            epoch: epoch.max(Duration::from_secs(1)),
+            from: Duration::MAX,
+            until: Duration::ZERO,
+        };
+        jar.tick(Duration::ZERO);
+        jar
+    }
+
+    /// Moves to the epoch of `wall`, the time since 1970 on the wall clock. Cheap unless an epoch ends; call it every turn.
+    /// A clock that is set back moves the epoch back.
+    #[inline]
+    pub fn tick(&mut self, wall: Duration) {
+        if !(self.from..self.until).contains(&wall) {
+            self.roll(wall);
+        }
+    }
+
+    #[cold]
+    fn roll(&mut self, wall: Duration) {
+        let length = nanos(self.epoch).max(1);
+        let epoch = nanos(wall).div_euclid(length);
+        let start = Duration::from_nanos(epoch.wrapping_mul(length));
+        // From here on the next epoch's cookies are accepted in place of the last one's.
+        let turn = start.saturating_add(Duration::from_nanos(length.wrapping_sub(length.div_euclid(8))));
+        let other = if wall < turn {
+            (self.from, self.until) = (start, turn);
+            epoch.wrapping_sub(1)
+        } else {
+            (self.from, self.until) = (turn, start.saturating_add(self.epoch));
+            epoch.wrapping_add(1)
+        };
+        self.mints_odd = epoch & 1 == 1;
+        for number in [epoch, other] {
+            let live = Live::derive(&self.seed, number);
+            if number & 1 == 1 { self.odd = live } else { self.even = live }
+        }
+    }
+
+    #[inline]
+    fn live(&self, odd: bool) -> &Live {
+        if odd { &self.odd } else { &self.even }
+    }
+
+    /// The cookie for a SYN: our initial sequence number. `offer.mss` is taken for at least [`MSS_MIN`].
+    #[inline]
+    #[must_use]
+    pub fn mint(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> Seq {
+        let options = encode(key.src.is_v4(), offer);
+        let mac = self.live(self.mints_odd).mac(key, client_isn, options);
+        Seq(u32::from(self.mints_odd) << PARITY_SHIFT | u32::from(options) << OPTIONS_SHIFT | mac)
+    }
+
+    /// What a client's first ACK says the SYN-ACK agreed on; none when its cookie is not ours or too old. `client_isn` is the
+    /// segment's sequence number minus one, `ack` its acknowledgment number, which is the cookie plus one.
+    #[inline]
+    #[must_use]
+    pub fn check(&self, key: &FlowKey, client_isn: Seq, ack: Seq) -> Option<Offer> {
+        let cookie = ack.0.wrapping_sub(1);
+        let options = (cookie >> OPTIONS_SHIFT) as u8;
+        let mac = self.live(cookie >> PARITY_SHIFT == 1).mac(key, client_isn, options);
+        (mac == cookie & MAC_MASK).then(|| decode(key.src.is_v4(), options))
+    }
+
+    /// What our timestamps towards this client are ahead of the millisecond clock: the same at accept time as in the SYN-ACK, and
+    /// for every connection between the same two ends, so that TSval never runs backwards between them (RFC 7323 section
+    /// 5.4, RFC 6191).
+    #[inline]
+    #[must_use]
+    pub fn ts_offset(&self, key: &FlowKey) -> u32 {
+        let sip = SipHasher13::new_with_keys(self.timestamp_key[0], self.timestamp_key[1]);
+        let ports = (u32::from(key.src_port) << 16 | u32::from(key.dst_port)).to_le_bytes();
+        let hash = if key.src.is_v4() {
+            let mut message = [0; 12];
+            let addresses = u64::from(key.src.v4_bits()) << 32 | u64::from(key.dst.v4_bits());
+            message[..8].copy_from_slice(&addresses.to_le_bytes());
+            message[8..].copy_from_slice(&ports);
+            sip.hash(&message)
+        } else {
+            let mut message = [0; 36];
+            message[..8].copy_from_slice(&key.src.hi.to_le_bytes());
+            message[8..16].copy_from_slice(&key.src.lo.to_le_bytes());
+            message[16..24].copy_from_slice(&key.dst.hi.to_le_bytes());
+            message[24..32].copy_from_slice(&key.dst.lo.to_le_bytes());
+            message[32..].copy_from_slice(&ports);
+            sip.hash(&message)
+        };
+        hash as u32
+    }
+
+    /// Turns the frame of a SYN into its SYN-ACK and returns the new length. `frame` is the whole buffer, at least
+    /// [`SYN_ACK_MAX`] octets or as many as the answer needs: it may be longer or shorter than the SYN. `segment` is that
+    /// frame, parsed; `now_ms` the millisecond clock of our timestamps.
+    ///
+    /// Ethernet goes back where it came from, in the same VLAN. Everything above is written anew from `segment`.
+    /// None, and nothing written, when the client's MSS is below [`MSS_MIN`] or the buffer too short.
+    #[inline]
+    pub fn answer_syn(
+        &self,
+        frame: &mut [u8],
+        segment: &Segment,
+        profile: &SynAckProfile,
+        now_ms: u32,
+    ) -> Option<usize> {
+        let offered = segment.options(frame);
+        let default = if segment.key.src.is_v4() { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
+        let offer = Offer {
+            mss: offered.mss.unwrap_or(default),
+            wscale: offered.wscale.filter(|_| profile.wscale.is_some()),
+            sack: offered.sack_permitted && profile.sack,
+        };
+        if offer.mss < MSS_MIN {
+            return None;
+        }
+        let answer = SynOptions {
+            mss: profile.mss,
+            wscale: profile.wscale.filter(|_| offer.wscale.is_some()),
+            sack: offer.sack,
+            timestamp: offered
+                .timestamp
+                .filter(|_| profile.timestamps)
+                .map(|(value, _)| (now_ms.wrapping_add(self.ts_offset(&segment.key)), value)),
+        };
+        let mut head = Head::between(&segment.key, Direction::ToPeer);
+        head.seq = self.mint(&segment.key, segment.seq, offer);
+        head.ack = segment.seq.plus(1);
+        head.flags = Flags::SYN | Flags::ACK;
+        head.window = profile.window;
+
+        let (ethernet, rest) = frame.split_first_chunk_mut::<12>()?;
+        let packet = rest.get_mut(segment.l3().checked_sub(12)?..)?;
+        let len = head.write(packet, answer.words().as_slice(), profile.tcp_checksum)?;
+        let [.., a, b, c, d, e, f] = *ethernet;
+        let client = [a, b, c, d, e, f];
+        ethernet[..6].copy_from_slice(&client);
+        ethernet[6..].copy_from_slice(&profile.src_mac);
+        Some(segment.l3().wrapping_add(len))
+    }
+}
+
+/// The eight option bits.
+#[inline]
+fn encode(v4: bool, offer: Offer) -> u8 {
+    let table = if v4 { &MSS_V4 } else { &MSS_V6 };
+    let at_most = table.iter().map(|mss| u8::from(*mss <= offer.mss)).fold(0, u8::wrapping_add);
+    let wscale = offer.wscale.map_or(SCALE_NONE, |shift| shift.min(SCALE_MAX));
+    at_most.saturating_sub(1) << 5 | wscale << 1 | u8::from(offer.sack)
+}
+
+#[inline]
+fn decode(v4: bool, options: u8) -> Offer {
+    let table = if v4 { &MSS_V4 } else { &MSS_V6 };
+    let wscale = options >> 1 & 0xf;
+    Offer {
+        mss: table.get(usize::from(options >> 5)).copied().unwrap_or(MSS_MIN),
+        wscale: (wscale != SCALE_NONE).then_some(wscale),
+        sack: options & 1 != 0,
+    }
+}
+
+impl Drop for Jar {
+    fn drop(&mut self) {
+        self.even.key.zeroize();
+        self.odd.key.zeroize();
+        self.timestamp_key.zeroize();
+    }
+}
+
+impl std::fmt::Debug for Jar {
+    /// Without the secrets.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let epochs = (self.even.epoch, self.odd.epoch);
+        f.debug_struct("Jar").field("epoch", &self.epoch).field("live", &epochs).finish_non_exhaustive()
+    }
+}

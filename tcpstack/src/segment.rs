@@ -1,0 +1,257 @@
+//! Segments of our own making, without payload: RST, bare ACK, and the SYN that wakes the userspace stack.
+//!
+//! They are written as whole IP packets (no Ethernet) into a buffer of the caller's: IPv4 without options, DF set and ID 0
+//! (RFC 6864 section 4.1), or IPv6 without extension headers; no DSCP, no ECN. What to answer a stray segment with follows
+//! RFC 9293 section 3.10.7.1; challenge ACKs are RFC 5961's.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::checksum::{self, Sum, TCP};
+use sluice_filters::units::Seq;
+use sluice_filters::{Flags, Segment};
+
+use crate::options::{SynOptions, Words};
+
+/// TTL and hop limit of our packets (RFC 1700's default, and what Linux sends).
+pub const TTL: u8 = 64;
+
+/// The longest packet written here: IPv6, TCP and every SYN option.
+pub const PACKET_MAX: usize = 40 + 20 + 20;
+
+/// Which way a segment travels along its [`FlowKey`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// From us to the peer: the key reversed.
+    ToPeer,
+    /// From the peer to us, as the key reads: what we feed a stack in the peer's name.
+    FromPeer,
+}
+
+/// Who finishes the TCP checksum. The IPv4 header's is always written in full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TcpChecksum {
+    /// Computed here.
+    Full,
+    /// Left to the device: the field holds the pseudo-header's sum, as DPDK's and Linux's offloads want it.
+    Offload,
+}
+
+/// A segment without payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BareSegment {
+    /// The flow, `src` being the peer.
+    pub key: FlowKey,
+    /// Which end sends it.
+    pub direction: Direction,
+    /// Sequence number.
+    pub seq: Seq,
+    /// Acknowledgment number; write zero when `flags` has no ACK.
+    pub ack: Seq,
+    /// Flags.
+    pub flags: Flags,
+    /// The window field, unscaled.
+    pub window: u16,
+    /// TSval and TSecr, when the connection uses timestamps (RFC 7323 section 3.2 wants them on every segment but RST).
+    pub timestamp: Option<(u32, u32)>,
+    /// TTL or hop limit, usually [`TTL`].
+    pub ttl: u8,
+}
+
+impl BareSegment {
+    /// Octets that [`BareSegment::write`] writes: 40 to 72.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        packet_len(self.key.src.is_v4(), self.options().as_slice())
+    }
+
+    /// Never: every segment has headers.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Writes the IP packet to the front of `out` and returns its length; none, and nothing written, when `out` is too short.
+    pub fn write(&self, out: &mut [u8], tcp_checksum: TcpChecksum) -> Option<usize> {
+        let mut head = Head::between(&self.key, self.direction);
+        head.seq = self.seq;
+        head.ack = self.ack;
+        head.flags = self.flags;
+        head.window = self.window;
+        head.ttl = self.ttl;
+        head.write(out, self.options().as_slice(), tcp_checksum)
+    }
+
+    fn options(&self) -> Words {
+        self.timestamp.map_or(Words::NONE, |(value, echo)| Words::timestamp(value, echo))
+    }
+}
+
+/// The RST that answers `segment` when no connection wants it (RFC 9293 section 3.10.7.1); none in answer to a RST.
+#[must_use]
+pub fn reset_for(segment: &Segment) -> Option<BareSegment> {
+    if segment.flags.rst() {
+        return None;
+    }
+    let (seq, ack, flags) = if segment.flags.ack() {
+        (segment.ack, Seq(0), Flags::RST)
+    } else {
+        (Seq(0), segment.seq_end(), Flags::RST | Flags::ACK)
+    };
+    Some(BareSegment {
+        key: segment.key,
+        direction: Direction::ToPeer,
+        seq,
+        ack,
+        flags,
+        window: 0,
+        timestamp: None,
+        ttl: TTL,
+    })
+}
+
+/// A SYN as the peer sent it, rebuilt from what its cookie remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SynSegment {
+    /// The flow, `src` being the peer, in whose name the SYN is written.
+    pub key: FlowKey,
+    /// The peer's initial sequence number.
+    pub isn: Seq,
+    /// The peer's MSS option.
+    pub mss: u16,
+    /// The peer's window scale, when it offered one.
+    pub wscale: Option<u8>,
+    /// Whether the peer permitted SACK.
+    pub sack: bool,
+    /// The peer's TSval, when it offered timestamps.
+    pub timestamp: Option<u32>,
+    /// The window field (never scaled in a SYN, RFC 7323 section 2.2).
+    pub window: u16,
+}
+
+/// Writes the SYN as an IP packet to the front of `out` ([`PACKET_MAX`] always suffices) and returns its length; none, and
+/// nothing written, when `out` is too short.
+pub fn synthesize_syn(syn: &SynSegment, out: &mut [u8], tcp_checksum: TcpChecksum) -> Option<usize> {
+    let mut head = Head::between(&syn.key, Direction::FromPeer);
+    head.seq = syn.isn;
+    head.flags = Flags::SYN;
+    head.window = syn.window;
+    let options = SynOptions {
+        mss: syn.mss,
+        wscale: syn.wscale,
+        sack: syn.sack,
+        timestamp: syn.timestamp.map(|value| (value, 0)),
+    };
+    head.write(out, options.words().as_slice(), tcp_checksum)
+}
+
+/// The fields of a segment without payload, addresses in the order of the packet.
+pub(crate) struct Head {
+    pub(crate) src: Addr,
+    pub(crate) dst: Addr,
+    pub(crate) src_port: u16,
+    pub(crate) dst_port: u16,
+    pub(crate) seq: Seq,
+    pub(crate) ack: Seq,
+    pub(crate) flags: Flags,
+    pub(crate) window: u16,
+    pub(crate) ttl: u8,
+}
+
+#[inline]
+fn packet_len(v4: bool, options: &[u32]) -> usize {
+    let headers: usize = if v4 { 40 } else { 60 };
+    headers.wrapping_add(options.len().wrapping_mul(4))
+}
+
+impl Head {
+    #[inline]
+    pub(crate) fn between(key: &FlowKey, direction: Direction) -> Head {
+        let (src, dst, src_port, dst_port) = match direction {
+            Direction::ToPeer => (key.dst, key.src, key.dst_port, key.src_port),
+            Direction::FromPeer => (key.src, key.dst, key.src_port, key.dst_port),
+        };
+        Head { src, dst, src_port, dst_port, seq: Seq(0), ack: Seq(0), flags: Flags::default(), window: 0, ttl: TTL }
+    }
+
+    /// Writes the IP packet to the front of `out` and returns its length; none, and nothing written, when `out` is too short.
+    #[inline]
+    pub(crate) fn write(&self, out: &mut [u8], options: &[u32], tcp_checksum: TcpChecksum) -> Option<usize> {
+        let v4 = self.src.is_v4();
+        let len = packet_len(v4, options);
+        let out = out.get_mut(..len)?;
+        let tcp_len = if v4 {
+            let (header, tcp) = out.split_first_chunk_mut::<20>()?;
+            self.write_ipv4(header, len as u16);
+            self.write_tcp(tcp, options, tcp_checksum)?
+        } else {
+            let (header, tcp) = out.split_first_chunk_mut::<40>()?;
+            self.write_ipv6(header, len.wrapping_sub(40) as u16);
+            self.write_tcp(tcp, options, tcp_checksum)?
+        };
+        debug_assert_eq!(len, tcp_len.wrapping_add(if v4 { 20 } else { 40 }));
+        Some(len)
+    }
+
+    #[inline]
+    fn write_ipv4(&self, header: &mut [u8; 20], len: u16) {
+        let first = 0x4500_0000 | u32::from(len);
+        let dont_fragment = 0x4000;
+        let ttl_protocol = u32::from(self.ttl) << 8 | u32::from(TCP);
+        let (src, dst) = (self.src.v4_bits(), self.dst.v4_bits());
+        let check = Sum::ZERO.dword(first).dword(dont_fragment).dword(ttl_protocol).dword(src).dword(dst).finish();
+        header[..4].copy_from_slice(&first.to_be_bytes());
+        header[4..8].copy_from_slice(&dont_fragment.to_be_bytes());
+        header[8..12].copy_from_slice(&(ttl_protocol << 16 | u32::from(check)).to_be_bytes());
+        header[12..16].copy_from_slice(&src.to_be_bytes());
+        header[16..].copy_from_slice(&dst.to_be_bytes());
+    }
+
+    #[inline]
+    fn write_ipv6(&self, header: &mut [u8; 40], payload_len: u16) {
+        let second = u32::from(payload_len) << 16 | u32::from(TCP) << 8 | u32::from(self.ttl);
+        header[..4].copy_from_slice(&0x6000_0000_u32.to_be_bytes());
+        header[4..8].copy_from_slice(&second.to_be_bytes());
+        header[8..24].copy_from_slice(&self.src.octets());
+        header[24..].copy_from_slice(&self.dst.octets());
+    }
+
+    #[inline]
+    fn write_tcp(&self, out: &mut [u8], options: &[u32], tcp_checksum: TcpChecksum) -> Option<usize> {
+        let len = out.len();
+        let (header, list) = out.split_first_chunk_mut::<20>()?;
+        let ports = u32::from(self.src_port) << 16 | u32::from(self.dst_port);
+        // The data offset counts words: a quarter of `len`, in the word's upper four bits.
+        let offset_window = (len as u32) << 26 | u32::from(self.flags.0) << 16 | u32::from(self.window);
+        let mut sum = checksum::pseudo_header(self.src, self.dst, TCP, len);
+        let check = match tcp_checksum {
+            TcpChecksum::Offload => sum.fold(),
+            TcpChecksum::Full => {
+                sum = sum.dword(ports).dword(self.seq.0).dword(self.ack.0).dword(offset_window);
+                for word in options {
+                    sum = sum.dword(*word);
+                }
+                sum.finish()
+            }
+        };
+        header[..4].copy_from_slice(&ports.to_be_bytes());
+        header[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
+        header[8..12].copy_from_slice(&self.ack.0.to_be_bytes());
+        header[12..16].copy_from_slice(&offset_window.to_be_bytes());
+        header[16..18].copy_from_slice(&check.to_be_bytes());
+        header[18..].copy_from_slice(&[0, 0]);
+        for (slot, word) in list.as_chunks_mut::<4>().0.iter_mut().zip(options) {
+            *slot = word.to_be_bytes();
+        }
+        Some(len)
+    }
+}

@@ -1,0 +1,117 @@
+//! Start and end of DPDK's environment layer (EAL).
+//!
+//! sluice starts the EAL itself, to choose its arguments and to explain its failures, and then lets capsule build its
+//! runtime, which would start it again: the second start is answered with success. Once ended it cannot be started again.
+
+use std::ffi::{CStr, CString};
+use std::os::raw::{c_char, c_int};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+
+use crate::{bindings, pool};
+
+const NEVER: u8 = 0;
+const STARTED: u8 = 1;
+const ENDED: u8 = 2;
+
+static STATE: AtomicU8 = AtomicU8::new(NEVER);
+static ONE_NODE: AtomicBool = AtomicBool::new(false);
+
+/// Whether the EAL runs.
+#[must_use]
+pub fn started() -> bool {
+    STATE.load(Ordering::Acquire) == STARTED
+}
+
+/// Makes all CPUs count as one NUMA node's, so that there is one packet pool: `--no-huge` memory has no nodes.
+pub fn ignore_numa() {
+    ONE_NODE.store(true, Ordering::Release);
+}
+
+/// The argument as DPDK 22.11 spells it.
+fn renamed(argument: &[u8]) -> &[u8] {
+    match argument {
+        b"--master-lcore" => b"--main-lcore",
+        b"--pci-whitelist" | b"-w" => b"-a",
+        b"--pci-blacklist" => b"-b",
+        same => same,
+    }
+}
+
+/// Starts the EAL, or does nothing if it runs already. Arguments that 22.11 renamed are passed under their new names.
+///
+/// # Safety
+/// `argv` must hold `argc` pointers to C strings. No other thread may be in this function or in [`rte_eal_cleanup`].
+pub unsafe fn rte_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int {
+    if started() {
+        return 0;
+    }
+    let count = usize::try_from(argc).unwrap_or(0);
+    let arguments: Vec<CString> = (0..count)
+        // SAFETY: the caller vouches for `argc` pointers to C strings.
+        .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) })
+        .map(|argument| CString::new(renamed(argument.to_bytes())).unwrap_or_default())
+        .collect();
+    // DPDK keeps pointers into them and permutes the array: both live as long as the process.
+    let arguments: &'static [CString] = Vec::leak(arguments);
+    let pointers: Vec<*mut c_char> =
+        arguments.iter().map(|a| a.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect();
+    let pointers = Vec::leak(pointers);
+    // SAFETY: `pointers` holds `argc` C strings and a terminating null, all of which stay valid. Like any main(), DPDK may
+    // write to them: they are heap memory that nobody else uses.
+    let result = unsafe { bindings::rte_eal_init(argc, pointers.as_mut_ptr()) };
+    if result >= 0 {
+        STATE.store(STARTED, Ordering::Release);
+    }
+    result
+}
+
+/// Ends the EAL, once. Does nothing if it does not run, and leaves its memory alone if a pool could not be freed because
+/// somebody still holds frames of it (see [`pool::rte_mempool_free`]).
+///
+/// # Safety
+/// All ports must be closed, and no thread may use DPDK during or after the call.
+pub unsafe fn rte_eal_cleanup() -> c_int {
+    if STATE.compare_exchange(STARTED, ENDED, Ordering::AcqRel, Ordering::Acquire).is_err() || pool::any_in_use() {
+        return 0;
+    }
+    // SAFETY: the EAL runs, and the caller vouches that nobody uses it any more.
+    unsafe { bindings::rte_eal_cleanup() }
+}
+
+/// The NUMA node of a CPU, always one that DPDK knows. (libnuma's function of this name answers -1 on kernels without
+/// NUMA, for which capsule then finds no pool.)
+///
+/// # Safety
+/// The EAL must run.
+#[must_use]
+pub unsafe fn numa_node_of_cpu(cpu: c_int) -> c_int {
+    // SAFETY: the EAL runs; both only read its configuration.
+    let nodes = unsafe { (0..bindings::rte_socket_count()).map(|i| bindings::rte_socket_id_by_idx(i)) };
+    let nodes: Vec<c_int> = nodes.filter(|&node| node >= 0).collect();
+    let first = nodes.first().copied().unwrap_or(0);
+    if ONE_NODE.load(Ordering::Acquire) {
+        return first;
+    }
+    let local = |node: &c_int| Path::new(&format!("/sys/devices/system/cpu/cpu{cpu}/node{node}")).exists();
+    nodes.into_iter().find(local).unwrap_or(first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_that_dpdk_renamed_are_passed_under_their_new_names() {
+        assert_eq!(renamed(b"--master-lcore"), b"--main-lcore");
+        assert_eq!(renamed(b"--pci-whitelist"), b"-a");
+        assert_eq!(renamed(b"--vdev"), b"--vdev");
+    }
+
+    #[test]
+    fn ending_an_eal_that_never_started_does_nothing() {
+        // SAFETY: no port exists and no thread uses DPDK.
+        assert_eq!(unsafe { rte_eal_cleanup() }, 0);
+        assert!(!started());
+    }
+}

@@ -21,7 +21,7 @@
 
 use crate::DropReason;
 use crate::addr::{Addr, FlowKey};
-use crate::checksum::{ICMP, ICMP6, Sum, TCP, sum};
+use crate::checksum::{ICMP, ICMP6, Sum, TCP};
 use crate::packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment};
 use crate::units::Seq;
 
@@ -67,7 +67,7 @@ pub fn parse(frame: &[u8], checksums: RxChecksums) -> Result<Parsed, DropReason>
 #[inline(always)]
 fn ipv4(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result<Parsed, DropReason> {
     let Some((header, rest)) = packet.split_first_chunk::<20>() else { return Err(DropReason::Truncated) };
-    let &[version_len, tos, l0, l1, _, _, f0, f1, ttl, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
+    let &[version_len, tos, l0, l1, _, _, f0, f1, ttl, protocol, ..] = header;
     let total = u16::from_be_bytes([l0, l1]);
     // Fragment offset, "more fragments" and the reserved flag; "don't fragment" is all that may be set.
     let fragment = u16::from_be_bytes([f0, f1]) & 0xbfff;
@@ -78,23 +78,25 @@ fn ipv4(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result
     let Some(l4) = rest.get(..usize::from(total).wrapping_sub(20)) else {
         return Err(if total < 20 { DropReason::BadIpLength } else { DropReason::Truncated });
     };
-    if checksums.ip != ChecksumState::Good && !sum(header).is_valid() {
-        return Err(DropReason::BadIpChecksum);
+    let addresses = word(header, 12).wrapping_add(word(header, 16));
+    if checksums.ip != ChecksumState::Good {
+        let rest = word(header, 0).wrapping_add(word(header, 4)).wrapping_add(word(header, 8));
+        if !Sum::of_ne(addresses.wrapping_add(rest)).is_valid() {
+            return Err(DropReason::BadIpChecksum);
+        }
     }
     let is_tcp = protocol == TCP;
     if !is_tcp && protocol != ICMP {
         return Err(DropReason::NotTcp);
     }
-    let src = Addr::v4(u32::from_be_bytes([s0, s1, s2, s3]));
-    let dst = Addr::v4(u32::from_be_bytes([d0, d1, d2, d3]));
-    if not_unicast_v4(s0) | not_unicast_v4(d0) | (src == dst) | to_group {
-        return Err(bad_ipv4_address(s0, d0, to_group));
+    let (src, dst) = (u32::from_be(word(header, 12) as u32), u32::from_be(word(header, 16) as u32));
+    if not_unicast_v4(src) | not_unicast_v4(dst) | (src == dst) | to_group {
+        return Err(bad_ipv4_address(src, dst, to_group));
     }
+    let (src, dst) = (Addr::v4(src), Addr::v4(dst));
     if is_tcp {
-        let addresses = u64::from(u32::from_ne_bytes([s0, s1, s2, s3]))
-            .wrapping_add(u64::from(u32::from_ne_bytes([d0, d1, d2, d3])));
         let ip = Ip { l2, src, dst, header_len: 20, hop_limit: ttl, tos };
-        tcp(l4, ip, Sum::of_ne(addresses), checksums)
+        tcp(l4, ip, addresses, checksums)
     } else {
         datagram(l4, l2, src, dst, 20, ttl).map(Parsed::Icmp)
     }
@@ -118,7 +120,12 @@ fn ipv6(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result
             return Err(bad_ipv6_address(src, dst, to_group));
         }
         let ip = Ip { l2, src, dst, header_len: 40, hop_limit, tos: v0 << 4 | v1 >> 4 };
-        tcp(l4, ip, sum(addresses), checksums)
+        // Eight words of 32 bits.
+        let mut sum = 0u64;
+        for at in (8..40).step_by(4) {
+            sum = sum.wrapping_add(word(header, at));
+        }
+        tcp(l4, ip, sum, checksums)
     } else {
         icmp6_or_drop(l4, l2, next, src, dst, hop_limit)
     }
@@ -135,7 +142,7 @@ struct Ip {
 }
 
 #[inline(always)]
-fn tcp(segment: &[u8], ip: Ip, addresses: Sum, checksums: RxChecksums) -> Result<Parsed, DropReason> {
+fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result<Parsed, DropReason> {
     let Some((header, rest)) = segment.split_first_chunk::<20>() else { return Err(DropReason::BadTcpLength) };
     let &[p0, p1, p2, p3, s0, s1, s2, s3, a0, a1, a2, a3, offset, flags, w0, w1, _, _, _, _] = header;
     let tcp_len = offset >> 2 & 0x3c;
@@ -152,8 +159,17 @@ fn tcp(segment: &[u8], ip: Ip, addresses: Sum, checksums: RxChecksums) -> Result
         return Err(DropReason::BadFlags);
     }
     if checksums.l4 != ChecksumState::Good {
-        let pseudo = addresses.dword(segment.len() as u32).word(u16::from(TCP));
-        if !pseudo.bytes(header).bytes(rest).is_valid() {
+        // At most fifteen words of 32 bits: no carry leaves the 64.
+        let mut sum =
+            addresses.wrapping_add((segment.len() as u32).to_be().into()).wrapping_add(u16::from(TCP).to_be().into());
+        for at in (0..20).step_by(4) {
+            sum = sum.wrapping_add(word(header, at));
+        }
+        let mut sum = Sum::of_ne(sum);
+        if !rest.is_empty() {
+            sum = sum.bytes(rest);
+        }
+        if !sum.is_valid() {
             return Err(DropReason::BadTcpChecksum);
         }
     }
@@ -208,9 +224,19 @@ fn datagram(l4: &[u8], l2: L2, src: Addr, dst: Addr, l3_len: u16, hop_limit: u8)
     Ok(Datagram { l2, src, dst, l4: start, end, hop_limit })
 }
 
-/// Whether the first octet belongs to no unicast address on the wire: 0/8, 127/8, 224/4, 240/4.
+/// Four octets of a header as the checksum adds them. `at` is a constant below `N - 3` wherever this is called.
 #[inline(always)]
-fn not_unicast_v4(first: u8) -> bool {
+fn word<const N: usize>(header: &[u8; N], at: usize) -> u64 {
+    match header.get(at..).and_then(|rest| rest.first_chunk::<4>()) {
+        Some(&octets) => u32::from_ne_bytes(octets).into(),
+        None => 0,
+    }
+}
+
+/// Whether an address is no unicast address on the wire: 0/8, 127/8, 224/4, 240/4.
+#[inline(always)]
+fn not_unicast_v4(addr: u32) -> bool {
+    let first = addr >> 24;
     (first.wrapping_sub(1) >= 223) | (first == 127)
 }
 
@@ -231,9 +257,9 @@ fn bad_ipv4(version_len: u8, fragment: u16) -> DropReason {
 }
 
 #[cold]
-fn bad_ipv4_address(src: u8, dst: u8, to_group: bool) -> DropReason {
+fn bad_ipv4_address(src: u32, dst: u32, to_group: bool) -> DropReason {
     if not_unicast_v4(src) {
-        if src >> 4 == 14 { DropReason::MulticastSource } else { DropReason::MartianSource }
+        if src >> 28 == 14 { DropReason::MulticastSource } else { DropReason::MartianSource }
     } else if not_unicast_v4(dst) {
         DropReason::BadDestination
     } else if to_group {

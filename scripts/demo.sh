@@ -108,6 +108,7 @@ cat >"$RUN/sluice.toml" <<TOML
 [runtime]
 cores = [$WORKER_CORE]
 control_core = $CONTROL_CORE
+idle = "sleep"
 
 [[port]]
 name = "wan"

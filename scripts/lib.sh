@@ -300,12 +300,14 @@ hand_back_target() {
 # Processors
 # ---------------------------------------------------------------------------------------------
 
-# Sets CONTROL_CORE and WORKER_CORE from the processors this process may use: the first and the last.
+# Sets CONTROL_CORE and WORKER_CORE to the first two processors this process may use.
 pick_cores() {
-    local list
-    list="$(taskset -cp $$ | sed 's/.*: //')"
-    CONTROL_CORE="${list%%[,-]*}"
-    WORKER_CORE="${list##*[,-]}"
+    local range list=() core
+    for range in $(taskset -cp $$ | sed 's/.*: //; s/,/ /g'); do
+        for ((core = ${range%-*}; core <= ${range#*-} && ${#list[@]} < 2; core++)); do list+=("$core"); done
+    done
+    ((${#list[@]} == 2)) || die "sluice needs two processors, one for a worker and one for everything else; this process may use ${#list[@]}"
+    CONTROL_CORE=${list[0]} WORKER_CORE=${list[1]}
 }
 
 # ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@
 //! Text from the file is escaped before it is shown, so a file cannot send control sequences to a terminal or a log.
 
 use std::fmt;
-use std::ops::Range;
 
 /// Mistakes shown by [`ConfigErrors`]'s `Display`; the rest is counted.
 const SHOWN: usize = 50;
@@ -172,8 +171,7 @@ impl<'a> Diagnostics<'a> {
     }
 
     /// Notes what the TOML parser says.
-    pub(crate) fn syntax(&mut self, span: Option<Range<usize>>, message: &str) {
-        let at = span.map_or(0, |s| s.start);
+    pub(crate) fn syntax(&mut self, at: usize, message: &str) {
         let (found, remedy) = match message.split_once(", expected ") {
             Some((found, expected)) => (found, format!("expected {expected}")),
             None if message.contains("duplicate key") => (message, "keep one of the two".to_owned()),
@@ -213,9 +211,14 @@ pub(crate) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
         return None;
     }
     let word = word.to_lowercase().replace('-', "_");
+    let distance = |name: &str| {
+        let name = name.to_lowercase().replace('-', "_");
+        let extends = name.len().min(word.len()) >= 3 && (name.starts_with(&word) || word.starts_with(&name));
+        if extends { 1 } else { strsim::damerau_levenshtein(&word, &name) }
+    };
     known
         .into_iter()
-        .map(|name| (strsim::damerau_levenshtein(&word, &name.to_lowercase().replace('-', "_")), name))
+        .map(|name| (distance(name), name))
         .filter(|(distance, name)| *distance <= (name.len() / 3).max(1))
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, name)| name)

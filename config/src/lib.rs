@@ -74,8 +74,13 @@ pub fn parse(file_name: &str, text: &str) -> Result<Config, ConfigErrors> {
     let mut diag = Diagnostics::new(file_name, text);
     let (root, syntax) = toml::de::DeTable::parse_recoverable(text);
     if !syntax.is_empty() {
+        let mut last = None;
         for error in &syntax {
-            diag.syntax(error.span(), error.message());
+            let at = error.span().map_or(0, |span| span.start);
+            // What follows on the same line is most often a consequence.
+            if last.replace(diag.line(at)) != Some(diag.line(at)) {
+                diag.syntax(at, error.message());
+            }
         }
         return Err(ConfigErrors::new(diag.into_mistakes()));
     }

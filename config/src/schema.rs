@@ -557,3 +557,189 @@ fn log(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Log {
         connections: connections.map_or(default.connections, |c| c.value),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{Config, Filters, Port, Service, Upstream};
+    use crate::parse;
+
+    const DOCUMENT: &str = include_str!("../../docs/configuration.md");
+
+    const MINIMAL: &str = r#"
+[[port]]
+name = "wan"
+device = "0000:03:00.0"
+addresses = ["198.51.100.2/24"]
+
+[[service]]
+name = "web"
+listen = ["198.51.100.10:443"]
+
+[[service.upstream]]
+address = "198.51.100.50:443"
+"#;
+
+    /// The documented keys of a section with their defaults, from the table below its heading.
+    fn documented(section: &str) -> Vec<(String, String)> {
+        let headings = [format!("\n## [{section}]\n"), format!("\n## [[{section}]]\n")];
+        let (_, after) = headings.iter().find_map(|h| DOCUMENT.split_once(h.as_str())).expect(section);
+        let body = after.split("\n## ").next().unwrap();
+        let rows = body.lines().filter_map(|line| line.strip_prefix("| `"));
+        rows.map(|row| {
+            let cells: Vec<&str> = row.split(" | ").collect();
+            (cells[0].trim_end_matches('`').to_owned(), cells[2].to_owned())
+        })
+        .collect()
+    }
+
+    #[test]
+    fn document_and_schema_name_the_same_keys() {
+        for (section, keys) in &SCHEMA[1..] {
+            let documented: Vec<String> = documented(section).into_iter().map(|(key, _)| key).collect();
+            assert_eq!(documented, *keys, "docs/configuration.md, {section}");
+        }
+    }
+
+    #[test]
+    fn writing_a_documented_default_changes_nothing() {
+        for (section, _) in &SCHEMA[1..] {
+            for (key, default) in documented(section) {
+                let Some(default) = default.strip_prefix('`').and_then(|d| d.strip_suffix('`')) else { continue };
+                let (header, reference) = match *section {
+                    "port" => ("[[port]]\n", MINIMAL.to_owned()),
+                    "service" => ("[[service]]\n", MINIMAL.to_owned()),
+                    "service.upstream" => ("[[service.upstream]]\n", MINIMAL.to_owned()),
+                    other => ("", format!("{MINIMAL}[{other}]\n")),
+                };
+                let line = format!("{key} = {default}\n");
+                let written = match header {
+                    "" => format!("{reference}{line}"),
+                    header => reference.replace(header, &format!("{header}{line}")),
+                };
+                let written = parse("written", &written).unwrap_or_else(|e| panic!("{e}\n{written}"));
+                assert_eq!(written, parse("reference", &reference).unwrap(), "{section}.{key}");
+            }
+        }
+    }
+
+    #[test]
+    fn minimal_file_has_every_default() {
+        let secs = Duration::from_secs;
+        let expected = Config {
+            runtime: Runtime {
+                cores: vec![1],
+                control_core: 0,
+                hugepages: Hugepages::Auto,
+                dpdk_args: String::new(),
+                drain: secs(5),
+                mbufs: 65_535,
+                rx_descriptors: 1_024,
+                tx_descriptors: 1_024,
+                idle: Idle::Spin,
+            },
+            ports: vec![Port {
+                name: "wan".into(),
+                device: "0000:03:00.0".into(),
+                args: String::new(),
+                addresses: vec![PortAddress {
+                    address: "198.51.100.2".parse().unwrap(),
+                    network: "198.51.100.0/24".parse().unwrap(),
+                }],
+                gateways: vec![],
+                vlan: 0,
+                mtu: 1500,
+                promiscuous: false,
+            }],
+            routes: vec![],
+            services: vec![Service {
+                name: "web".into(),
+                listen: vec!["198.51.100.10:443".parse().unwrap()],
+                mode: Mode::Terminate,
+                proxy_protocol: ProxyProtocol::Off,
+                connect: Connect::OnAccept,
+                balance: Balance::RoundRobin,
+                source: vec![],
+                congestion: Congestion::Reno,
+                upstream_congestion: Congestion::None,
+                buffer: 65_535,
+                timeouts: Timeouts {
+                    connect: secs(5),
+                    client_idle: secs(300),
+                    upstream_idle: secs(300),
+                    half_closed: secs(30),
+                    first_data: Duration::ZERO,
+                    unacknowledged: secs(60),
+                },
+                limits: Limits { connections: 100_000, connections_per_source: 0 },
+                upstreams: vec![Upstream { address: "198.51.100.50:443".parse().unwrap(), weight: 1 }],
+            }],
+            filters: Filters { deny: vec![], allow: vec![], icmp_rate: 1_000 },
+            cookies: Cookies { seed_file: None, epoch: secs(64) },
+            metrics: None,
+            log: Log { level: Level::Info, connections: ConnectionLog::Stdout },
+        };
+        assert_eq!(parse("minimal.toml", MINIMAL), Ok(expected));
+        let config = parse("minimal.toml", &format!("{MINIMAL}[metrics]\n")).unwrap();
+        assert_eq!(config.metrics.unwrap().listen, "127.0.0.1:9150".parse().unwrap());
+    }
+
+    #[test]
+    fn gateway_is_a_text_or_a_list() {
+        for gateway in [r#""198.51.100.1""#, r#"["198.51.100.1"]"#] {
+            let text = MINIMAL.replace("[[service]]", &format!("gateway = {gateway}\n[[service]]"));
+            assert_eq!(parse("f", &text).unwrap().ports[0].gateways, ["198.51.100.1".parse::<IpAddr>().unwrap()]);
+        }
+    }
+
+    #[test]
+    fn first_data_is_switched_off_by_any_zero() {
+        for zero in [r#""0""#, r#""0s""#, "0", r#""0ms""#] {
+            let text = format!("{MINIMAL}[service.timeouts]\nfirst_data = {zero}\n");
+            assert_eq!(parse("f", &text).unwrap().services[0].timeouts.first_data, Duration::ZERO);
+            let text = format!("{MINIMAL}[service.timeouts]\nhalf_closed = {zero}\n");
+            assert!(parse("f", &text).is_err());
+        }
+    }
+
+    #[test]
+    fn devices_are_pci_addresses_or_virtual_devices() {
+        assert_eq!(device("0000:AF:1f.7"), Ok("0000:af:1f.7".into()), "as DPDK spells it");
+        assert_eq!(device("net_virtio_user0"), Ok("net_virtio_user0".into()));
+        for text in ["", "net_", "0000:03:20.0", "0000:03:00.8", "0000:03:00", "net_pcap 0", "net_Tap0", "mlx5_0", "é"]
+        {
+            assert!(device(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn dpdk_arguments_may_map_cores() {
+        assert!(dpdk_args("--lcores 0@1,1@1 --log-level=8", Hugepages::Auto).is_ok());
+        assert!(dpdk_args("--no-huge", Hugepages::Off).is_ok());
+        assert!(dpdk_args("--no-huge", Hugepages::Auto).is_err());
+        assert!(dpdk_args("a\0b", Hugepages::Off).is_err());
+    }
+
+    #[test]
+    fn a_link_local_gateway_is_on_link_with_any_ipv6_address() {
+        let six = MINIMAL.replace("/24\"]", "/24\", \"2001:db8::2/64\"]");
+        let with = |text: &str| text.replace("[[service]]", "gateway = \"fe80::1\"\n[[service]]");
+        assert!(parse("f", &with(&six)).is_ok());
+        assert!(parse("f", &with(MINIMAL)).is_err());
+    }
+
+    #[test]
+    fn a_routed_listen_address_may_be_a_source() {
+        let text = MINIMAL.replace("198.51.100.10:443\"]", "192.0.2.10:443\"]\nsource = [\"192.0.2.10\"]");
+        assert!(parse("f", &text).is_ok());
+        assert!(parse("f", &text.replace("source = [\"192.0.2.10\"]", "source = [\"192.0.2.11\"]")).is_err());
+    }
+
+    #[test]
+    fn consequences_of_a_mistake_are_not_reported() {
+        // The port's address is wrong, so nothing is on-link; only the address is to blame.
+        let text = MINIMAL.replace("198.51.100.2/24", "198.51.100.2/33");
+        let errors = parse("f", &text).unwrap_err();
+        assert_eq!(errors.mistakes().len(), 1, "{errors}");
+    }
+}

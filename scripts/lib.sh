@@ -261,6 +261,8 @@ find_cargo() {
         CARGO="$(command -v cargo || true)"
     fi
     [[ -n $CARGO ]] || die "cargo is missing: install Rust from https://rustup.rs (Debian's own is too old), as the user who runs this"
+    # A root-owned target/ (setup.sh --vm may have created it) would stop the builder.
+    hand_back_target
     local wanted found
     wanted="$(sed -n 's/^rust-version = "\([0-9.]*\)".*/\1/p' "$REPO/Cargo.toml")"
     found="$(as_builder "$CARGO" --version | awk '{print $2}')" || die "'$CARGO --version' failed: is a toolchain installed? ('rustup toolchain install stable')"
@@ -285,9 +287,9 @@ cargo_run() {
 # The caller has built everything as the builder before; what root leaves in target/ is handed back.
 cargo_as_root() {
     find_cargo
-    local code=0
-    (cd "$REPO" && env CARGO_HOME="${CARGO_HOME:-$BUILD_HOME/.cargo}" RUSTUP_HOME="${RUSTUP_HOME:-$BUILD_HOME/.rustup}" \
-        PATH="$(dirname "$CARGO"):$PATH" "$CARGO" "$@" </dev/null) || code=$?
+    local code=0 homes=()
+    if [[ -n $BUILD_USER ]]; then homes=(CARGO_HOME="$BUILD_HOME/.cargo" RUSTUP_HOME="$BUILD_HOME/.rustup"); fi
+    (cd "$REPO" && env "${homes[@]}" PATH="$(dirname "$CARGO"):$PATH" "$CARGO" "$@" </dev/null) || code=$?
     hand_back_target
     return "$code"
 }

@@ -68,8 +68,7 @@ pub enum AckResult {
 
 impl AckResult {
     /// Every result, in counter order.
-    pub const ALL: [AckResult; 4] =
-        [AckResult::Accepted, AckResult::BadCookie, AckResult::Limit, AckResult::Draining];
+    pub const ALL: [AckResult; 4] = [AckResult::Accepted, AckResult::BadCookie, AckResult::Limit, AckResult::Draining];
 
     /// The metric's label value.
     #[must_use]

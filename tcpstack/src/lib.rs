@@ -5,10 +5,14 @@
 pub mod cookie;
 pub mod counters;
 pub mod flow;
+pub mod limits;
+pub mod net;
 mod options;
 pub mod ports;
 pub mod proxy;
 pub mod record;
 pub mod segment;
+mod slab;
+pub mod terminate;
 pub mod translate;
 pub mod wheel;

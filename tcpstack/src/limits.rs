@@ -28,9 +28,11 @@ pub struct SharedLimits {
     limits: Vec<Limits>,
     active: Vec<AtomicU32>,
     // Source addresses are an attacker's choice: the hash has a secret key. Bounded by `connections`.
-    sources: Vec<Mutex<HashMap<(ServiceId, Addr), u32, Keyed>>>,
+    sources: Vec<Mutex<Sources>>,
     keyed: Keyed,
 }
+
+type Sources = HashMap<(ServiceId, Addr), u32, Keyed>;
 
 #[derive(Clone, Copy)]
 struct Keyed([u64; 2]);
@@ -108,7 +110,7 @@ impl SharedLimits {
         }
     }
 
-    fn shard(&self, service: ServiceId, source: Addr) -> &Mutex<HashMap<(ServiceId, Addr), u32, Keyed>> {
+    fn shard(&self, service: ServiceId, source: Addr) -> &Mutex<Sources> {
         let hash = self.keyed.hash_one((service, source));
         &self.sources[hash as usize % SHARDS]
     }

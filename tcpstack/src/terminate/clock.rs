@@ -4,8 +4,8 @@
 
 use std::cell::Cell;
 
-use smoltcp::time::Instant;
 use sluice_filters::units::Micros;
+use smoltcp::time::Instant;
 
 /// How much faster smoltcp's clock runs.
 const SPEED: u64 = 5;

@@ -84,7 +84,12 @@ impl Balancer {
     }
 
     /// The addresses to dial `upstream` from, in turn: the service's own of its family, or `default`.
-    pub(super) fn sources(&mut self, service: &Service, upstream: SocketAddr, default: Addr) -> impl Iterator<Item = Addr> {
+    pub(super) fn sources(
+        &mut self,
+        service: &Service,
+        upstream: SocketAddr,
+        default: Addr,
+    ) -> impl Iterator<Item = Addr> {
         let own: Vec<Addr> =
             service.source.iter().filter(|ip| ip.is_ipv4() == upstream.is_ipv4()).map(|ip| Addr::from(*ip)).collect();
         let list = if own.is_empty() { vec![default] } else { own };
@@ -113,15 +118,17 @@ impl SourcePorts {
     }
 
     /// A port from which `upstream` may be dialled now, such that its answers come to this worker; none when all are taken.
-    pub(super) fn lease<N: Lower>(&mut self, source: Addr, upstream: SocketAddr, now: Micros, net: &N) -> Option<Lease> {
+    pub(super) fn lease<N: Lower>(
+        &mut self,
+        source: Addr,
+        upstream: SocketAddr,
+        now: Micros,
+        net: &N,
+    ) -> Option<Lease> {
         let found = self.spaces.iter().position(|(s, u, _)| *s == source && *u == upstream);
         let space = found.unwrap_or_else(|| {
-            let key = |port| FlowKey {
-                src: upstream.ip().into(),
-                dst: source,
-                src_port: upstream.port(),
-                dst_port: port,
-            };
+            let key =
+                |port| FlowKey { src: upstream.ip().into(), dst: source, src_port: upstream.port(), dst_port: port };
             let ports = PortSpace::new(self.seed, |port| net.owns(&key(port)));
             self.spaces.push((source, upstream, ports));
             self.spaces.len() - 1

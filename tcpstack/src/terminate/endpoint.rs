@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_config::Congestion;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq};
-use sluice_filters::{Segment, checksum};
+use sluice_filters::{Flags, Segment, checksum};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
@@ -16,7 +16,7 @@ use super::clock;
 use super::device::{Blueprint, Wire};
 use super::guard::Guard;
 use crate::net::{Lower, Way};
-use crate::segment::{self, BareSegment};
+use crate::segment::{self, BareSegment, Direction, SynSegment, TcpChecksum};
 use crate::translate::Translator;
 
 /// Rule 1 of the guard: a larger receive buffer would need a window shift.
@@ -75,24 +75,19 @@ impl Leg {
         let Some(emitted) = Emitted::read(tcp) else { return };
         let (isn, offset) = (self.isn, self.timestamp_offset);
         let translator =
-            self.translator.get_or_insert_with(|| Translator::new(isn.minus(emitted.seq), offset));
-        translator.outgoing(tcp);
+            self.translator.get_or_insert(Translator { seq_delta: isn.minus(emitted.seq), ts_delta: offset });
+        translator.outgoing::<false>(tcp);
         if let Some(emitted) = Emitted::read(tcp)
-            && emitted.flags & RST == 0
+            && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
-            let ack = (emitted.flags & ACK != 0).then_some(emitted.ack);
-            self.guard.sent(
-                emitted.seq,
-                ack,
-                emitted.window,
-                emitted.flags & SYN != 0,
-                emitted.flags & FIN != 0,
-                payload,
-            );
+            let ack = emitted.flags.ack().then_some(emitted.ack);
+            self.guard.sent(emitted.seq, ack, emitted.window, emitted.flags.syn(), emitted.flags.fin(), payload);
         }
         checksum::fill_tcp(tcp, self.key.dst, self.key.src);
-        checksum::fill_ipv4_header(header);
+        if let Ok(header) = header.try_into() {
+            checksum::fill_ipv4_header(header);
+        }
     }
 
     /// smoltcp's SYN-ACK, which nobody sends: it tells smoltcp's first number, and so the translation.
@@ -100,18 +95,31 @@ impl Leg {
         if let Some((_, tcp)) = split_ip(packet)
             && let Some(emitted) = Emitted::read(tcp)
         {
-            self.translator = Some(Translator::new(self.isn.minus(emitted.seq), self.timestamp_offset));
+            self.translator =
+                Some(Translator { seq_delta: self.isn.minus(emitted.seq), ts_delta: self.timestamp_offset });
         }
+    }
+
+    /// Whether our first sequence number is this one.
+    pub(super) fn is_first_number(&self, seq: Seq) -> bool {
+        self.isn == seq
+    }
+
+    /// Whether both ends send timestamps.
+    pub(super) fn timestamps(&self) -> bool {
+        self.peer_timestamp.is_some()
     }
 
     /// An ACK that says where we are (RFC 5961), built without smoltcp.
     pub(super) fn bare_ack(&self, now: Micros) -> BareSegment {
         BareSegment {
             key: self.key,
+            direction: Direction::ToPeer,
             seq: self.guard.snd_max(),
             ack: self.guard.rcv_ack(),
-            flags: segment::ACK,
+            flags: Flags::ACK,
             window: self.guard.rcv_window(),
+            ttl: segment::TTL,
             timestamp: self
                 .peer_timestamp
                 .map(|echo| (clock::timestamp_ms(now).wrapping_add(self.timestamp_offset), echo)),
@@ -119,17 +127,12 @@ impl Leg {
     }
 }
 
-const FIN: u8 = 0x01;
-const SYN: u8 = 0x02;
-const RST: u8 = 0x04;
-const ACK: u8 = 0x10;
-
 /// The header fields of an emitted segment that the guard wants to know.
 struct Emitted {
     seq: Seq,
     ack: Seq,
     header_len: usize,
-    flags: u8,
+    flags: Flags,
     window: u16,
 }
 
@@ -141,7 +144,7 @@ impl Emitted {
             seq: Seq(u32::from_be_bytes([*s0, *s1, *s2, *s3])),
             ack: Seq(u32::from_be_bytes([*a0, *a1, *a2, *a3])),
             header_len: usize::from(offset >> 4) * 4,
-            flags: *flags,
+            flags: Flags(*flags),
             window: u16::from_be_bytes([*w0, *w1]),
         })
     }
@@ -249,18 +252,19 @@ impl Endpoint {
         let local = address(making.key.dst);
         endpoint.socket_mut().listen(IpListenEndpoint { addr: Some(local), port: making.key.dst_port }).ok()?;
 
-        let mut room = [0; segment::SYN_MAX];
+        let mut room = [0; segment::PACKET_MAX];
         let len = segment::synthesize_syn(
-            &segment::Syn {
+            &SynSegment {
                 key: making.key,
                 isn: offer.isn,
                 mss: offer.mss,
-                window_scale: offer.window_scale,
+                wscale: offer.window_scale,
                 sack: offer.sack,
                 timestamp: offer.timestamp.filter(|_| making.timestamps),
                 window: u16::MAX,
             },
             &mut room,
+            TcpChecksum::Full,
         )?;
         let (interface, mtu) = interfaces.get(endpoint.interface);
         let time = clock::stack_time(now);
@@ -282,18 +286,18 @@ impl Endpoint {
         Some(endpoint)
     }
 
-    /// Feeds a segment the guard let pass. `packet` is its whole IP packet, changed on the way.
+    /// Feeds a segment the guard let pass. `frame` is what it came in, changed on the way.
     pub(super) fn feed<N: Lower>(
         &mut self,
         segment: &Segment,
-        packet: &mut [u8],
+        frame: &mut [u8],
         interfaces: &mut Interfaces,
         now: Micros,
         net: &mut N,
     ) {
         let opening = !self.leg.guard.synchronized() && segment.flags.syn();
-        if let Some(tcp) = packet.get_mut(usize::from(segment.l3_len)..) {
-            let options = segment::options_of(segment, tcp);
+        let options = segment.options(frame);
+        if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
             if opening {
                 self.leg.guard.peer_shift(options.wscale.unwrap_or(0));
             }
@@ -303,12 +307,12 @@ impl Endpoint {
                 self.leg.peer_timestamp = Some(value);
             }
             if let Some(translator) = &self.leg.translator {
-                translator.incoming(tcp);
+                translator.incoming::<false>(tcp);
             }
         }
         self.heard = now;
         let (interface, mtu) = interfaces.get(self.interface);
-        let mut wire = Wire { net, leg: &mut self.leg, received: Some(packet), swallow: false, mtu };
+        let mut wire = Wire { net, leg: &mut self.leg, received: frame.get(segment.ip_range()), swallow: false, mtu };
         match interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets) {
             PollIngressSingleResult::None
             | PollIngressSingleResult::PacketProcessed
@@ -333,7 +337,8 @@ impl Endpoint {
             }
         }
         self.note_waiting(now);
-        more
+        // Without room smoltcp says that it has nothing to emit.
+        more || !net.room(self.leg.way)
     }
 
     /// When the socket wants [`Endpoint::emit`] next.

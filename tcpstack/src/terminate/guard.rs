@@ -12,7 +12,13 @@
 
 #![cfg_attr(
     not(test),
-    deny(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
 )]
 
 use sluice_filters::units::Seq;
@@ -194,11 +200,6 @@ impl Guard {
         } else {
             Gate::Drop(DropReason::BadRst)
         }
-    }
-
-    /// SND.UNA.
-    pub(super) fn snd_una(&self) -> Seq {
-        self.snd_una
     }
 
     /// The highest sequence number sent.

@@ -15,6 +15,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,7 +40,7 @@ use crate::limits::{Refusal, SharedLimits};
 use crate::net::{Lower, Reach, Way};
 use crate::proxy::Header;
 use crate::record::{EndCause, SessionRecord};
-use crate::segment::{self, BareSegment};
+use crate::segment::{self, BareSegment, TcpChecksum};
 use crate::slab::Slab;
 use crate::wheel::Wheel;
 
@@ -92,7 +93,8 @@ pub struct Arrival {
 
 /// One worker's TCP.
 pub struct Stack {
-    config: Arc<Config>,
+    // A copy of this worker's own: its count of owners is touched for every session served.
+    config: Rc<Config>,
     worker: WorkerId,
     counters: Arc<StackCounters>,
     shared: Arc<Shared>,
@@ -181,14 +183,14 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
             draining: false,
-            config,
+            config: Rc::new(Config::clone(&config)),
         }
     }
 
-    /// Starts a turn: the clock's reading for all that follows in it. `wall_seconds` is Unix time, for the cookies' epochs.
-    pub fn begin_turn(&mut self, now: Micros, wall_seconds: u64) {
+    /// Starts a turn: the clock's reading for all that follows in it. `wall` is Unix time, for the cookies' epochs.
+    pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
         clock::set_timestamp_clock(now);
-        self.jar.tick(wall_seconds);
+        self.jar.tick(wall);
     }
 
     /// The flow table's hash of `key`.
@@ -234,11 +236,10 @@ impl Stack {
             sack: true,
             timestamps: true,
             src_mac: our_mac,
+            tcp_checksum: TcpChecksum::Full,
         };
-        let len = self
-            .jar
-            .answer_syn(frame, segment, &profile, clock::timestamp_ms(now))
-            .ok_or(DropReason::Truncated)?;
+        let len =
+            self.jar.answer_syn(frame, segment, &profile, clock::timestamp_ms(now)).ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();
         Ok(len)
     }
@@ -391,19 +392,18 @@ impl Stack {
         if !flags.ack() || flags.syn() || flags.rst() {
             return Err(DropReason::NoFlow);
         }
-        let count = |result: AckResult| count(&self.counters.cookie_acks, result as usize);
         let Some(offer) = self.check(segment) else {
-            count(AckResult::BadCookie);
+            self.count_ack(AckResult::BadCookie);
             return Err(DropReason::BadCookie);
         };
         let way = Way::Reply { port: arrival.port, mac: arrival.mac };
         if self.draining {
-            count(AckResult::Draining);
+            self.count_ack(AckResult::Draining);
             self.refuse(segment, way, net);
             return Err(DropReason::Draining);
         }
         if let Err(refusal) = self.shared.limits.open(service, segment.key.src) {
-            count(AckResult::Limit);
+            self.count_ack(AckResult::Limit);
             if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
                 match refusal {
                     Refusal::Connections => counters.refused_limit.bump(),
@@ -419,12 +419,16 @@ impl Stack {
         let opened = self.open(segment, frame, hash, way, service, offer, now, net);
         if opened.is_none() {
             self.shared.limits.close(service, segment.key.src);
-            count(AckResult::Limit);
+            self.count_ack(AckResult::Limit);
             self.refuse(segment, way, net);
             return Err(DropReason::ConnectionLimit);
         }
-        count(AckResult::Accepted);
+        self.count_ack(AckResult::Accepted);
         Ok(())
+    }
+
+    fn count_ack(&self, result: AckResult) {
+        count(&self.counters.cookie_acks, result as usize);
     }
 
     fn check(&self, segment: &Segment) -> Option<crate::cookie::Offer> {
@@ -631,8 +635,7 @@ impl Stack {
                 self.dial_failed(session.service, upstream, DialFailure::NoSourcePort, now);
                 continue;
             };
-            let key =
-                FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: lease.port };
+            let key = FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: lease.port };
             let hash = self.flows.hash(&key);
             let making = Making {
                 key,
@@ -823,10 +826,8 @@ impl Stack {
         let (mut at, _) = session.deadline(&settings.timeouts);
         let mut sooner = |moment: Micros| at = at.min(moment);
         let emits = session.client.emit_at(&mut self.interfaces, now);
-        let upstream_emits = session
-            .upstream
-            .as_mut()
-            .and_then(|dialled| dialled.endpoint.emit_at(&mut self.interfaces, now));
+        let upstream_emits =
+            session.upstream.as_mut().and_then(|dialled| dialled.endpoint.emit_at(&mut self.interfaces, now));
         for moment in [emits, upstream_emits].into_iter().flatten() {
             // "Now" after everything was emitted means that the device had no room.
             sooner(moment.max(now.after(ROOM_LOOK)));
@@ -896,7 +897,7 @@ fn advertised(buffer: usize) -> u16 {
 }
 
 fn send_bare<N: Lower>(bare: &BareSegment, way: Way, net: &mut N) {
-    net.send(way, bare.len(), |packet| bare.write(packet));
+    net.send(way, bare.len(), |packet| bare.write(packet, TcpChecksum::Full));
 }
 
 fn count(counters: &[Counter], index: usize) {

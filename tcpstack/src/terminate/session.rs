@@ -5,8 +5,8 @@ use std::time::Duration;
 use sluice_config::Timeouts;
 use sluice_filters::units::{Micros, ServiceId};
 
-use super::endpoint::{self, Endpoint};
 use super::dial::Lease;
+use super::endpoint::{self, Endpoint};
 use crate::proxy::Header;
 use crate::record::EndCause;
 

@@ -4,10 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use sluice_config::{
-    Balance, Config, Congestion, Connect, ConnectionLog, Cookies, Filters, Hugepages, Idle, Level, Limits, Log, Mode,
-    Port, ProxyProtocol, Runtime, Service, Timeouts, Upstream,
-};
+use sluice_config::Config;
 use sluice_dataplane::counters::WorkerCounters;
 use sluice_dataplane::{PoolUse, PortStats};
 use sluice_filters::units::{Micros, ServiceId, WorkerId};
@@ -62,66 +59,33 @@ impl Source for Fake {
     }
 }
 
-/// Two workers, ports `wan` and `lan`, services `trading` (two upstreams) and `mail`; no metrics, no connection log.
+/// Two workers, ports `wan` and `lan`, services `trading` (two upstreams) and `mail`.
 pub(crate) fn config() -> Config {
-    Config {
-        runtime: Runtime {
-            cores: vec![1, 2],
-            control_core: 0,
-            hugepages: Hugepages::Off,
-            dpdk_args: String::new(),
-            drain: Duration::from_secs(5),
-            mbufs: 65_535,
-            rx_descriptors: 1_024,
-            tx_descriptors: 1_024,
-            idle: Idle::Sleep,
-        },
-        ports: vec![port("wan"), port("lan")],
-        routes: Vec::new(),
-        services: vec![service("trading", &["10.0.0.5:443", "[2001:db8::5]:443"]), service("mail", &["10.0.0.6:25"])],
-        filters: Filters::default(),
-        cookies: Cookies { seed_file: None, epoch: Duration::from_secs(64) },
-        metrics: None,
-        log: Log { level: Level::Info, connections: ConnectionLog::Off },
-    }
-}
-
-fn port(name: &str) -> Port {
-    Port {
-        name: name.into(),
-        device: "net_null0".into(),
-        args: String::new(),
-        addresses: Vec::new(),
-        gateways: Vec::new(),
-        vlan: 0,
-        mtu: 1_500,
-        promiscuous: false,
-    }
-}
-
-fn service(name: &str, upstreams: &[&str]) -> Service {
-    Service {
-        name: name.into(),
-        listen: Vec::new(),
-        mode: Mode::Terminate,
-        proxy_protocol: ProxyProtocol::V2,
-        connect: Connect::OnAccept,
-        balance: Balance::RoundRobin,
-        source: Vec::new(),
-        congestion: Congestion::Reno,
-        upstream_congestion: Congestion::None,
-        buffer: 65_535,
-        timeouts: Timeouts {
-            connect: Duration::from_secs(5),
-            client_idle: Duration::from_secs(300),
-            upstream_idle: Duration::from_secs(300),
-            half_closed: Duration::from_secs(30),
-            first_data: Duration::ZERO,
-            unacknowledged: Duration::from_secs(60),
-        },
-        limits: Limits { connections: 100_000, connections_per_source: 0 },
-        upstreams: upstreams.iter().map(|at| Upstream { address: at.parse().unwrap(), weight: 1 }).collect(),
-    }
+    let text = r#"
+[runtime]
+cores = [1, 2]
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["198.51.100.2/24", "2001:db8::2/64"]
+[[port]]
+name = "lan"
+device = "net_null1"
+addresses = ["10.0.0.2/24"]
+[[service]]
+name = "trading"
+listen = ["198.51.100.10:443"]
+[[service.upstream]]
+address = "10.0.0.5:443"
+[[service.upstream]]
+address = "[2001:db8::5]:443"
+[[service]]
+name = "mail"
+listen = ["198.51.100.10:25"]
+[[service.upstream]]
+address = "10.0.0.6:25"
+"#;
+    sluice_config::parse("fake.toml", text).unwrap()
 }
 
 /// A connection of 2.5 s to `trading` that the client reset.

@@ -36,10 +36,7 @@ const THREAD: &str = "sluice-metrics";
 
 /// A bound port that nobody serves yet.
 #[derive(Debug)]
-pub(crate) struct Listener {
-    listener: std::net::TcpListener,
-    address: SocketAddr,
-}
+pub(crate) struct Listener(std::net::TcpListener);
 
 /// The thread that answers scrapes.
 #[derive(Debug)]
@@ -53,14 +50,9 @@ impl Listener {
         let bind = || {
             let listener = std::net::TcpListener::bind(listen)?;
             listener.set_nonblocking(true)?;
-            let address = listener.local_addr()?;
-            Ok(Listener { listener, address })
+            Ok(Listener(listener))
         };
         bind().map_err(|cause| StartError::MetricsListen { listen, cause })
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 
@@ -70,7 +62,7 @@ impl Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
         let listener = {
             let _context = runtime.enter();
-            tokio::net::TcpListener::from_std(listener.listener).map_err(failed)?
+            tokio::net::TcpListener::from_std(listener.0).map_err(failed)?
         };
         let (stop, stopped) = oneshot::channel();
         let serve = move || {
@@ -141,7 +133,7 @@ mod tests {
 
     fn serve() -> (Server, SocketAddr, Arc<Fake>) {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let address = listener.address();
+        let address = listener.0.local_addr().unwrap();
         let fake = Arc::new(Fake::new(&fake::config()));
         let build = BuildInfo { version: "0".into(), dpdk: "0".into() };
         let exporter = Exporter::new(&fake::config(), fake.clone(), Arc::default(), build);
@@ -182,8 +174,9 @@ mod tests {
     #[test]
     fn busy_port_is_refused_with_its_key_and_a_remedy() {
         let taken = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        let error = Listener::bind(taken.address()).unwrap_err().to_string();
-        assert!(error.starts_with(&format!("metrics.listen: cannot listen on {}", taken.address())), "{error}");
+        let address = taken.0.local_addr().unwrap();
+        let error = Listener::bind(address).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("metrics.listen: cannot listen on {address}")), "{error}");
         assert!(error.ends_with("another program has this port: end it or choose another port"), "{error}");
     }
 

@@ -19,7 +19,6 @@ pub mod logging;
 pub mod metrics;
 mod source;
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use sluice_config::Config;
@@ -56,12 +55,6 @@ pub fn prepare(config: &Config) -> Result<Prepared, StartError> {
 }
 
 impl Prepared {
-    /// Where metrics are served: `[metrics].listen` with the port that was given for port 0. `None` without `[metrics]`.
-    #[must_use]
-    pub fn metrics_address(&self) -> Option<SocketAddr> {
-        self.listener.as_ref().map(http::Listener::address)
-    }
-
     /// Starts the threads. Call it on the main thread, once the appliance is built: they inherit its CPU affinity.
     ///
     /// # Errors

@@ -55,12 +55,14 @@ fn level_filter(level: Level) -> LevelFilter {
 fn log_panic(info: &PanicHookInfo<'_>) {
     let thread = std::thread::current();
     let backtrace = Backtrace::capture();
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied().or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     tracing::error!(
         target: "panic",
         thread = thread.name().unwrap_or("unnamed"),
         location = info.location().map(tracing::field::display),
         backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| tracing::field::display(&backtrace)),
-        "{}", info.payload_as_str().unwrap_or("panic without a message"),
+        "{}", text.unwrap_or("panic without a message"),
     );
 }
 

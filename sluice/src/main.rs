@@ -1,1 +1,24 @@
-fn main(){}
+//! The `sluice` command: runs the appliance, or checks its configuration without touching the machine.
+//!
+//! Standard output carries what was asked for (start-up lines and the connection log, or the summary); standard error
+//! carries the log and complaints. Exit codes are in [`exit`].
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod check;
+mod exit;
+mod run;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Args, Command};
+
+fn main() -> ExitCode {
+    match Args::parse().command {
+        Command::Run(file) => run::run(&file.config),
+        Command::Check(file) => check::check(&file.config),
+    }
+}

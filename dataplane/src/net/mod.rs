@@ -28,6 +28,8 @@ mod icmp;
 mod ndp;
 mod neighbor;
 mod route;
+#[cfg(test)]
+mod script;
 mod wire;
 
 use std::collections::HashSet;
@@ -109,6 +111,10 @@ pub struct PortNet {
     /// What ARP and NDP answer for here: the above and the services' that are on-link here.
     answers: Vec<Addr>,
     answer_set: HashSet<Addr>,
+    /// Ethernet headers of our IP packets, but for the destination.
+    header4: [u8; 18],
+    header6: [u8; 18],
+    header_len: u8,
 }
 
 /// Layers 2 and 3 of one worker. See the module.
@@ -252,11 +258,11 @@ impl Net {
     #[inline]
     pub fn ethernet(&self, port: PortId, dst_mac: [u8; 6], ipv6: bool, buf: &mut [u8; 18]) -> usize {
         let Some(port) = self.port(port) else { return 0 };
-        let draft = port.ethernet::<18>(dst_mac, if ipv6 { wire::IPV6 } else { wire::IPV4 });
-        for (to, from) in buf.iter_mut().zip(draft.bytes()) {
-            *to = *from;
+        *buf = if ipv6 { port.header6 } else { port.header4 };
+        if let Some(to) = buf.first_chunk_mut() {
+            *to = dst_mac;
         }
-        draft.bytes().len()
+        usize::from(port.header_len)
     }
 
     /// Someone else claims `addr`. Whether to answer with an announcement now.
@@ -303,7 +309,19 @@ impl PortNet {
         answers.extend(service_addresses.filter(|&s| addresses.iter().any(|a| a.network.contains(s))));
         let mut answer_set = HashSet::new();
         answers.retain(|&a| answer_set.insert(a));
-        PortNet { id, mac, vlan: port.vlan, mtu: port.mtu, addresses, answers, answer_set }
+        let vlan = port.vlan;
+        PortNet {
+            id,
+            mac,
+            vlan,
+            mtu: port.mtu,
+            addresses,
+            answers,
+            answer_set,
+            header4: ethernet([0; 6], mac, vlan, wire::IPV4).into_bytes(),
+            header6: ethernet([0; 6], mac, vlan, wire::IPV6).into_bytes(),
+            header_len: if vlan == 0 { 14 } else { 18 },
+        }
     }
 
     /// Whether ARP and NDP answer for this address here.
@@ -335,16 +353,8 @@ impl PortNet {
     }
 
     /// The start of a frame we originate.
-    fn ethernet<const N: usize>(&self, dst: MacAddr, ethertype: u16) -> Draft<N> {
-        let mut draft = Draft::new();
-        draft.push(&dst);
-        draft.push(&self.mac);
-        if self.vlan != 0 {
-            draft.push(&wire::VLAN.to_be_bytes());
-            draft.push(&self.vlan.to_be_bytes());
-        }
-        draft.push(&ethertype.to_be_bytes());
-        draft
+    fn ethernet<const N: usize>(&self, to: MacAddr, ether_type: u16) -> Draft<N> {
+        ethernet(to, self.mac, self.vlan, ether_type)
     }
 
     /// Asks who has `addr`: the station `mac`, or everyone.
@@ -352,6 +362,18 @@ impl PortNet {
         let Some(source) = self.source_for(addr, addr) else { return };
         if addr.is_v4() { self.arp_request(source, addr, mac, emit) } else { self.ndp_solicit(source, addr, mac, emit) }
     }
+}
+
+fn ethernet<const N: usize>(to: MacAddr, from: MacAddr, vlan: u16, ether_type: u16) -> Draft<N> {
+    let mut draft = Draft::new();
+    draft.push(&to);
+    draft.push(&from);
+    if vlan != 0 {
+        draft.push(&wire::VLAN.to_be_bytes());
+        draft.push(&vlan.to_be_bytes());
+    }
+    draft.push(&ether_type.to_be_bytes());
+    draft
 }
 
 /// fe80::/64 with the interface identifier made from the MAC address (RFC 4291 appendix A).

@@ -74,7 +74,7 @@ pub(super) fn put<const N: usize>(bytes: &mut [u8], at: usize, value: [u8; N]) -
     Some(())
 }
 
-/// A frame under construction. Octets past its capacity are lost; the callers' sizes are constants below it.
+/// A frame under construction. Its capacity is a constant, and so are its parts' lengths.
 pub(super) struct Draft<const N: usize> {
     bytes: [u8; N],
     len: usize,
@@ -86,13 +86,12 @@ impl<const N: usize> Draft<N> {
         Draft { bytes: [0; N], len: 0 }
     }
 
-    /// Appends.
+    /// Appends; what does not fit is lost.
     pub(super) fn push(&mut self, more: &[u8]) {
-        let room = self.bytes.get_mut(self.len..).unwrap_or_default();
-        for (to, from) in room.iter_mut().zip(more) {
-            *to = *from;
+        if let Some(room) = self.bytes.get_mut(self.len..).and_then(|room| room.get_mut(..more.len())) {
+            room.copy_from_slice(more);
+            self.len = self.len.saturating_add(more.len());
         }
-        self.len = self.len.saturating_add(more.len()).min(N);
     }
 
     /// Zeros up to the shortest Ethernet frame.

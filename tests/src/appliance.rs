@@ -1,0 +1,421 @@
+//! A `sluice` process in a lab: its configuration, its metrics, its connection log.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitStatus;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde::Deserialize;
+
+use crate::lab::{Arms, CLIENT4, CLIENT6, Family, LAN4, LAN6, Lab, WAN4, WAN6};
+use crate::metrics::Metrics;
+use crate::process::{Process, Stream};
+
+/// Where the lab's sluice offers its metrics, inside the appliance's namespace.
+pub const METRICS: &str = "127.0.0.1:9150";
+
+/// The release build of sluice: `SLUICE_BIN`, or beside this test's own build.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn binary() -> String {
+    let path = std::env::var_os("SLUICE_BIN").map_or_else(
+        || {
+            // target/debug/deps/test-1234 -> target/release/sluice
+            let test = std::env::current_exe().expect("a test knows its own path");
+            test.ancestors().nth(3).expect("tests lie in the target directory").join("release/sluice")
+        },
+        PathBuf::from,
+    );
+    assert!(path.is_file(), "{} is missing: run `cargo build --release -p sluice` first", path.display());
+    path.to_str().expect("a UTF-8 path").to_owned()
+}
+
+/// One `[[service]]` of a configuration.
+#[derive(Clone, Debug)]
+pub struct Service {
+    name: String,
+    listen: Vec<SocketAddr>,
+    keys: Vec<(String, String)>,
+    timeouts: Vec<(String, String)>,
+    limits: Vec<(String, String)>,
+    upstreams: Vec<SocketAddr>,
+}
+
+impl Service {
+    /// A raw service on `port` of the service addresses of both families, relayed to the same port of the server over IPv4.
+    #[must_use]
+    pub fn new(name: &str, port: u16) -> Service {
+        Service {
+            name: name.to_owned(),
+            listen: Family::BOTH.map(|family| family.service(port)).into(),
+            keys: Vec::new(),
+            timeouts: Vec::new(),
+            limits: Vec::new(),
+            upstreams: vec![Family::V4.server(port)],
+        }
+    }
+
+    /// Replaces the upstreams.
+    #[must_use]
+    pub fn upstreams(mut self, upstreams: &[SocketAddr]) -> Service {
+        self.upstreams = upstreams.to_vec();
+        self
+    }
+
+    /// Sets `proxy_protocol`.
+    #[must_use]
+    pub fn proxy_protocol(self, version: &str) -> Service {
+        self.key("proxy_protocol", &format!("\"{version}\""))
+    }
+
+    /// Sets a key of the service; `value` is TOML.
+    #[must_use]
+    pub fn key(mut self, key: &str, value: &str) -> Service {
+        self.keys.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Sets a key of `[service.timeouts]`.
+    #[must_use]
+    pub fn timeout(mut self, key: &str, value: &str) -> Service {
+        self.timeouts.push((key.to_owned(), format!("\"{value}\"")));
+        self
+    }
+
+    /// Sets a key of `[service.limits]`.
+    #[must_use]
+    pub fn limit(mut self, key: &str, value: u32) -> Service {
+        self.limits.push((key.to_owned(), value.to_string()));
+        self
+    }
+
+    fn toml(&self) -> String {
+        let mut text = format!("\n[[service]]\nname = \"{}\"\nlisten = {:?}\n", self.name, strings(&self.listen));
+        for (key, value) in &self.keys {
+            let _ = writeln!(text, "{key} = {value}");
+        }
+        for (table, keys) in [("timeouts", &self.timeouts), ("limits", &self.limits)] {
+            if !keys.is_empty() {
+                let _ = writeln!(text, "[service.{table}]");
+            }
+            for (key, value) in keys {
+                let _ = writeln!(text, "{key} = {value}");
+            }
+        }
+        for upstream in &self.upstreams {
+            let _ = writeln!(text, "[[service.upstream]]\naddress = \"{upstream}\"");
+        }
+        text
+    }
+}
+
+fn strings(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}
+
+/// A configuration for a lab, with the lab's ports and addresses.
+#[derive(Clone, Debug)]
+pub struct Setup {
+    workers: u8,
+    hugepages: String,
+    drain: String,
+    connections: Option<String>,
+    runtime: String,
+    filters: String,
+    wan_device: Option<(String, String)>,
+    services: Vec<Service>,
+}
+
+impl Setup {
+    /// One worker, no services yet.
+    #[must_use]
+    pub fn new() -> Setup {
+        Setup {
+            workers: 1,
+            hugepages: "off".to_owned(),
+            drain: "5s".to_owned(),
+            connections: None,
+            runtime: String::new(),
+            filters: String::new(),
+            wan_device: None,
+            services: Vec::new(),
+        }
+    }
+
+    /// One worker and these services.
+    #[must_use]
+    pub fn of(services: impl IntoIterator<Item = Service>) -> Setup {
+        Setup { services: services.into_iter().collect(), ..Setup::new() }
+    }
+
+    /// Sets the number of workers, 1 or 2.
+    #[must_use]
+    pub fn workers(self, workers: u8) -> Setup {
+        Setup { workers, ..self }
+    }
+
+    /// Sets `runtime.hugepages`.
+    #[must_use]
+    pub fn hugepages(self, value: &str) -> Setup {
+        Setup { hugepages: value.to_owned(), ..self }
+    }
+
+    /// Sets `runtime.drain`.
+    #[must_use]
+    pub fn drain(self, value: &str) -> Setup {
+        Setup { drain: value.to_owned(), ..self }
+    }
+
+    /// Sets `log.connections` instead of a file in the lab.
+    #[must_use]
+    pub fn connections(self, value: &str) -> Setup {
+        Setup { connections: Some(value.to_owned()), ..self }
+    }
+
+    /// Adds lines to `[runtime]`.
+    #[must_use]
+    pub fn runtime(self, lines: &str) -> Setup {
+        Setup { runtime: lines.to_owned(), ..self }
+    }
+
+    /// Adds a `[filters]` table with these lines.
+    #[must_use]
+    pub fn filters(self, lines: &str) -> Setup {
+        Setup { filters: format!("\n[filters]\n{lines}\n"), ..self }
+    }
+
+    /// Puts another device behind port `wan`.
+    #[must_use]
+    pub fn wan_device(self, device: &str, args: &str) -> Setup {
+        Setup { wan_device: Some((device.to_owned(), args.to_owned())), ..self }
+    }
+
+    /// The file's text for `lab`.
+    ///
+    /// # Panics
+    /// For a cable: there is no appliance on it.
+    #[must_use]
+    pub fn toml(&self, lab: &Lab) -> String {
+        // The test machines have two cores. One worker leaves core 0 to everything else; two workers share it.
+        let cores = if self.workers == 1 { "[1]" } else { "[0, 1]" };
+        let mut text = format!(
+            "[runtime]\ncores = {cores}\ncontrol_core = 0\nhugepages = \"{}\"\ndrain = \"{}\"\nidle = \"sleep\"\n{}\n",
+            self.hugepages, self.drain, self.runtime
+        );
+        let wan = [format!("{WAN4}/24"), format!("{WAN6}/64")];
+        let lan = [format!("{LAN4}/24"), format!("{LAN6}/64")];
+        let gateway = [CLIENT4.to_string(), CLIENT6.to_string()];
+        match lab.arms {
+            Arms::Two => {
+                self.port(&mut text, "wan", 0, &wan, &gateway);
+                self.port(&mut text, "lan", 1, &lan, &[]);
+            }
+            Arms::One => self.port(&mut text, "wan", 0, &[wan, lan].concat(), &gateway),
+            Arms::Cable => panic!("a cable has no appliance"),
+        }
+        for service in &self.services {
+            text += &service.toml();
+        }
+        text += &self.filters;
+        let connections = self.connections.clone().unwrap_or_else(|| log_path(lab));
+        let _ = write!(
+            text,
+            "\n[metrics]\nlisten = \"{METRICS}\"\n\n[log]\nlevel = \"info\"\nconnections = \"{connections}\"\n"
+        );
+        text
+    }
+
+    fn port(&self, text: &mut String, name: &str, index: u8, addresses: &[String], gateway: &[String]) {
+        // Rings deep enough that a flood's bursts wait in them while the one core is busy elsewhere.
+        let (device, args) = self.wan_device.clone().filter(|_| name == "wan").unwrap_or_else(|| {
+            let queues = self.workers;
+            (
+                format!("net_af_packet{index}"),
+                format!("iface=p{index},qpairs={queues},blocksz=65536,framesz=2048,framecnt=8192"),
+            )
+        });
+        let _ = write!(
+            text,
+            "\n[[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nargs = \"{args}\"\naddresses = {addresses:?}\n"
+        );
+        if !gateway.is_empty() {
+            let _ = writeln!(text, "gateway = {gateway:?}");
+        }
+    }
+}
+
+impl Default for Setup {
+    fn default() -> Setup {
+        Setup::new()
+    }
+}
+
+fn log_path(lab: &Lab) -> String {
+    lab.path("connections.jsonl")
+}
+
+/// One line of the connection log.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Record {
+    /// The client as sluice saw it.
+    pub client: SocketAddr,
+    /// Where it connected to.
+    pub listen: SocketAddr,
+    /// Sluice's address towards the upstream.
+    pub source: Option<SocketAddr>,
+    /// The upstream.
+    pub upstream: Option<SocketAddr>,
+    /// The service's name.
+    pub service: String,
+    /// The worker that held it.
+    pub worker: u32,
+    /// Payload octets relayed to the upstream.
+    pub bytes_to_upstream: u64,
+    /// Payload octets relayed to the client.
+    pub bytes_to_client: u64,
+    /// How long it lived.
+    pub duration_ms: f64,
+    /// How long the dial took.
+    pub connect_ms: Option<f64>,
+    /// Why it ended.
+    pub cause: String,
+    /// Whose doing that was.
+    pub blame: String,
+}
+
+/// A running sluice.
+#[derive(Debug)]
+pub struct Sluice<'lab> {
+    lab: &'lab Lab,
+    process: Process,
+}
+
+impl<'lab> Sluice<'lab> {
+    /// Starts sluice and waits until it serves.
+    ///
+    /// # Panics
+    /// When it does not; the message holds what it printed.
+    #[must_use]
+    pub fn start(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
+        let mut sluice = Sluice::launch(lab, setup);
+        if let Err(output) = sluice.process.wait_for_line("sluice: ready", Duration::from_secs(40)) {
+            panic!("sluice did not come up: {output}");
+        }
+        sluice
+    }
+
+    /// Starts sluice without waiting for anything.
+    #[must_use]
+    pub fn launch(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
+        let file = lab.write("sluice.toml", &setup.toml(lab));
+        Sluice { lab, process: Process::start(&lab.appliance, &binary(), &["run", "-c", &file]) }
+    }
+
+    /// Its process.
+    pub fn process(&mut self) -> &mut Process {
+        &mut self.process
+    }
+
+    /// Scrapes its metrics.
+    ///
+    /// # Panics
+    /// When they cannot be had; the message holds sluice's output.
+    #[must_use]
+    pub fn metrics(&self) -> Metrics {
+        let url = format!("http://{METRICS}/metrics");
+        let scraped = self.lab.appliance.output("curl", &["-sSf", "--max-time", "5", &url]);
+        assert!(
+            scraped.status.success(),
+            "no metrics: {}\n{}",
+            String::from_utf8_lossy(&scraped.stderr),
+            self.process.text()
+        );
+        Metrics::parse(&String::from_utf8_lossy(&scraped.stdout)).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Scrapes until `good` holds.
+    ///
+    /// # Panics
+    /// When it does not hold within `patience`; the message holds the last scrape.
+    pub fn metrics_when(&self, what: &str, patience: Duration, good: impl Fn(&Metrics) -> bool) -> Metrics {
+        let deadline = Instant::now() + patience;
+        loop {
+            let metrics = self.metrics();
+            if good(&metrics) {
+                return metrics;
+            }
+            assert!(Instant::now() < deadline, "{what}: not within {patience:?}\n{metrics}");
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// All ended connections so far, from the log file.
+    ///
+    /// # Panics
+    /// When a line is not the JSON it should be.
+    #[must_use]
+    pub fn records(&self) -> Vec<Record> {
+        let text = std::fs::read_to_string(log_path(self.lab)).unwrap_or_default();
+        // A line still being written has no newline yet.
+        let complete = text.rfind('\n').map_or("", |end| &text[..end]);
+        complete
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("connection log: {error}: {line}")))
+            .collect()
+    }
+
+    /// The record of the connection from `client`, when it has ended.
+    ///
+    /// # Panics
+    /// When there is none within `patience`.
+    #[must_use]
+    pub fn record_of(&self, client: SocketAddr, patience: Duration) -> Record {
+        let deadline = Instant::now() + patience;
+        loop {
+            let records = self.records();
+            if let Some(record) = records.iter().find(|record| record.client == client) {
+                return record.clone();
+            }
+            assert!(
+                Instant::now() < deadline,
+                "no record of {client} within {patience:?}; the log has {records:#?}\n{}",
+                self.process.text()
+            );
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Asks it to end and waits.
+    ///
+    /// # Panics
+    /// When it is not gone after `patience`.
+    pub fn terminate(&mut self, patience: Duration) -> ExitStatus {
+        self.process.signal(Signal::SIGTERM);
+        self.process.wait(patience)
+    }
+
+    /// Lines it printed to standard output.
+    #[must_use]
+    pub fn stdout(&self) -> Vec<String> {
+        self.process.lines(Stream::Out)
+    }
+}
+
+impl Drop for Sluice<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            eprintln!("sluice printed:\n{}", self.process.text());
+        }
+    }
+}
+
+/// Runs `sluice check` on a file.
+#[must_use]
+pub fn check(lab: &Lab, file: &str) -> std::process::Output {
+    lab.appliance.output(&binary(), &["check", "-c", file])
+}

@@ -1,0 +1,123 @@
+//! Thousands of connections at once, each with data of its own.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::{Builder, Runtime};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use crate::netns::Ns;
+
+/// How many handshakes are under way at once: a crowd that arrives, not a flood.
+const ARRIVING: usize = 256;
+
+/// One connection's patience.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().expect("a tokio runtime")
+}
+
+/// An echo server for crowds; ends when dropped.
+#[derive(Debug)]
+pub struct Echo {
+    _stop: tokio::sync::oneshot::Sender<()>,
+}
+
+impl Echo {
+    /// Serves at `at` in `ns`.
+    #[must_use]
+    pub fn start(ns: &Ns, at: SocketAddr) -> Echo {
+        let listener = ns.listen(at);
+        listener.set_nonblocking(true).expect("listeners can be non-blocking");
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        std::thread::spawn(move || {
+            runtime().block_on(async move {
+                let listener = TcpListener::from_std(listener).expect("a listener");
+                tokio::spawn(async move {
+                    while let Ok((mut stream, _)) = listener.accept().await {
+                        tokio::spawn(async move {
+                            let (mut from, mut to) = stream.split();
+                            let _ = tokio::io::copy(&mut from, &mut to).await;
+                            let _ = to.shutdown().await;
+                        });
+                    }
+                });
+                // An error is the sender's drop: the end either way.
+                let _ = stopped.await;
+            });
+        });
+        Echo { _stop: stop }
+    }
+}
+
+/// Opens `count` connections from `ns` to the echo server behind `to`; sends `octets` of its own on each and reads them back, twice;
+/// calls `meanwhile` while all stand; closes all.
+///
+/// # Panics
+/// When any connection fails or returns other data.
+pub fn visit(ns: &Ns, to: SocketAddr, count: usize, octets: usize, meanwhile: impl FnOnce()) {
+    let (arrived, all_here) = mpsc::channel();
+    let (go, leave) = tokio::sync::oneshot::channel();
+    let crowd = ns.spawn(move || {
+        runtime().block_on(async move {
+            let gate = std::sync::Arc::new(Semaphore::new(ARRIVING));
+            let mut dials = JoinSet::new();
+            for number in 0..count {
+                let gate = std::sync::Arc::clone(&gate);
+                dials.spawn(async move {
+                    let _turn = gate.acquire().await.expect("the gate stays");
+                    let mut stream = timeout(PATIENCE, TcpStream::connect(to)).await??;
+                    exchange(&mut stream, number, octets).await?;
+                    io::Result::Ok((number, stream))
+                });
+            }
+            let mut standing = Vec::with_capacity(count);
+            while let Some(dialled) = dials.join_next().await {
+                match dialled.expect("no task panics") {
+                    Ok(connection) => standing.push(connection),
+                    Err(error) => {
+                        let _ = arrived.send(Err(format!("after {} good ones: {error}", standing.len())));
+                        return;
+                    }
+                }
+            }
+            // Once more, now that all stand.
+            for (number, stream) in &mut standing {
+                if let Err(error) = exchange(stream, *number, octets).await {
+                    let _ = arrived.send(Err(format!("connection {number}: {error}")));
+                    return;
+                }
+            }
+            let _ = arrived.send(Ok(()));
+            let _ = leave.await;
+            for (_, mut stream) in standing {
+                let _ = stream.shutdown().await;
+                let _ = timeout(PATIENCE, stream.read(&mut [0])).await;
+            }
+        });
+    });
+    let outcome: Result<(), String> = all_here.recv().unwrap_or_else(|_| Err("the crowd's thread ended".to_owned()));
+    if let Err(error) = outcome {
+        panic!("of {count} connections one failed: {error}");
+    }
+    meanwhile();
+    let _ = go.send(());
+    crowd.join().expect("the crowd's thread");
+}
+
+/// Sends data that only connection `number` sends, and reads it back.
+async fn exchange(stream: &mut TcpStream, number: usize, octets: usize) -> io::Result<()> {
+    let mut data = vec![0; octets];
+    fastrand::Rng::with_seed(number as u64).fill(&mut data);
+    let mut echo = vec![0; octets];
+    timeout(PATIENCE, stream.write_all(&data)).await??;
+    timeout(PATIENCE, stream.read_exact(&mut echo)).await??;
+    if echo == data { Ok(()) } else { Err(io::Error::other("the echo is not what was sent")) }
+}

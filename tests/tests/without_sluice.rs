@@ -1,0 +1,194 @@
+//! The lab itself, without sluice: clients and servers joined by a cable. What fails here is the harness's fault; what is seen
+//! here is what peers must see through sluice.
+
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use sluice_tests::crowd::{Echo, visit};
+use sluice_tests::flood::{Flood, Kind, resolve};
+use sluice_tests::frames::flags;
+use sluice_tests::lab::{Arms, Family, Lab, SERVICE4};
+use sluice_tests::link::Link;
+use sluice_tests::peer::{
+    DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
+    server_closes_first, server_resets, server_stalls,
+};
+use sluice_tests::rawtcp::{RawTcp, Shape};
+use sluice_tests::servers::{curl, haproxy, iperf3, iperf3_run, nginx, nginx_log, ssh, sshd, url};
+use sluice_tests::wire::Impairment;
+
+const MIB: u64 = 1 << 20;
+
+#[test]
+fn conversations_over_a_cable_end_as_tcp_says() {
+    let lab = Lab::cable();
+    for family in Family::BOTH {
+        let route = Route::of(&lab, family, 7001);
+        let (up, down) = (Pattern::heard(UP, MIB, Ending::Eof), Pattern::heard(DOWN, MIB, Ending::Eof));
+        for converse in [client_closes_first, server_closes_first, both_send] {
+            let seen = converse(&route, MIB);
+            assert_eq!((&seen.by_server, &seen.by_client), (&up, &down));
+            assert_eq!(seen.client.0.ip(), family.client());
+        }
+        assert_eq!(client_resets(&route).by_other, Ending::Reset);
+        assert_eq!(server_resets(&route).by_other, Ending::Reset);
+    }
+}
+
+#[test]
+fn a_stalled_reader_holds_the_sender_back() {
+    let lab = Lab::cable();
+    let octets = 64 * MIB;
+    let pause = Duration::from_secs(1);
+    let seen = server_stalls(&Route::v4(&lab, 7001), octets, pause);
+    assert!(seen.sender_waited);
+    assert_eq!(seen.heard, Pattern::heard(UP, octets, Ending::Eof));
+    let seen = client_stalls(&Route::v4(&lab, 7002), octets, pause);
+    assert!(seen.sender_waited);
+    assert_eq!(seen.heard, Pattern::heard(DOWN, octets, Ending::Eof));
+}
+
+#[test]
+fn nginx_and_haproxy_tell_the_address_of_a_proxy_header() {
+    let lab = Lab::cable();
+    let _nginx = nginx(&lab, 8080, 8081);
+    let _haproxy = haproxy(&lab, 8090);
+    for v6 in [false, true] {
+        // curl writes the v1 header itself.
+        let fetched = curl(&lab, &url(v6, 8080, "/who"), &["--haproxy-protocol"]);
+        let local = fetched.local.expect("curl connected");
+        assert_eq!(fetched.text(), format!("{} {}\n", local.ip(), local.port()));
+        assert!(nginx_log(&lab).contains(&format!("/who {} {} ", local.ip(), local.port())));
+        let plain = curl(&lab, &url(v6, 8081, "/"), &[]);
+        assert_eq!(plain.text(), format!("{} {}\n", plain.local.unwrap().ip(), plain.local.unwrap().port()));
+        assert_ne!(curl(&lab, &url(v6, 8080, "/"), &[]).exit, 0, "nginx insists on the header");
+    }
+    for v6 in [false, true] {
+        let fetched = curl(&lab, &url(v6, 8090, "/"), &["--haproxy-protocol"]);
+        let local = fetched.local.expect("curl connected");
+        assert_eq!(fetched.text(), format!("{} {}\n", local.ip(), local.port()));
+    }
+}
+
+#[test]
+fn ssh_and_iperf3_work_over_a_cable() {
+    let lab = Lab::cable();
+    let (_sshd, key) = sshd(&lab, 2222);
+    assert_eq!(ssh(&lab, &key, SERVICE4, 2222, "echo hello"), b"hello\n");
+    let _iperf3 = iperf3(&lab, 5201);
+    for reverse in [false, true] {
+        let rate = iperf3_run(&lab, 5201, 1, reverse);
+        assert!(rate > 50e6, "{rate} bit/s");
+    }
+}
+
+#[test]
+fn a_crowd_of_five_thousand_gets_its_echoes() {
+    let lab = Lab::cable();
+    let _echo = Echo::start(&lab.server, Family::V4.service(7));
+    let began = Instant::now();
+    let mut stood = 0;
+    visit(&lab.client, Family::V4.service(7), 5000, 1024, || {
+        let listed = lab.client.sh("ss -Htn state established | wc -l");
+        stood = listed.trim().parse().unwrap();
+    });
+    assert_eq!(stood, 5000, "all stand at once");
+    eprintln!("5,000 visitors took {:?}", began.elapsed());
+}
+
+#[test]
+fn the_raw_client_is_understood_by_a_kernel() {
+    let lab = Lab::cable();
+    for (number, (family, shape)) in [
+        (Family::V4, Shape::plain()),
+        (Family::V4, Shape::usual()),
+        (Family::V6, Shape::usual()),
+        (Family::V4, Shape { mss: Some(88), ..Shape::plain() }),
+        (Family::V4, Shape { wscale: Some(14), window: 4, ..Shape::usual() }),
+        (Family::V4, Shape { payload: b"GET".to_vec(), flags: flags::ECE | flags::CWR, ..Shape::usual() }),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let port = 7100 + u16::try_from(number).unwrap();
+        let listener = Route::of(&lab, family, port).listen();
+        let serving = thread::spawn(move || {
+            let server = sluice_tests::peer::accept(&listener);
+            let mut ear = sluice_tests::peer::Ear::default();
+            assert_eq!(ear.hear(&server, 3 + 10), None);
+            sluice_tests::peer::send(&server, DOWN, 40_000).unwrap();
+            drop(listener);
+        });
+        let on_syn = shape.payload.len();
+        let me = (family.raw_client(), 33_000).into();
+        let mss = shape.mss.unwrap_or(536);
+        let mut tcp = RawTcp::connect(&lab.client, "c0", me, family.service(port), shape)
+            .unwrap_or_else(|error| panic!("shape {number}: {error}"));
+        let answer =
+            tcp.ask(&b"GET0123456789"[on_syn..], 40_000).unwrap_or_else(|error| panic!("shape {number}: {error}"));
+        assert_eq!(answer.len(), 40_000);
+        assert!(tcp.largest_segment() <= usize::from(mss));
+        tcp.close().unwrap();
+        serving.join().unwrap();
+    }
+}
+
+#[test]
+fn the_lossy_wire_loses_and_reorders_and_tcp_survives_it() {
+    let lab = Lab::new(Arms::Cable, Some(Impairment::LOSSY));
+    let octets = 20 * MIB;
+    let began = Instant::now();
+    let seen = both_send(&Route::v4(&lab, 7001), octets);
+    eprintln!("20 MiB each way over the lossy wire took {:?}", began.elapsed());
+    assert_eq!(seen.by_server, Pattern::heard(UP, octets, Ending::Eof));
+    assert_eq!(seen.by_client, Pattern::heard(DOWN, octets, Ending::Eof));
+    let counts = lab.wire().expect("a wire").counts();
+    let (received, lost, held) = (
+        counts.received.load(Ordering::Relaxed),
+        counts.lost.load(Ordering::Relaxed),
+        counts.held.load(Ordering::Relaxed),
+    );
+    let share = |count: u64| count as f64 / received as f64;
+    assert!((0.007..0.013).contains(&share(lost)), "{lost} of {received} lost");
+    assert!((0.007..0.013).contains(&share(held)), "{held} of {received} held back");
+    assert_eq!(counts.refused.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_wire_without_impairment_is_a_cable() {
+    let lab = Lab::new(Arms::Cable, Some(Impairment::NONE));
+    let _iperf3 = iperf3(&lab, 5201);
+    let rate = iperf3_run(&lab, 5201, 2, false);
+    eprintln!("{:.0} Mbit/s over the wire", rate / 1e6);
+    assert!(rate > 100e6, "{rate} bit/s");
+    assert_eq!(lab.wire().expect("a wire").counts().lost.load(Ordering::Relaxed), 0);
+}
+
+#[test]
+fn a_flood_sends_what_it_says() {
+    let lab = Lab::cable();
+    let received =
+        || -> u64 { lab.server.sh("cat /proc/net/dev | grep s0: | awk '{print $3}'").trim().parse().unwrap() };
+    let to_mac = lab.client.run(|| resolve(SERVICE4.into())).unwrap();
+    assert_eq!(to_mac, lab.server.mac_of("s0"));
+    let mut link = Link::open(&lab.client, "c0");
+    for kind in [Kind::Syn, Kind::Ack, Kind::Rst, Kind::Malformed] {
+        let before = received();
+        let flood = Flood {
+            kind,
+            to: Family::V4.service(443),
+            from_mac: lab.client.mac_of("c0"),
+            to_mac,
+            count: 20_000,
+            rate: 100_000,
+            seed: 7,
+        };
+        let report = flood.run(&mut link);
+        eprintln!("{report:?}");
+        assert_eq!((report.sent, report.refused), (20_000, 0));
+        assert!((0.19..1.0).contains(&report.seconds));
+        let arrived = received() - before;
+        assert!((20_000..20_100).contains(&arrived), "{arrived} arrived");
+    }
+}

@@ -8,6 +8,7 @@
 # Usage: sudo scripts/lab-vm.sh [options]
 #
 #   --testpmd        run DPDK's testpmd as a wire in place of sluice: tests the lab itself
+#   --no-iommu       a machine without an IOMMU: the cards go to uio_pci_generic instead of vfio-pci
 #   --requests N     downloads per IP version (default 20)
 #   --accel ACCEL    tcg (software emulation, the default: works everywhere) or kvm
 #   --memory MIB     the VM's memory (default 2560)
@@ -22,12 +23,13 @@ set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-mode=sluice requests=20 accel=tcg memory=2560 deadline=300 keep=0
+mode=sluice iommu=1 requests=20 accel=tcg memory=2560 deadline=300 keep=0
 ARGS=("$@")
 number() { [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number, found '${2:-nothing}'"; }
 while (($#)); do
     case $1 in
         --testpmd) mode=testpmd ;;
+        --no-iommu) iommu=0 ;;
         --requests) number "$@" && requests=$2 && shift ;;
         --memory) number "$@" && memory=$2 && shift ;;
         --deadline) number "$@" && deadline=$2 && shift ;;
@@ -71,6 +73,8 @@ else
 fi
 # PCI addresses inside the VM.
 NIC_WAN=0000:00:10.0 NIC_LAN=0000:00:11.0 NIC_MGMT=0000:00:12.0
+driver=vfio-pci
+((iommu)) || driver=uio_pci_generic
 
 # --- Where this run's files live --------------------------------------------------------------
 
@@ -218,7 +222,7 @@ build_initramfs
 if [[ $mode == sluice ]]; then write_sluice_config; fi
 {
     printf '%s=%q\n' REPO "$REPO" MODE "$mode" KERNEL_DIR "$KERNEL_DIR" SLUICE_BIN "$SLUICE_BIN" \
-        NIC_WAN "$NIC_WAN" NIC_LAN "$NIC_LAN" NIC_MGMT "$NIC_MGMT" HUGEPAGES "$((memory / 6))"
+        NIC_WAN "$NIC_WAN" NIC_LAN "$NIC_LAN" NIC_MGMT "$NIC_MGMT" DRIVER "$driver" HUGEPAGES "$((memory / 6))"
 } >"$SHARE/env"
 
 netns_create vm && VM_NS=$NETNS
@@ -232,7 +236,6 @@ arguments=(
     -serial "file:$RUN/console.log"
     -kernel "$KERNEL_DIR/vmlinuz" -initrd "$RUN/initramfs.gz"
     -append "console=ttyS0 quiet panic=-1 intel_iommu=on iommu=pt"
-    -device "intel-iommu,intremap=on,device-iotlb=on"
     -fsdev "local,id=hostroot,path=/,security_model=none,readonly=on,multidevs=remap"
     -device "virtio-9p-pci,fsdev=hostroot,mount_tag=hostroot"
     -fsdev "local,id=labshare,path=$SHARE,security_model=none"
@@ -246,6 +249,7 @@ arguments=(
     -netdev "user,id=mgmt,restrict=on"
     -device "virtio-net-pci,netdev=mgmt,mac=52:54:00:5c:00:03,addr=12.0,romfile="
 )
+if ((iommu)); then arguments+=(-device "intel-iommu,intremap=on,device-iotlb=on"); fi
 ip netns exec "$VM_NS" qemu-system-x86_64 "${arguments[@]}" >"$RUN/qemu.log" 2>&1 </dev/null &
 QEMU=$!
 on_exit stop_pid "$QEMU" 2

@@ -85,10 +85,10 @@ ensure_component() {
 }
 lint_scripts() { (cd "$REPO" && shellcheck -x scripts/*.sh .ci/run); }
 document() { as_builder env RUSTDOCFLAGS="-D warnings" "$CARGO" doc --workspace --no-deps; }
-# Built as the builder, run as root: they create namespaces and open devices.
+# Built as the builder, run as root against the release build of sluice: they create namespaces and open devices.
 whole_appliance() {
-    cargo_run test --release -p sluice-tests --no-run &&
-        SLUICE_BIN="$TARGET/release/sluice" cargo_as_root test --release -p sluice-tests -- "${filters[@]}"
+    cargo_run test -p sluice-tests --no-run &&
+        SLUICE_BIN="$TARGET/release/sluice" cargo_as_root test -p sluice-tests -- "${filters[@]}"
 }
 
 if ((with_setup)); then

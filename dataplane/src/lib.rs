@@ -1,3 +1,6 @@
 //! placeholder
 
 pub mod net;
+pub mod dpdk;
+pub mod error;
+pub mod runtime;

@@ -33,7 +33,6 @@
 use std::hash::Hasher;
 use std::time::Duration;
 
-use siphasher::sip::SipHasher13;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::Seq;
@@ -41,10 +40,11 @@ use sluice_filters::{Flags, Segment};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::options::SynOptions;
-use crate::segment::{Direction, Head, TcpChecksum};
+use crate::segment::{Direction, Head, PACKET_MAX, TcpChecksum};
+use crate::sip;
 
 /// Room [`Jar::answer_syn`] needs in the frame's buffer: a tagged Ethernet header, IPv6, TCP and every option.
-pub const SYN_ACK_MAX: usize = 18 + 40 + 20 + 20;
+pub const SYN_ACK_MAX: usize = 18 + PACKET_MAX;
 
 /// Octets by which an answer can be longer than its SYN: our MSS option, when the client sent none.
 pub const AMPLIFICATION: usize = 4;
@@ -112,30 +112,21 @@ impl Live {
         Live { epoch, key: derive(seed, b"cookie  ", epoch) }
     }
 
-    #[inline]
-    fn mac(&self, key: &FlowKey, client_isn: Seq, options: u8) -> u32 {
-        let mut sip = SipHasher13::new_with_keys(self.key[0], self.key[1]);
-        write_addresses(&mut sip, key);
-        sip.write_u64(u64::from(key.src_port) << 48 | u64::from(key.dst_port) << 32 | u64::from(client_isn.0));
-        // Seven octets, so that with SipHash's length octet they fill the last block: three blocks in all for IPv4.
-        sip.write_u8(options);
-        sip.write_u16((self.epoch >> 32) as u16);
-        sip.write_u32(self.epoch as u32);
-        let mac = sip.finish();
-        mac as u32 & MAC_MASK
-    }
-}
-
-/// One block for IPv4, four for IPv6. The length, which SipHash covers, tells the two apart.
-#[inline]
-fn write_addresses(sip: &mut SipHasher13, key: &FlowKey) {
-    if key.src.is_v4() {
-        sip.write_u64(u64::from(key.src.v4_bits()) << 32 | u64::from(key.dst.v4_bits()));
-    } else {
-        sip.write_u64(key.src.hi);
-        sip.write_u64(key.src.lo);
-        sip.write_u64(key.dst.hi);
-        sip.write_u64(key.dst.lo);
+    #[inline(always)]
+    fn mac<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, options: u8) -> u32 {
+        let hash = sip::of_flow::<V4>(
+            self.key,
+            key,
+            #[inline(always)]
+            |sip| {
+                sip.write_u64(u64::from(sip::ports(key)) << 32 | u64::from(client_isn.0));
+                // Seven octets, so that with SipHash's length octet they fill the last block: three blocks in all for IPv4.
+                sip.write_u8(options);
+                sip.write_u16((self.epoch >> 32) as u16);
+                sip.write_u32(self.epoch as u32);
+            },
+        );
+        hash as u32 & MAC_MASK
     }
 }
 
@@ -229,8 +220,17 @@ impl Jar {
     #[inline]
     #[must_use]
     pub fn mint(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> Seq {
-        let options = encode(key.src.is_v4(), offer);
-        let mac = self.live(self.mints_odd).mac(key, client_isn, options);
+        if key.src.is_v4() {
+            self.mint_in::<true>(key, client_isn, offer)
+        } else {
+            self.mint_in::<false>(key, client_isn, offer)
+        }
+    }
+
+    #[inline(always)]
+    fn mint_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> Seq {
+        let options = encode::<V4>(offer);
+        let mac = self.live(self.mints_odd).mac::<V4>(key, client_isn, options);
         Seq(u32::from(self.mints_odd) << PARITY_SHIFT | u32::from(options) << OPTIONS_SHIFT | mac)
     }
 
@@ -239,10 +239,19 @@ impl Jar {
     #[inline]
     #[must_use]
     pub fn check(&self, key: &FlowKey, client_isn: Seq, ack: Seq) -> Option<Offer> {
+        if key.src.is_v4() {
+            self.check_in::<true>(key, client_isn, ack)
+        } else {
+            self.check_in::<false>(key, client_isn, ack)
+        }
+    }
+
+    #[inline(always)]
+    fn check_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, ack: Seq) -> Option<Offer> {
         let cookie = ack.0.wrapping_sub(1);
         let options = (cookie >> OPTIONS_SHIFT) as u8;
-        let mac = self.live(cookie >> PARITY_SHIFT == 1).mac(key, client_isn, options);
-        (mac == cookie & MAC_MASK).then(|| decode(key.src.is_v4(), options))
+        let mac = self.live(cookie >> PARITY_SHIFT == 1).mac::<V4>(key, client_isn, options);
+        (mac == cookie & MAC_MASK).then(|| decode::<V4>(options))
     }
 
     /// What our timestamps towards this client are ahead of the millisecond clock: the same at accept time as in the SYN-ACK, and
@@ -251,15 +260,22 @@ impl Jar {
     #[inline]
     #[must_use]
     pub fn ts_offset(&self, key: &FlowKey) -> u32 {
-        let mut sip = SipHasher13::new_with_keys(self.timestamp_key[0], self.timestamp_key[1]);
-        write_addresses(&mut sip, key);
-        sip.write_u32(u32::from(key.src_port) << 16 | u32::from(key.dst_port));
-        sip.finish() as u32
+        if key.src.is_v4() { self.ts_offset_in::<true>(key) } else { self.ts_offset_in::<false>(key) }
+    }
+
+    #[inline(always)]
+    fn ts_offset_in<const V4: bool>(&self, key: &FlowKey) -> u32 {
+        sip::of_flow::<V4>(
+            self.timestamp_key,
+            key,
+            #[inline(always)]
+            |sip| sip.write_u32(sip::ports(key)),
+        ) as u32
     }
 
     /// Turns the frame of a SYN into its SYN-ACK and returns the new length. `frame` is the whole buffer, at least
-    /// [`SYN_ACK_MAX`] octets or as many as the answer needs: it may be longer or shorter than the SYN. `segment` is that
-    /// frame, parsed; `now_ms` the millisecond clock of our timestamps.
+    /// [`SYN_ACK_MAX`] octets: the answer may be longer or shorter than the SYN, and what follows it is undefined. `segment` is
+    /// that frame, parsed; `now_ms` the millisecond clock of our timestamps.
     ///
     /// Ethernet goes back where it came from, in the same VLAN. Everything above is written anew from `segment`.
     /// None, and nothing written, when the client's MSS is below [`MSS_MIN`] or the buffer too short.
@@ -271,10 +287,24 @@ impl Jar {
         profile: &SynAckProfile,
         now_ms: u32,
     ) -> Option<usize> {
+        if segment.key.src.is_v4() {
+            self.answer_syn_in::<true>(frame, segment, profile, now_ms)
+        } else {
+            self.answer_syn_in::<false>(frame, segment, profile, now_ms)
+        }
+    }
+
+    #[inline(always)]
+    fn answer_syn_in<const V4: bool>(
+        &self,
+        frame: &mut [u8],
+        segment: &Segment,
+        profile: &SynAckProfile,
+        now_ms: u32,
+    ) -> Option<usize> {
         let offered = segment.options(frame);
-        let default = if segment.key.src.is_v4() { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 };
         let offer = Offer {
-            mss: offered.mss.unwrap_or(default),
+            mss: offered.mss.unwrap_or(if V4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 }),
             wscale: offered.wscale.filter(|_| profile.wscale.is_some()),
             sack: offered.sack_permitted && profile.sack,
         };
@@ -288,37 +318,37 @@ impl Jar {
             timestamp: offered
                 .timestamp
                 .filter(|_| profile.timestamps)
-                .map(|(value, _)| (now_ms.wrapping_add(self.ts_offset(&segment.key)), value)),
+                .map(|(value, _)| (now_ms.wrapping_add(self.ts_offset_in::<V4>(&segment.key)), value)),
         };
         let mut head = Head::between(&segment.key, Direction::ToPeer);
-        head.seq = self.mint(&segment.key, segment.seq, offer);
+        head.seq = self.mint_in::<V4>(&segment.key, segment.seq, offer);
         head.ack = segment.seq.plus(1);
         head.flags = Flags::SYN | Flags::ACK;
         head.window = profile.window;
 
-        let (ethernet, rest) = frame.split_first_chunk_mut::<12>()?;
-        let packet = rest.get_mut(segment.l3().checked_sub(12)?..)?;
-        let len = head.write(packet, answer.words().as_slice(), profile.tcp_checksum)?;
+        let l3 = segment.l3();
+        let (link, packet) = frame.split_at_mut_checked(l3)?;
+        let (ethernet, packet) = (link.first_chunk_mut::<12>()?, packet.first_chunk_mut::<PACKET_MAX>()?);
         let [.., a, b, c, d, e, f] = *ethernet;
         let client = [a, b, c, d, e, f];
         ethernet[..6].copy_from_slice(&client);
         ethernet[6..].copy_from_slice(&profile.src_mac);
-        Some(segment.l3().wrapping_add(len))
+        Some(l3.wrapping_add(head.fill::<V4>(packet, &answer.words(), profile.tcp_checksum)))
     }
 }
 
 /// The eight option bits.
-#[inline]
-fn encode(v4: bool, offer: Offer) -> u8 {
-    let table = if v4 { &MSS_V4 } else { &MSS_V6 };
-    let at_most = table.iter().map(|mss| u8::from(*mss <= offer.mss)).fold(0, u8::wrapping_add);
+#[inline(always)]
+fn encode<const V4: bool>(offer: Offer) -> u8 {
+    let table = if V4 { &MSS_V4 } else { &MSS_V6 };
+    let at_most = table.partition_point(|mss| *mss <= offer.mss) as u8;
     let wscale = offer.wscale.map_or(SCALE_NONE, |shift| shift.min(SCALE_MAX));
     at_most.saturating_sub(1) << 5 | wscale << 1 | u8::from(offer.sack)
 }
 
-#[inline]
-fn decode(v4: bool, options: u8) -> Offer {
-    let table = if v4 { &MSS_V4 } else { &MSS_V6 };
+#[inline(always)]
+fn decode<const V4: bool>(options: u8) -> Offer {
+    let table = if V4 { &MSS_V4 } else { &MSS_V6 };
     let wscale = options >> 1 & 0xf;
     Offer {
         mss: table.get(usize::from(options >> 5)).copied().unwrap_or(MSS_MIN),

@@ -24,9 +24,13 @@
     )
 )]
 
+use std::hash::Hasher;
+
 use siphasher::sip::SipHasher13;
 use sluice_filters::addr::FlowKey;
 use zeroize::Zeroize;
+
+use crate::sip;
 
 /// The table has no room for another flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +52,7 @@ pub struct FlowTable {
 
 #[inline]
 fn ports(key: &FlowKey) -> u64 {
-    u64::from(key.src_port) << 16 | u64::from(key.dst_port)
+    u64::from(sip::ports(key))
 }
 
 #[inline]
@@ -84,22 +88,11 @@ impl FlowTable {
     #[inline]
     #[must_use]
     pub fn hash(&self, key: &FlowKey) -> u64 {
-        let sip = SipHasher13::new_with_keys(self.secret[0], self.secret[1]);
-        let ports = (ports(key) as u32).to_le_bytes();
-        if key.src.is_v4() && key.dst.is_v4() {
-            let mut message = [0; 12];
-            let addresses = u64::from(key.src.v4_bits()) << 32 | u64::from(key.dst.v4_bits());
-            message[..8].copy_from_slice(&addresses.to_le_bytes());
-            message[8..].copy_from_slice(&ports);
-            sip.hash(&message)
+        let ports = |sip: &mut SipHasher13| sip.write_u32(sip::ports(key));
+        if key.src.is_v4() {
+            sip::of_flow::<true>(self.secret, key, ports)
         } else {
-            let mut message = [0; 36];
-            message[..8].copy_from_slice(&key.src.hi.to_le_bytes());
-            message[8..16].copy_from_slice(&key.src.lo.to_le_bytes());
-            message[16..24].copy_from_slice(&key.dst.hi.to_le_bytes());
-            message[24..32].copy_from_slice(&key.dst.lo.to_le_bytes());
-            message[32..].copy_from_slice(&ports);
-            sip.hash(&message)
+            sip::of_flow::<false>(self.secret, key, ports)
         }
     }
 

@@ -12,6 +12,7 @@ pub mod ports;
 pub mod proxy;
 pub mod record;
 pub mod segment;
+mod sip;
 mod slab;
 pub mod terminate;
 pub mod translate;

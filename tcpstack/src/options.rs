@@ -32,11 +32,11 @@ pub(crate) struct SynOptions {
     pub(crate) timestamp: Option<(u32, u32)>,
 }
 
-/// Up to [`MAX_WORDS`] big-endian words of options.
+/// Up to [`MAX_WORDS`] big-endian words of options; those after `len` are zero, which no sum notices.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Words {
-    words: [u32; MAX_WORDS],
-    len: usize,
+    pub(crate) words: [u32; MAX_WORDS],
+    pub(crate) len: u8,
 }
 
 impl Words {
@@ -47,19 +47,13 @@ impl Words {
     pub(crate) fn timestamp(value: u32, echo: u32) -> Words {
         Words { words: [TIMESTAMP, value, echo, 0, 0], len: 3 }
     }
-
-    #[inline]
-    pub(crate) fn as_slice(&self) -> &[u32] {
-        self.words.get(..self.len).unwrap_or_default()
-    }
 }
 
 impl SynOptions {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn words(&self) -> Words {
         let mss = MSS | u32::from(self.mss);
-        let scale = WINDOW_SCALE | u32::from(self.wscale.unwrap_or(0));
-        let scaled = usize::from(self.wscale.is_some());
+        let (scale, scaled) = self.wscale.map_or((0, 0), |shift| (WINDOW_SCALE | u32::from(shift), 1_u8));
         match (self.timestamp, self.sack) {
             (Some((value, echo)), sack) => {
                 let kind = if sack { SACK_PERMITTED_TIMESTAMP } else { TIMESTAMP };
@@ -86,8 +80,11 @@ mod tests {
                 sack: bits & 2 != 0,
                 timestamp: (bits & 4 != 0).then_some((0xdead_beef, 0x0102_0304)),
             };
-            let octets: Vec<u8> = written.words().as_slice().iter().flat_map(|word| word.to_be_bytes()).collect();
-            let read = TcpOptions::read(&octets, 0);
+            let words = written.words();
+            let octets: Vec<u8> = words.words.iter().flat_map(|word| word.to_be_bytes()).collect();
+            let (octets, unused) = octets.split_at(4 * usize::from(words.len));
+            assert!(unused.iter().all(|octet| *octet == 0));
+            let read = TcpOptions::read(octets, 0);
             assert_eq!(read.mss, Some(1_460));
             assert_eq!(read.wscale, written.wscale);
             assert_eq!(read.sack_permitted, written.sack);

@@ -71,7 +71,8 @@ impl BareSegment {
     /// Octets that [`BareSegment::write`] writes: 40 to 72.
     #[must_use]
     pub fn len(&self) -> usize {
-        packet_len(self.key.src.is_v4(), self.options().as_slice())
+        let headers: usize = if self.key.src.is_v4() { 40 } else { 60 };
+        headers.wrapping_add(usize::from(self.options().len).wrapping_mul(4))
     }
 
     /// Never: every segment has headers.
@@ -88,7 +89,7 @@ impl BareSegment {
         head.flags = self.flags;
         head.window = self.window;
         head.ttl = self.ttl;
-        head.write(out, self.options().as_slice(), tcp_checksum)
+        head.write(out, &self.options(), tcp_checksum)
     }
 
     fn options(&self) -> Words {
@@ -151,7 +152,7 @@ pub fn synthesize_syn(syn: &SynSegment, out: &mut [u8], tcp_checksum: TcpChecksu
         sack: syn.sack,
         timestamp: syn.timestamp.map(|value| (value, 0)),
     };
-    head.write(out, options.words().as_slice(), tcp_checksum)
+    head.write(out, &options.words(), tcp_checksum)
 }
 
 /// The fields of a segment without payload, addresses in the order of the packet.
@@ -167,14 +168,8 @@ pub(crate) struct Head {
     pub(crate) ttl: u8,
 }
 
-#[inline]
-fn packet_len(v4: bool, options: &[u32]) -> usize {
-    let headers: usize = if v4 { 40 } else { 60 };
-    headers.wrapping_add(options.len().wrapping_mul(4))
-}
-
 impl Head {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn between(key: &FlowKey, direction: Direction) -> Head {
         let (src, dst, src_port, dst_port) = match direction {
             Direction::ToPeer => (key.dst, key.src, key.dst_port, key.src_port),
@@ -184,74 +179,92 @@ impl Head {
     }
 
     /// Writes the IP packet to the front of `out` and returns its length; none, and nothing written, when `out` is too short.
-    #[inline]
-    pub(crate) fn write(&self, out: &mut [u8], options: &[u32], tcp_checksum: TcpChecksum) -> Option<usize> {
-        let v4 = self.src.is_v4();
-        let len = packet_len(v4, options);
-        let out = out.get_mut(..len)?;
-        let tcp_len = if v4 {
-            let (header, tcp) = out.split_first_chunk_mut::<20>()?;
-            self.write_ipv4(header, len as u16);
-            self.write_tcp(tcp, options, tcp_checksum)?
+    fn write(&self, out: &mut [u8], options: &Words, tcp_checksum: TcpChecksum) -> Option<usize> {
+        let mut packet = [0; PACKET_MAX];
+        let len = if self.src.is_v4() {
+            self.fill::<true>(&mut packet, options, tcp_checksum)
         } else {
-            let (header, tcp) = out.split_first_chunk_mut::<40>()?;
-            self.write_ipv6(header, len.wrapping_sub(40) as u16);
-            self.write_tcp(tcp, options, tcp_checksum)?
+            self.fill::<false>(&mut packet, options, tcp_checksum)
         };
-        debug_assert_eq!(len, tcp_len.wrapping_add(if v4 { 20 } else { 40 }));
+        out.get_mut(..len)?.copy_from_slice(packet.get(..len)?);
         Some(len)
     }
 
-    #[inline]
-    fn write_ipv4(&self, header: &mut [u8; 20], len: u16) {
-        let first = 0x4500_0000 | u32::from(len);
-        let dont_fragment = 0x4000;
-        let ttl_protocol = u32::from(self.ttl) << 8 | u32::from(TCP);
-        let (src, dst) = (self.src.v4_bits(), self.dst.v4_bits());
-        let check = Sum::ZERO.dword(first).dword(dont_fragment).dword(ttl_protocol).dword(src).dword(dst).finish();
-        header[..4].copy_from_slice(&first.to_be_bytes());
-        header[4..8].copy_from_slice(&dont_fragment.to_be_bytes());
-        header[8..12].copy_from_slice(&(ttl_protocol << 16 | u32::from(check)).to_be_bytes());
-        header[12..16].copy_from_slice(&src.to_be_bytes());
-        header[16..].copy_from_slice(&dst.to_be_bytes());
+    /// Writes the IP packet to the front of `packet` and returns its length. What follows it in `packet` is undefined.
+    #[inline(always)]
+    pub(crate) fn fill<const V4: bool>(
+        &self,
+        packet: &mut [u8; PACKET_MAX],
+        options: &Words,
+        tcp_checksum: TcpChecksum,
+    ) -> usize {
+        let tcp_len = u32::from(options.len).wrapping_mul(4).wrapping_add(20);
+        let ip_len: u32 = if V4 { 20 } else { 40 };
+        let (ip, tcp) = packet.split_at_mut(ip_len as usize);
+        let addresses = if V4 {
+            Sum::ZERO.dword(self.src.v4_bits()).dword(self.dst.v4_bits())
+        } else {
+            checksum::pseudo_header(self.src, self.dst, 0, 0)
+        };
+        // The packet has room for both headers: the branches vanish.
+        if let Some(tcp) = tcp.first_chunk_mut() {
+            self.fill_tcp(tcp, options, addresses, tcp_len, tcp_checksum);
+        }
+        if V4 && let Some(header) = ip.first_chunk_mut() {
+            self.fill_ipv4(header, addresses, tcp_len);
+        }
+        if !V4 && let Some(header) = ip.first_chunk_mut() {
+            self.fill_ipv6(header, tcp_len);
+        }
+        tcp_len.wrapping_add(ip_len) as usize
     }
 
-    #[inline]
-    fn write_ipv6(&self, header: &mut [u8; 40], payload_len: u16) {
-        let second = u32::from(payload_len) << 16 | u32::from(TCP) << 8 | u32::from(self.ttl);
+    #[inline(always)]
+    fn fill_ipv4(&self, header: &mut [u8; 20], addresses: Sum, tcp_len: u32) {
+        let first = 0x4500_0000 | tcp_len.wrapping_add(20);
+        let dont_fragment: u32 = 0x4000;
+        let ttl_protocol = u32::from(self.ttl) << 24 | u32::from(TCP) << 16;
+        let check = addresses.dword(first).dword(dont_fragment).dword(ttl_protocol).finish();
+        header[..4].copy_from_slice(&first.to_be_bytes());
+        header[4..8].copy_from_slice(&dont_fragment.to_be_bytes());
+        header[8..12].copy_from_slice(&(ttl_protocol | u32::from(check)).to_be_bytes());
+        header[12..16].copy_from_slice(&self.src.v4_bits().to_be_bytes());
+        header[16..].copy_from_slice(&self.dst.v4_bits().to_be_bytes());
+    }
+
+    #[inline(always)]
+    fn fill_ipv6(&self, header: &mut [u8; 40], tcp_len: u32) {
+        let second = tcp_len << 16 | u32::from(TCP) << 8 | u32::from(self.ttl);
         header[..4].copy_from_slice(&0x6000_0000_u32.to_be_bytes());
         header[4..8].copy_from_slice(&second.to_be_bytes());
         header[8..24].copy_from_slice(&self.src.octets());
         header[24..].copy_from_slice(&self.dst.octets());
     }
 
-    #[inline]
-    fn write_tcp(&self, out: &mut [u8], options: &[u32], tcp_checksum: TcpChecksum) -> Option<usize> {
-        let len = out.len();
-        let (header, list) = out.split_first_chunk_mut::<20>()?;
+    /// `addresses` is the sum of both addresses.
+    #[inline(always)]
+    fn fill_tcp(&self, tcp: &mut [u8; 40], options: &Words, addresses: Sum, len: u32, tcp_checksum: TcpChecksum) {
         let ports = u32::from(self.src_port) << 16 | u32::from(self.dst_port);
         // The data offset counts words: a quarter of `len`, in the word's upper four bits.
-        let offset_window = (len as u32) << 26 | u32::from(self.flags.0) << 16 | u32::from(self.window);
-        let mut sum = checksum::pseudo_header(self.src, self.dst, TCP, len);
+        let offset_window = len << 26 | u32::from(self.flags.0) << 16 | u32::from(self.window);
+        let pseudo_header = addresses.dword(len.wrapping_add(u32::from(TCP)));
+        let [a, b, c, d, e] = options.words;
         let check = match tcp_checksum {
-            TcpChecksum::Offload => sum.fold(),
+            TcpChecksum::Offload => pseudo_header.fold(),
             TcpChecksum::Full => {
-                sum = sum.dword(ports).dword(self.seq.0).dword(self.ack.0).dword(offset_window);
-                for word in options {
-                    sum = sum.dword(*word);
-                }
-                sum.finish()
+                let header = pseudo_header.dword(ports).dword(self.seq.0).dword(self.ack.0).dword(offset_window);
+                header.dword(a).dword(b).dword(c).dword(d).dword(e).finish()
             }
         };
-        header[..4].copy_from_slice(&ports.to_be_bytes());
-        header[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
-        header[8..12].copy_from_slice(&self.ack.0.to_be_bytes());
-        header[12..16].copy_from_slice(&offset_window.to_be_bytes());
-        header[16..18].copy_from_slice(&check.to_be_bytes());
-        header[18..].copy_from_slice(&[0, 0]);
-        for (slot, word) in list.as_chunks_mut::<4>().0.iter_mut().zip(options) {
-            *slot = word.to_be_bytes();
-        }
-        Some(len)
+        tcp[..4].copy_from_slice(&ports.to_be_bytes());
+        tcp[4..8].copy_from_slice(&self.seq.0.to_be_bytes());
+        tcp[8..12].copy_from_slice(&self.ack.0.to_be_bytes());
+        tcp[12..16].copy_from_slice(&offset_window.to_be_bytes());
+        tcp[16..20].copy_from_slice(&(u32::from(check) << 16).to_be_bytes());
+        tcp[20..24].copy_from_slice(&a.to_be_bytes());
+        tcp[24..28].copy_from_slice(&b.to_be_bytes());
+        tcp[28..32].copy_from_slice(&c.to_be_bytes());
+        tcp[32..36].copy_from_slice(&d.to_be_bytes());
+        tcp[36..].copy_from_slice(&e.to_be_bytes());
     }
 }

@@ -33,6 +33,11 @@ const SERVICE_VLAN: u16 = 0x88a8;
 /// The service tag's number before 802.1ad settled on another.
 const OLD_SERVICE_VLAN: u16 = 0x9100;
 
+/// What an IPv4 header's first eight octets must say: version 4 and five words; no fragment offset, no "more fragments" and
+/// no reserved flag. Of the flags, only "don't fragment" is free.
+const FIRST: u64 = 0x4500_0000_0000_0000;
+const FIRST_MASK: u64 = 0xff00_0000_0000_bfff;
+
 /// ICMP and ICMPv6: type, code, checksum and four octets that depend on them (RFC 792; RFC 4443 has no shorter message).
 const ICMP_HEADER: usize = 8;
 
@@ -67,14 +72,13 @@ pub fn parse(frame: &[u8], checksums: RxChecksums) -> Result<Parsed, DropReason>
 #[inline(always)]
 fn ipv4(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result<Parsed, DropReason> {
     let Some((header, rest)) = packet.split_first_chunk::<20>() else { return Err(DropReason::Truncated) };
-    let &[version_len, tos, l0, l1, _, _, f0, f1, ttl, protocol, ..] = header;
-    let total = u16::from_be_bytes([l0, l1]);
-    // Fragment offset, "more fragments" and the reserved flag; "don't fragment" is all that may be set.
-    let fragment = u16::from_be_bytes([f0, f1]) & 0xbfff;
-    if version_len != 0x45 || fragment != 0 || ttl == 0 {
-        return Err(bad_ipv4(version_len, fragment));
+    let &[a, b, c, d, e, f, g, h, ttl, protocol, ..] = header;
+    let first = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+    if first & FIRST_MASK != FIRST || ttl == 0 {
+        return Err(bad_ipv4(first));
     }
     // A total below 20 wraps and is too long for any frame.
+    let total = (first >> 32) as u16;
     let Some(l4) = rest.get(..usize::from(total).wrapping_sub(20)) else {
         return Err(if total < 20 { DropReason::BadIpLength } else { DropReason::Truncated });
     };
@@ -95,7 +99,7 @@ fn ipv4(packet: &[u8], l2: L2, to_group: bool, checksums: RxChecksums) -> Result
     }
     let (src, dst) = (Addr::v4(src), Addr::v4(dst));
     if is_tcp {
-        let ip = Ip { l2, src, dst, header_len: 20, hop_limit: ttl, tos };
+        let ip = Ip { l2, src, dst, header_len: 20, hop_limit: ttl, tos: b };
         tcp(l4, ip, addresses, checksums)
     } else {
         datagram(l4, l2, src, dst, 20, ttl).map(Parsed::Icmp)
@@ -246,10 +250,10 @@ fn is_multicast_v6(addr: Addr) -> bool {
 }
 
 #[cold]
-fn bad_ipv4(version_len: u8, fragment: u16) -> DropReason {
-    match version_len {
-        0x45 if fragment & 0x3fff != 0 => DropReason::Fragment,
-        0x45 if fragment != 0 => DropReason::BadIpHeader,
+fn bad_ipv4(first: u64) -> DropReason {
+    match first >> 56 {
+        0x45 if first & 0x3fff != 0 => DropReason::Fragment,
+        0x45 if first & 0x8000 != 0 => DropReason::BadIpHeader,
         0x45 => DropReason::TtlExceeded,
         0x46..=0x4f => DropReason::IpOptions,
         _ => DropReason::BadIpHeader,

@@ -273,6 +273,12 @@ impl TcpBuilder {
         self
     }
 
+    /// Octets of options so far, padding included; TCP has room for 40.
+    #[must_use]
+    pub fn options_len(&self) -> usize {
+        self.options.len()
+    }
+
     /// Payload.
     pub fn payload(mut self, payload: impl AsRef<[u8]>) -> Self {
         self.payload = payload.as_ref().to_vec();

@@ -194,3 +194,17 @@ fn reader_that_takes_nothing_does_not_hold_up_the_end() {
     log.finish(Duration::from_millis(200));
     assert!(start.elapsed() < Duration::from_secs(5));
 }
+
+#[test]
+fn documentation_explains_every_field_and_cause() {
+    let documentation = include_str!("../../../docs/operations.md");
+    let line: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text(&fake::record())).unwrap();
+    for field in line.keys() {
+        assert!(documentation.contains(&format!("\n| `{field}` | ")), "{field}");
+    }
+    for cause in EndCause::ALL {
+        let row = format!("\n| `{}` | `{}` | ", cause.as_str(), cause.blame().as_str());
+        assert!(documentation.contains(&row), "{row}");
+    }
+    assert!(documentation.contains(&text(&fake::record())), "the example is a real line");
+}

@@ -167,3 +167,11 @@ fn documentation_names_every_metric_and_no_other() {
     let named: BTreeSet<&str> = text.split(word).filter(|word| word.starts_with("sluice_")).collect();
     assert_eq!(named, known);
 }
+
+#[test]
+fn documentation_explains_every_drop_reason() {
+    let text = include_str!("../../../docs/metrics.md");
+    for reason in DropReason::ALL {
+        assert!(text.contains(&format!("\n| `{}` | ", reason.as_str())), "{}", reason.as_str());
+    }
+}

@@ -224,3 +224,174 @@ fn write_field<const AT: usize>(bytes: &mut [u8], check: u16) {
         *field = check.to_be_bytes();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// RFC 1071 section 4.1, word by word.
+    fn naive(octets: &[u8]) -> u16 {
+        let mut sum: u64 = 0;
+        for pair in octets.chunks(2) {
+            sum += u64::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u64::from);
+        }
+        while sum >> 16 != 0 {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        !(sum as u16)
+    }
+
+    fn naive_pseudo(src: Addr, dst: Addr, protocol: u8, len: usize) -> Vec<u8> {
+        let octets = |addr: Addr| {
+            if addr.is_v4() { addr.v4_bits().to_be_bytes().to_vec() } else { addr.octets().to_vec() }
+        };
+        [octets(src), octets(dst), (len as u32).to_be_bytes().to_vec(), vec![0, protocol]].concat()
+    }
+
+    fn any_pair() -> impl Strategy<Value = (Addr, Addr)> {
+        let v4 = any::<(u32, u32)>().prop_map(|(src, dst)| (Addr::v4(src), Addr::v4(dst)));
+        let v6 = any::<([u8; 16], [u8; 16])>()
+            .prop_map(|(src, dst)| (Addr::v6(src), Addr::v6(dst)))
+            .prop_filter("no mapped addresses", |(src, dst)| !src.is_v4() && !dst.is_v4());
+        prop_oneof![v4, v6]
+    }
+
+    /// Octets with long runs of the values that carries like.
+    fn any_octets(len: std::ops::RangeInclusive<usize>) -> impl Strategy<Value = Vec<u8>> {
+        prop_oneof![
+            vec(any::<u8>(), len.clone()),
+            vec(Just(0xff_u8), len.clone()),
+            vec(prop_oneof![Just(0u8), Just(0xff), Just(0xfe), Just(1)], len)
+        ]
+    }
+
+    #[test]
+    fn the_example_of_rfc_1071_sums_up() {
+        assert_eq!(sum(&[0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7]).fold(), 0xddf2);
+    }
+
+    #[test]
+    fn a_known_ipv4_header_gets_its_checksum() {
+        let mut header =
+            [0x45, 0, 0, 0x73, 0, 0, 0x40, 0, 0x40, 0x11, 0xaa, 0xaa, 0xc0, 0xa8, 0, 1, 0xc0, 0xa8, 0, 0xc7];
+        fill_ipv4_header(&mut header);
+        assert_eq!(header[10..12], [0xb8, 0x61]);
+        assert!(sum(&header).is_valid());
+    }
+
+    #[test]
+    fn carries_survive_any_number_of_full_words() {
+        for len in 0..300 {
+            assert_eq!(sum(&vec![0xff; len]).finish(), naive(&vec![0xff; len]), "{len}");
+        }
+        let full = Sum(u64::MAX);
+        assert_eq!(full.plus(full).plus(full).fold(), 0xffff);
+        assert_eq!(full.bytes(&[0xff; 64]).fold(), 0xffff);
+        assert_eq!(full.word(1).fold(), 1);
+    }
+
+    #[test]
+    fn the_smallest_echo_reply_gets_the_zero_that_receivers_accept() {
+        let mut reply = [0; 8];
+        let check = icmp_checksum(&reply);
+        assert_eq!(check, 0xffff);
+        reply[2..4].copy_from_slice(&check.to_be_bytes());
+        assert!(sum(&reply).is_valid());
+        assert_eq!(icmp_checksum(&reply), 0xffff);
+    }
+
+    #[test]
+    fn short_input_is_left_alone() {
+        let (src, dst) = (Addr::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST)), Addr::v4(1));
+        for len in 0..18 {
+            let mut segment = vec![9; len];
+            fill_tcp(&mut segment, src, dst);
+            assert_eq!(segment, vec![9; len]);
+        }
+        assert_eq!(icmp_checksum(&[]), 0xffff);
+        assert_eq!(icmp_checksum(&[1]), naive(&[1]));
+    }
+
+    #[test]
+    fn mapped_addresses_add_up_as_ipv4() {
+        let (src, dst) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(198, 51, 100, 7));
+        let mapped = |ip: Ipv4Addr| Addr::from(std::net::IpAddr::from(Ipv6Addr::from(ip.to_ipv6_mapped().octets())));
+        assert_eq!(mapped(src), Addr::v4(src.into()));
+        assert_eq!(
+            pseudo_header(mapped(src), mapped(dst), TCP, 20),
+            pseudo_header(Addr::v4(src.into()), Addr::v4(dst.into()), TCP, 20)
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn sums_agree_with_the_naive_one(octets in any_octets(0..=2000)) {
+            prop_assert_eq!(sum(&octets).finish(), naive(&octets));
+        }
+
+        #[test]
+        fn a_sum_in_pieces_is_the_sum(octets in any_octets(0..=300), at in 0usize..150) {
+            let (head, tail) = octets.split_at((at * 2).min(octets.len() & !1));
+            prop_assert_eq!(sum(head).bytes(tail).fold(), sum(&octets).fold());
+            prop_assert_eq!(sum(tail).plus(sum(head)).fold(), sum(&octets).fold());
+        }
+
+        #[test]
+        fn words_and_dwords_are_their_octets(word in any::<u16>(), dword in any::<u32>()) {
+            prop_assert_eq!(Sum::ZERO.word(word), sum(&word.to_be_bytes()));
+            prop_assert_eq!(Sum::ZERO.dword(dword), sum(&dword.to_be_bytes()));
+        }
+
+        #[test]
+        fn tcp_checksums_agree_with_the_naive_one((src, dst) in any_pair(), mut segment in any_octets(20..=200)) {
+            segment[16..18].copy_from_slice(&[0, 0]);
+            let expected = naive(&[&naive_pseudo(src, dst, 6, segment.len())[..], &segment].concat());
+            segment[16..18].copy_from_slice(&[0xab, 0xcd]);
+            prop_assert_eq!(tcp_checksum(&segment, src, dst), expected);
+            fill_tcp(&mut segment, src, dst);
+            prop_assert_eq!(&segment[16..18], &expected.to_be_bytes()[..]);
+            prop_assert!(tcp_is_valid(&segment, src, dst));
+            segment[3] ^= 0x40;
+            prop_assert!(!tcp_is_valid(&segment, src, dst));
+        }
+
+        #[test]
+        fn icmp_checksums_agree_with_the_naive_one((src, dst) in any_pair(), mut message in any_octets(8..=200)) {
+            message[2..4].copy_from_slice(&[0, 0]);
+            let (four, six) = (naive(&message), naive(&[&naive_pseudo(src, dst, 58, message.len())[..], &message].concat()));
+            message[2..4].copy_from_slice(&[0x12, 0x34]);
+            prop_assert_eq!(icmp_checksum(&message), four);
+            prop_assert_eq!(icmp6_checksum(&message, src, dst), six);
+        }
+
+        #[test]
+        fn an_update_is_what_a_new_sum_would_be(
+            mut octets in any_octets(8..=64),
+            at in 0usize..61,
+            new in prop_oneof![any::<u32>(), Just(0), Just(u32::MAX), Just(0xffff), Just(0xffff_0000)],
+        ) {
+            // As in TCP: something besides the field is never zero.
+            let octets = { octets.push(0); octets.extend([0, 6]); octets };
+            let at = at.min(octets.len() - 7);
+            let before = naive(&octets);
+            let old = u32::from_be_bytes(octets[at..at + 4].try_into().unwrap());
+            let mut after = octets.clone();
+            after[at..at + 4].copy_from_slice(&new.to_be_bytes());
+            prop_assert_eq!(update32(before, at, old, new), naive(&after), "32 bits at {}", at);
+            let mut after = octets.clone();
+            after[at..at + 2].copy_from_slice(&(new as u16).to_be_bytes());
+            prop_assert_eq!(update16(before, at, (old >> 16) as u16, new as u16), naive(&after), "16 bits at {}", at);
+        }
+
+        #[test]
+        fn an_update_back_restores_the_checksum(check in 0u16..0xffff, at in 0usize..2, old in any::<u32>(), new in any::<u32>()) {
+            prop_assert_eq!(update32(update32(check, at, old, new), at, new, old), check);
+            prop_assert_eq!(update32(check, at, old, old), check);
+        }
+    }
+}

@@ -46,6 +46,11 @@ impl TcpOptions {
     #[must_use]
     pub fn read(bytes: &[u8], offset: usize) -> TcpOptions {
         let mut options = TcpOptions::default();
+        // Nearly every segment after the handshake has nothing, or just a timestamp in the layout of RFC 7323 appendix A.
+        if let &[1, 1, 8, 10, a, b, c, d, e, f, g, h] = bytes {
+            options.take(8, &[a, b, c, d, e, f, g, h], offset.wrapping_add(4) as u16);
+            return options;
+        }
         let mut rest = bytes;
         loop {
             // Where this option's data would stand.
@@ -64,7 +69,7 @@ impl TcpOptions {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn take(&mut self, kind: u8, data: &[u8], at: u16) {
         match (kind, data) {
             (2, &[a, b]) => self.mss = Some(u16::from_be_bytes([a, b])).filter(|&mss| mss != 0),
@@ -87,5 +92,69 @@ impl TcpOptions {
             }
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn linux_and_windows_syns_are_read() {
+        let linux = TcpOptions::read(&[2, 4, 5, 0xb4, 4, 2, 8, 10, 0, 0, 0, 9, 0, 0, 0, 0, 1, 3, 3, 7], 34);
+        assert_eq!((linux.mss, linux.wscale, linux.sack_permitted), (Some(1460), Some(7), true));
+        assert_eq!((linux.timestamp, linux.timestamp_at), (Some((9, 0)), 34 + 8));
+        let windows = TcpOptions::read(&[2, 4, 5, 0xb4, 1, 3, 3, 8, 1, 1, 4, 2], 34);
+        assert_eq!((windows.mss, windows.wscale, windows.sack_permitted), (Some(1460), Some(8), true));
+        assert_eq!(windows.timestamp, None);
+    }
+
+    #[test]
+    fn no_options_are_no_options() {
+        assert_eq!(TcpOptions::read(&[], 34), TcpOptions::default());
+        assert_eq!(TcpOptions::read(&[0, 2, 4, 5, 0xb4], 34), TcpOptions::default());
+    }
+
+    #[test]
+    fn a_malformed_option_ends_the_reading_and_spoils_nothing() {
+        for tail in [&[8, 1, 0, 0][..], &[8, 0], &[8], &[8, 11, 0, 0, 0, 9, 0, 0, 0, 0], &[2, 4, 1]] {
+            let options = TcpOptions::read(&[&[2, 4, 5, 0xb4, 4, 2], tail].concat(), 34);
+            assert_eq!((options.mss, options.sack_permitted, options.timestamp), (Some(1460), true, None), "{tail:?}");
+        }
+    }
+
+    #[test]
+    fn a_known_option_of_the_wrong_size_is_skipped() {
+        let options = TcpOptions::read(
+            &[2, 3, 5, 3, 2, 4, 3, 1, 8, 9, 0, 0, 0, 0, 0, 0, 0, 5, 9, 1, 2, 3, 4, 5, 6, 7, 2, 4, 2, 0],
+            34,
+        );
+        assert_eq!(options, TcpOptions { mss: Some(512), ..TcpOptions::default() });
+    }
+
+    #[test]
+    fn window_scales_past_14_count_as_14_and_an_mss_of_0_as_none() {
+        let options = TcpOptions::read(&[3, 3, 15, 2, 4, 0, 0], 34);
+        assert_eq!((options.wscale, options.mss), (Some(14), None));
+    }
+
+    #[test]
+    fn sack_blocks_come_with_their_place() {
+        let block = |n: u8| [0, 0, 0, n, 0, 0, 1, n];
+        let four = [&[1, 1, 5, 34][..], &block(1), &block(2), &block(3), &block(4)].concat();
+        let options = TcpOptions::read(&four, 54);
+        assert_eq!(options.sack_at, 58);
+        assert_eq!(options.sack_blocks().len(), 4);
+        assert_eq!(options.sack_blocks()[3], (Seq(4), Seq(260)));
+        let with_timestamp = [&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2, 1, 1, 5, 10][..], &block(7)].concat();
+        let options = TcpOptions::read(&with_timestamp, 34);
+        assert_eq!((options.timestamp, options.timestamp_at), (Some((1, 2)), 38));
+        assert_eq!((options.sack_blocks(), options.sack_at), (&[(Seq(7), Seq(263))][..], 50));
+    }
+
+    #[test]
+    fn unknown_options_are_skipped() {
+        let options = TcpOptions::read(&[34, 4, 1, 2, 254, 2, 3, 3, 2], 34);
+        assert_eq!(options.wscale, Some(2));
     }
 }

@@ -389,3 +389,62 @@ pub fn dst_mac(frame: &[u8]) -> Option<[u8; 6]> {
 pub fn src_mac(frame: &[u8]) -> Option<[u8; 6]> {
     frame.get(6..)?.first_chunk::<6>().copied()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{parse, testkit};
+
+    #[test]
+    fn a_segment_fills_one_cache_line_at_most() {
+        assert!(size_of::<Segment>() <= 64);
+        assert!(size_of::<Result<Parsed, crate::DropReason>>() <= 72);
+    }
+
+    #[test]
+    fn flags_are_printed_by_name() {
+        assert_eq!(format!("{:?}", Flags::SYN | Flags::ACK), "SYN|ACK");
+        assert_eq!(format!("{:?}", Flags(0)), "-");
+    }
+
+    #[test]
+    fn syn_and_fin_take_sequence_space() {
+        let len = |flags, payload: &[u8]| {
+            let frame = testkit::tcp("192.0.2.7:1", "192.0.2.8:2").flags(flags).seq(u32::MAX).payload(payload).build();
+            let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::default()) else { panic!("{flags:?}") };
+            (segment.seq_len(), segment.seq_end())
+        };
+        assert_eq!(len(Flags::SYN, b""), (1, Seq(0)));
+        assert_eq!(len(Flags::SYN, b"abc"), (4, Seq(3)));
+        assert_eq!(len(Flags::ACK, b""), (0, Seq(u32::MAX)));
+        assert_eq!(len(Flags::ACK | Flags::FIN, b"abc"), (4, Seq(3)));
+        assert_eq!(len(Flags::RST, b""), (0, Seq(u32::MAX)));
+    }
+
+    #[test]
+    fn only_a_syn_without_ack_opens() {
+        assert!(Flags::SYN.is_initial_syn());
+        assert!((Flags::SYN | Flags::ECE | Flags::CWR | Flags::PSH).is_initial_syn());
+        assert!(!(Flags::SYN | Flags::ACK).is_initial_syn());
+        assert!(!Flags::ACK.is_initial_syn());
+    }
+
+    #[test]
+    fn a_frame_that_is_not_the_one_parsed_gives_nothing_and_no_panic() {
+        let frame = testkit::tcp("192.0.2.7:1", "192.0.2.8:2").payload(b"abc").build();
+        let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::default()) else { panic!() };
+        assert_eq!(segment.payload(&frame), b"abc");
+        for len in 0..frame.len() {
+            assert!(segment.payload(&frame[..len]).is_empty());
+            assert!(segment.packet(&frame[..len]).is_empty());
+            let _ = segment.options(&frame[..len]);
+        }
+    }
+
+    #[test]
+    fn macs_are_read_from_whole_headers_only() {
+        let frame = testkit::tcp("192.0.2.7:1", "192.0.2.8:2").build();
+        assert_eq!((dst_mac(&frame), src_mac(&frame)), (Some(testkit::OUR_MAC), Some(testkit::PEER_MAC)));
+        assert_eq!((dst_mac(&frame[..5]), src_mac(&frame[..11]), src_mac(&frame[..3])), (None, None, None));
+    }
+}

@@ -114,3 +114,103 @@ impl ServiceMap {
         (key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> self.shift) as usize
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+    use std::net::SocketAddr;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(listen: &str) -> (Addr, u16) {
+        let listen: SocketAddr = listen.parse().unwrap();
+        (listen.ip().into(), listen.port())
+    }
+
+    fn map(entries: &[(&str, u16)]) -> ServiceMap {
+        let entries = entries.iter().map(|&(listen, id)| (at(listen).0, at(listen).1, ServiceId(id)));
+        ServiceMap::from_entries(entries.collect())
+    }
+
+    #[test]
+    fn a_service_is_found_by_address_and_port_together() {
+        let map = map(&[("192.0.2.1:443", 0), ("192.0.2.1:80", 1), ("[2001:db8::1]:443", 0)]);
+        let get = |listen| map.get(at(listen).0, at(listen).1);
+        assert_eq!(get("192.0.2.1:443"), Some(ServiceId(0)));
+        assert_eq!(get("192.0.2.1:80"), Some(ServiceId(1)));
+        assert_eq!(get("[2001:db8::1]:443"), Some(ServiceId(0)));
+        for nowhere in ["192.0.2.1:81", "192.0.2.2:443", "[2001:db8::1]:80", "[2001:db8::2]:443", "[::]:0", "0.0.0.0:0"]
+        {
+            assert_eq!(get(nowhere), None, "{nowhere}");
+        }
+    }
+
+    #[test]
+    fn a_service_address_is_one_on_any_port() {
+        let map = map(&[("192.0.2.1:443", 0), ("192.0.2.1:80", 1), ("[2001:db8::1]:443", 0)]);
+        assert!(map.is_service_address(at("192.0.2.1:9").0));
+        assert!(map.is_service_address(at("[2001:db8::1]:9").0));
+        assert!(!map.is_service_address(at("192.0.2.2:443").0));
+        assert_eq!(map.addresses().count(), 2);
+    }
+
+    #[test]
+    fn an_empty_map_has_nothing() {
+        let map = map(&[]);
+        assert_eq!(map.get(at("192.0.2.1:443").0, 443), None);
+        assert_eq!(map.get(Addr { hi: 0, lo: 0 }, 0), None);
+        assert!(!map.is_service_address(at("192.0.2.1:443").0));
+    }
+
+    #[test]
+    fn no_start_lies_outside_the_table() {
+        for entries in [0u16, 1, 2, 3, 1_000] {
+            let entries = (1..=entries).map(|port| (Addr::v4(0xc000_0201), port, ServiceId(port))).collect();
+            let map = ServiceMap::from_entries(entries);
+            for i in 0..10_000u32 {
+                assert!(map.home(Addr::v4(i.wrapping_mul(0x9e37_79b9)), i as u16) < map.slots.len());
+            }
+        }
+    }
+
+    #[test]
+    fn the_operators_usual_layouts_do_not_cluster() {
+        // 4,096 addresses in a row and one port; one address and 4,096 ports in a row.
+        let rows = (0..4_096).map(|i| (Addr::v4(0xc000_0200 + i), 443, ServiceId(0))).collect();
+        let ports = (0..4_096).map(|i| (Addr::v4(0xc000_0201), 1_024 + i, ServiceId(0))).collect();
+        for entries in [rows, ports] {
+            let map = ServiceMap::from_entries(entries);
+            let runs = map.slots.split(|slot| slot.port == 0).map(<[Slot]>::len);
+            assert!(runs.max() < Some(32));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_map_agrees_with_a_hash_map(
+            entries in vec((0u32..40, any::<bool>(), 0u16..6, any::<u16>()), 0..200),
+        ) {
+            let addr = |n: u32, v6: bool| if v6 { Addr { hi: 0x2001_0db8 << 32, lo: n.into() } } else { Addr::v4(n) };
+            let mut model = HashMap::new();
+            let mut list = Vec::new();
+            for (n, v6, port, id) in entries {
+                if port != 0 {
+                    model.entry((addr(n, v6), port)).or_insert(ServiceId(id));
+                }
+                list.push((addr(n, v6), port, ServiceId(id)));
+            }
+            let map = ServiceMap::from_entries(list.clone());
+            for n in 0..50 {
+                for v6 in [false, true] {
+                    for port in 0..8 {
+                        prop_assert_eq!(map.get(addr(n, v6), port), model.get(&(addr(n, v6), port)).copied());
+                    }
+                    prop_assert_eq!(map.is_service_address(addr(n, v6)), list.iter().any(|e| e.0 == addr(n, v6)));
+                }
+            }
+        }
+    }
+}

@@ -128,3 +128,122 @@ impl SourceFilter {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+    use ipnet::{Ipv4Net, Ipv6Net};
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn nets(nets: &[&str]) -> Vec<IpNet> {
+        nets.iter().map(|net| net.parse().unwrap()).collect()
+    }
+
+    fn addr(addr: &str) -> Addr {
+        addr.parse::<IpAddr>().unwrap().into()
+    }
+
+    #[test]
+    fn a_set_holds_its_edges_and_not_its_neighbours() {
+        let set = AddressSet::new(&nets(&["192.0.2.64/26", "203.0.113.9/32", "2001:db8:1::/48"]));
+        for inside in
+            ["192.0.2.64", "192.0.2.127", "203.0.113.9", "2001:db8:1::", "2001:db8:1:ffff:ffff:ffff:ffff:ffff"]
+        {
+            assert!(set.contains(addr(inside)), "{inside}");
+        }
+        for outside in ["192.0.2.63", "192.0.2.128", "203.0.113.8", "203.0.113.10", "2001:db8:2::", "2001:db8:0:ffff::"]
+        {
+            assert!(!set.contains(addr(outside)), "{outside}");
+        }
+    }
+
+    #[test]
+    fn families_are_apart() {
+        let six = AddressSet::new(&nets(&["::/0"]));
+        assert!(six.contains(addr("2001:db8::1")));
+        assert!(!six.contains(addr("192.0.2.1")));
+        let four = AddressSet::new(&nets(&["0.0.0.0/0"]));
+        assert!(four.contains(addr("255.255.255.255")));
+        assert!(four.contains(addr("0.0.0.0")));
+        assert!(!four.contains(addr("2001:db8::1")));
+    }
+
+    #[test]
+    fn host_bits_in_a_prefix_do_not_matter() {
+        assert!(AddressSet::new(&nets(&["192.0.2.77/24"])).contains(addr("192.0.2.1")));
+    }
+
+    #[test]
+    fn a_prefix_inside_another_does_not_shorten_it() {
+        let set = AddressSet::new(&nets(&["10.0.0.0/8", "10.1.0.0/16", "10.1.2.3/32"]));
+        assert!(set.contains(addr("10.200.0.1")));
+    }
+
+    #[test]
+    fn without_lists_everybody_passes() {
+        let filter = SourceFilter::new(&[], &[]);
+        assert_eq!(filter, SourceFilter::default());
+        assert_eq!(filter.check(addr("192.0.2.1")), Ok(()));
+        assert_eq!(filter.check(addr("2001:db8::1")), Ok(()));
+    }
+
+    #[test]
+    fn deny_drops_what_it_covers() {
+        let filter = SourceFilter::new(&nets(&["192.0.2.0/24"]), &[]);
+        assert_eq!(filter.check(addr("192.0.2.1")), Err(DropReason::DenyList));
+        assert_eq!(filter.check(addr("192.0.3.1")), Ok(()));
+        assert_eq!(filter.check(addr("2001:db8::1")), Ok(()));
+    }
+
+    #[test]
+    fn allow_wins_over_deny() {
+        let filter = SourceFilter::new(&nets(&["192.0.2.0/24"]), &nets(&["192.0.2.7/32"]));
+        assert_eq!(filter.check(addr("192.0.2.7")), Ok(()));
+        assert_eq!(filter.check(addr("192.0.2.8")), Err(DropReason::DenyList));
+        assert_eq!(filter.check(addr("192.0.3.1")), Ok(()));
+    }
+
+    #[test]
+    fn allow_without_deny_is_a_closed_list() {
+        let filter = SourceFilter::new(&[], &nets(&["192.0.2.0/24"]));
+        assert_eq!(filter.check(addr("192.0.2.7")), Ok(()));
+        assert_eq!(filter.check(addr("192.0.3.1")), Err(DropReason::NotAllowed));
+        assert_eq!(filter.check(addr("2001:db8::1")), Err(DropReason::NotAllowed));
+    }
+
+    /// Prefixes and addresses close to each other, so that they meet, and at the ends of the space.
+    fn any_v4() -> impl Strategy<Value = u32> {
+        prop_oneof![0u32..64, (u32::MAX - 64)..=u32::MAX, any::<u32>()]
+    }
+
+    fn any_v6() -> impl Strategy<Value = u128> {
+        let far = 0x2001_0db8_u128 << 96;
+        prop_oneof![far..far + 64, (u128::MAX - 64)..=u128::MAX, any::<u128>()]
+    }
+
+    proptest! {
+        #[test]
+        fn a_set_agrees_with_its_prefixes_asked_one_by_one(
+            four in vec((any_v4(), prop_oneof![24u8..=32, 0u8..=32]), 0..20),
+            six in vec((any_v6(), prop_oneof![120u8..=128, 0u8..=128]), 0..20),
+            asked in vec((any_v4(), any_v6()), 50),
+        ) {
+            let nets: Vec<IpNet> = four
+                .into_iter()
+                .map(|(bits, len)| Ipv4Net::new(Ipv4Addr::from(bits), len).unwrap().into())
+                .chain(six.into_iter().map(|(bits, len)| Ipv6Net::new(Ipv6Addr::from(bits), len).unwrap().into()))
+                .collect();
+            let set = AddressSet::new(&nets);
+            prop_assert_eq!(set.is_empty(), nets.is_empty());
+            let edges = nets.iter().flat_map(|net| [net.network(), net.broadcast()]);
+            let asked = asked.into_iter().flat_map(|(four, six)| [Ipv4Addr::from(four).into(), Ipv6Addr::from(six).into()]);
+            for ip in asked.chain(edges) {
+                prop_assert_eq!(set.contains(ip.into()), nets.iter().any(|net| net.contains(&ip)), "{}", ip);
+            }
+        }
+    }
+}

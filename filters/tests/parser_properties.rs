@@ -59,7 +59,7 @@ fn naive_unicast(addr: IpAddr) -> bool {
 fn naive_legal(flags: Flags) -> bool {
     let f = |flag: Flags| flags.contains(flag);
     if f(Flags::SYN) {
-        return !f(Flags::FIN) && !f(Flags::RST) && !(f(Flags::ACK) && f(Flags::URG));
+        return !(f(Flags::FIN) || f(Flags::RST) || f(Flags::ACK) && f(Flags::URG));
     }
     if f(Flags::RST) {
         return !f(Flags::FIN) && !f(Flags::URG);

@@ -145,3 +145,175 @@ fn report(port: &PortNet, first: usize, kind: u8, emit: &mut impl FnMut(PortId, 
     frame.push(message.bytes());
     emit(port.id, frame.bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::super::script::*;
+
+    use super::*;
+
+    /// The frames of the next `seconds`, in order, with the second they were sent in.
+    fn collect(t: &mut Script, seconds: u64) -> Vec<(u64, PortId, Vec<u8>)> {
+        let start = t.now.0;
+        let mut sent = Vec::new();
+        for _ in 0..seconds * 100 {
+            let second = (t.now.0 - start) / 1_000_000;
+            sent.extend(t.poll().into_iter().map(|(port, frame)| (second, port, frame)));
+            t.wait_ms(10);
+        }
+        sent
+    }
+
+    /// (groups, record type) of an MLD report; its headers are checked.
+    fn report(frame: &[u8], l2: usize) -> Option<(HashSet<Addr>, u8)> {
+        let p = &frame[l2..];
+        if p[0] >> 4 != 6 || p[6] != 0 {
+            return None;
+        }
+        assert_eq!(frame[..6], [0x33, 0x33, 0, 0, 0, 0x16]);
+        assert_eq!(usize::from(u16::from_be_bytes([p[4], p[5]])), p.len() - 40);
+        assert_eq!(p[7], 1, "hop limit");
+        let src = Addr::v6(p[8..24].try_into().unwrap());
+        assert!(wire::is_link_local(src));
+        assert_eq!(p[24..40], ROUTERS.octets());
+        assert_eq!(p[40..48], [58, 0, 5, 2, 0, 0, 1, 0]);
+        let m = &p[48..];
+        assert!(checksum::pseudo_header(src, ROUTERS, 58, m.len()).bytes(m).is_valid());
+        assert_eq!((m[0], m[1]), (143, 0));
+        let records: Vec<&[u8]> = m[8..].chunks(20).collect();
+        assert_eq!(usize::from(u16::from_be_bytes([m[6], m[7]])), records.len());
+        assert!(records.iter().all(|r| r[0] == records[0][0] && r[1..4] == [0, 0, 0]));
+        Some((records.iter().map(|r| Addr::v6(r[4..20].try_into().unwrap())).collect(), records[0][0]))
+    }
+
+    #[test]
+    fn nothing_is_announced_until_asked_for() {
+        let mut t = Script::two_arm();
+        assert_eq!(collect(&mut t, 300), []);
+    }
+
+    #[test]
+    fn every_ipv4_address_is_probed_once_and_announced_twice_where_it_is_on_link() {
+        let mut t = Script::two_arm();
+        t.net.announce(t.now);
+        let sent = collect(&mut t, 300);
+        for (port, at, mac, addr) in [
+            (WAN, 14, WAN_MAC, "198.51.100.2"),
+            (WAN, 14, WAN_MAC, "198.51.100.10"),
+            (LAN, 18, LAN_MAC, "10.0.0.2"),
+            (LAN, 18, LAN_MAC, "10.0.0.20"),
+        ] {
+            let arp: Vec<(u64, Arp)> = sent
+                .iter()
+                .filter(|(_, p, f)| *p == port && f[at - 2..at] == [8, 6])
+                .map(|(s, _, f)| (*s, Arp::read(f, at)))
+                .filter(|(_, a)| a.tpa == ip(addr))
+                .collect();
+            let announcement = Arp { op: 1, sha: mac, spa: ip(addr), tha: [0; 6], tpa: ip(addr) };
+            let probe = Arp { spa: ip("0.0.0.0"), ..announcement };
+            assert_eq!(arp, [(0, probe), (0, announcement), (2, announcement)], "{addr}");
+        }
+        let arp = sent.iter().filter(|(_, _, f)| f[12..14] == [8, 6] || f[16..18] == [8, 6]).count();
+        assert_eq!(arp, 4 * 3, "and no other, the routed address above all");
+    }
+
+    #[test]
+    fn every_ipv6_address_is_probed_once_and_announced_twice() {
+        let mut t = Script::two_arm();
+        t.net.announce(t.now);
+        let sent = collect(&mut t, 10);
+        let wan: Vec<&Vec<u8>> = sent
+            .iter()
+            .filter(|(_, p, f)| *p == WAN && f[12..14] == [0x86, 0xdd] && report(f, 14).is_none())
+            .map(|(_, _, f)| f)
+            .collect();
+        assert_eq!(wan.len(), 3 * 3); // own, link-local, the service's
+        for addr in ["2001:db8::2", "2001:db8::10", "fe80::ff:fe00:2"] {
+            let nd: Vec<Nd> = wan.iter().map(|f| Nd::read(f)).filter(|n| n.target == ip(addr)).collect();
+            let group = wire::solicited_node(ip(addr));
+            let probe = Nd {
+                to: wire::group_mac(group),
+                from: WAN_MAC,
+                src: ip("::"),
+                dst: group,
+                kind: 135,
+                flags: 0,
+                target: ip(addr),
+                option: None,
+            };
+            let announcement = Nd {
+                to: [0x33, 0x33, 0, 0, 0, 1],
+                src: ip(addr),
+                dst: ip("ff02::1"),
+                kind: 136,
+                flags: 0x20,
+                option: Some((2, WAN_MAC)),
+                ..probe
+            };
+            assert_eq!(nd, [probe, announcement, announcement], "{addr}");
+        }
+    }
+
+    #[test]
+    fn groups_are_reported_twice_at_once_and_then_for_ever() {
+        let mut t = Script::two_arm();
+        t.net.announce(t.now);
+        let sent = collect(&mut t, 310);
+        for (port, l2) in [(WAN, 14), (LAN, 18)] {
+            let reports: Vec<_> = sent
+                .iter()
+                .filter(|(_, p, _)| *p == port)
+                .filter_map(|(s, _, f)| report(f, l2).map(|(groups, kind)| (*s, groups, kind)))
+                .collect();
+            let times: Vec<_> = reports.iter().map(|(s, _, kind)| (*s, *kind)).collect();
+            assert_eq!(times, [(0, JOINING), (2, JOINING), (102, LISTENING), (202, LISTENING), (302, LISTENING)]);
+            if port == WAN {
+                assert_eq!(reports[0].1, HashSet::from(["ff02::1:ff00:2", "ff02::1:ff00:10"].map(ip)));
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_without_ipv6_sends_none() {
+        let mut t = Script::one_arm();
+        t.net.announce(t.now);
+        let sent = collect(&mut t, 300);
+        assert_eq!(sent.len(), 3 * 3);
+        assert!(sent.iter().all(|(_, _, f)| f[12..14] == [8, 6]));
+    }
+
+    #[test]
+    fn many_addresses_are_announced_a_few_a_millisecond() {
+        let listen: Vec<String> = (1..=200).map(|n| format!("\"[2001:db8::1:{n:x}]:443\"")).collect();
+        let config = format!(
+            "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"2001:db8::2/64\"]\n\
+             [[service]]\nname = \"web\"\nlisten = [{}]\n[[service.upstream]]\naddress = \"[2001:db8::5]:443\"\n",
+            listen.join(", ")
+        );
+        let mut t = Script::of(&config, &[WAN_MAC]);
+        t.net.announce(t.now);
+        let (mut sent, mut groups) = (0, HashSet::new());
+        for _ in 0..200 {
+            let batch = t.poll();
+            assert!(batch.len() <= BATCH && t.poll().is_empty());
+            sent += batch.len();
+            groups.extend(batch.iter().filter_map(|(_, f)| report(f, 14)).flat_map(|(groups, _)| groups));
+            assert!(batch.iter().all(|(_, f)| f.len() <= 14 + 1280));
+            t.wait_ms(1);
+        }
+        assert_eq!((sent, groups.len()), (202 * 2 + 202_usize.div_ceil(GROUPS), 201)); // own and link-local end alike
+    }
+
+    #[test]
+    fn whoever_answers_a_probe_is_a_conflict() {
+        let mut t = Script::two_arm();
+        let reply = Arp::reply("198.51.100.10", "0.0.0.0", WAN_MAC).from(OTHER).frame(WAN_MAC);
+        assert!(t.rx(WAN, &reply).unwrap().is_some());
+        let nodes = [0x33, 0x33, 0, 0, 0, 1];
+        let message = nd(136, 0x20, "2001:db8::10", Some((2, OTHER)));
+        assert_eq!(t.rx(WAN, &icmp6("2001:db8::10", "ff02::1", 255, nodes, &message)), Ok(None));
+        assert_eq!(t.net.conflicts(), 2);
+    }
+}

@@ -301,8 +301,7 @@ impl PortNet {
     ) -> PortNet {
         let mut addresses: Vec<LocalAddress> =
             port.addresses.iter().map(|a| LocalAddress { addr: a.address.into(), network: a.network.into() }).collect();
-        let v6 = addresses.iter().any(|a| !a.addr.is_v4());
-        if v6 && !addresses.iter().any(|a| wire::is_link_local(a.addr)) {
+        if addresses.iter().any(|a| !a.addr.is_v4()) {
             addresses.push(link_local(mac));
         }
         let mut answers: Vec<Addr> = addresses.iter().map(|a| a.addr).collect();
@@ -392,5 +391,189 @@ fn is_destination(addr: Addr) -> bool {
         first != 0 && first != 127 && first < 224
     } else {
         !(wire::is_multicast6(addr) || addr.hi == 0 && addr.lo <= 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sluice_filters::{Datagram, Parsed, RxChecksums, parse, testkit};
+
+    use super::script::*;
+    use super::*;
+
+    #[test]
+    fn ethernet_headers_carry_the_ports_address_and_tag() {
+        let t = Script::two_arm();
+        let mut buf = [0xee; 18];
+        assert_eq!(t.net.ethernet(WAN, PEER, false, &mut buf), 14);
+        assert_eq!((&buf[..6], &buf[6..12], &buf[12..14]), (&PEER[..], &WAN_MAC[..], &[8, 0][..]));
+        assert_eq!(t.net.ethernet(LAN, OTHER, true, &mut buf), 18);
+        assert_eq!((&buf[..6], &buf[6..12]), (&OTHER[..], &LAN_MAC[..]));
+        assert_eq!(buf[12..], [0x81, 0, 0, 5, 0x86, 0xdd]);
+        assert_eq!(t.net.ethernet(PortId(2), OTHER, true, &mut buf), 0);
+    }
+
+    #[test]
+    fn frames_are_accepted_with_our_tag_and_to_us_or_a_group() {
+        let t = Script::two_arm();
+        let frame = |to| testkit::ethernet(to, PEER, None, 0x0800, &[]);
+        let untagged = L2 { len: 14, vlan: 0 };
+        for to in [WAN_MAC, ALL, [0x33, 0x33, 0xff, 0, 0, 2]] {
+            assert_eq!(t.net.accepts(WAN, &frame(to), untagged), Ok(()));
+        }
+        assert_eq!(t.net.accepts(WAN, &frame(LAN_MAC), untagged), Err(DropReason::NotOurMac));
+        assert_eq!(t.net.accepts(LAN, &frame(LAN_MAC), untagged), Err(DropReason::WrongVlan));
+        assert_eq!(t.net.accepts(LAN, &frame(LAN_MAC), L2 { len: 18, vlan: 5 }), Ok(()));
+        assert_eq!(t.net.accepts(PortId(9), &frame(WAN_MAC), untagged), Err(DropReason::NotOurs));
+        assert_eq!(t.net.accepts(WAN, &[], untagged), Err(DropReason::Truncated));
+    }
+
+    #[test]
+    fn a_neighbour_that_cannot_be_asked_is_none() {
+        let mut t = Script::one_arm();
+        assert_eq!(t.net.neighbor(WAN, ip("2001:db8::1"), t.now), None);
+        assert_eq!(t.net.neighbor(PortId(1), ip("10.0.0.5"), t.now), None);
+        assert!(t.net.neighbor(WAN, ip("10.0.0.5"), t.now).is_some());
+        assert_eq!(t.net.neighbors(), 1);
+    }
+
+    #[test]
+    fn a_link_local_gateway_is_asked_from_our_link_local_address() {
+        let config = r#"
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["2001:db8::2/64"]
+gateway = ["fe80::1"]
+[[service]]
+name = "web"
+listen = ["[2001:db8::10]:443"]
+[[service.upstream]]
+address = "[2001:db8::5]:443"
+"#;
+        let mut t = Script::of(config, &[WAN_MAC]);
+        let route = t.net.route(ip("2001:db8:7::7")).unwrap();
+        assert_eq!((route.next_hop, route.source), (ip("fe80::1"), ip("2001:db8::2")));
+        let id = t.net.neighbor(route.port, route.next_hop, t.now).unwrap();
+        let ours = "fe80::ff:fe00:2";
+        assert_eq!(Nd::read(&t.poll()[0].1).src, ip(ours));
+        let answer = icmp6("fe80::1", ours, 255, WAN_MAC, &nd(136, 0x60, "fe80::1", Some((2, PEER))));
+        assert_eq!(t.rx(WAN, &answer), Ok(None));
+        assert_eq!(t.net.mac(id, t.now), Mac::Known(PEER));
+    }
+
+    #[test]
+    fn ports_and_addresses_are_as_configured() {
+        let t = Script::two_arm();
+        let lan = t.net.port(LAN).unwrap();
+        assert_eq!((lan.mac, lan.vlan, lan.mtu), (LAN_MAC, 5, 9000));
+        assert!(lan.answers_for(ip("10.0.0.20")) && !lan.answers_for(ip("198.51.100.2")));
+        assert!(t.net.is_local(ip("203.0.113.10")) && t.net.is_local(ip("10.0.0.20")));
+        assert!(!t.net.is_local(ip("10.0.0.5")));
+        assert!(t.net.port(PortId(2)).is_none());
+    }
+
+    #[test]
+    fn a_flood_of_requests_is_not_told_without_bound() {
+        let mut t = Script::two_arm();
+        for n in 0..5_000_u32 {
+            let mut arp = Arp::request("198.51.100.7", "198.51.100.2");
+            arp.spa = Addr::v4(0xc633_6420 + n % 200); // 198.51.100.32 and on
+            arp.sha = [2, 1, 0, 0, 0, 0];
+            arp.sha[2..].copy_from_slice(&n.to_be_bytes());
+            assert!(t.rx(WAN, &arp.frame(ALL)).is_ok());
+        }
+        assert_eq!(t.told.len(), LEARNED_BURST as usize);
+        assert!(t.net.neighbors() <= NEIGHBORS / 4);
+    }
+
+    /// Frames of each kind these layers serve, for mutation.
+    fn samples() -> Vec<Vec<u8>> {
+        let ns = nd(135, 0, "2001:db8::2", Some((1, PEER)));
+        let na = nd(136, 0x60, "2001:db8::1", Some((2, PEER)));
+        let ping6 = [128, 0, 0, 0, 0, 1, 0, 1, 9, 9, 9];
+        let ping4 = testkit::ip("192.0.2.7", "198.51.100.2", 1).payload([8, 0, 0xf7, 0xfe, 0, 0, 0, 1]).build();
+        let plain = vec![
+            Arp::request("198.51.100.7", "198.51.100.2").frame(ALL),
+            Arp::reply("198.51.100.1", "198.51.100.2", WAN_MAC).frame(WAN_MAC),
+            icmp6("2001:db8::7", "2001:db8::2", 255, WAN_MAC, &ns),
+            icmp6("2001:db8::1", "2001:db8::2", 255, WAN_MAC, &na),
+            icmp6("::", "ff02::1:ff00:2", 255, [0x33, 0x33, 0xff, 0, 0, 2], &ns[..24]),
+            icmp6("2001:db8::7", "2001:db8::2", 64, WAN_MAC, &ping6),
+            ping4,
+        ];
+        let tagged: Vec<_> = plain.iter().map(|f| tag(f, 5)).collect();
+        [plain, tagged].concat()
+    }
+
+    /// Makes an ICMPv6 checksum right again, so that mutations get past it.
+    fn reseal(frame: &mut [u8]) {
+        if let Ok(Parsed::Icmp6(p)) = parse(frame, RxChecksums::default()) {
+            let check = sluice_filters::checksum::icmp6_checksum(p.message(frame), p.src, p.dst);
+            frame[usize::from(p.l4) + 2..][..2].copy_from_slice(&check.to_be_bytes());
+        }
+    }
+
+    fn exercise(port: PortId, frame: &[u8]) {
+        let mut t = Script::two_arm();
+        t.net.neighbor(WAN, ip("198.51.100.1"), t.now);
+        t.net.neighbor(WAN, ip("2001:db8::1"), t.now);
+        if let Ok(parsed @ (Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_))) = parse(frame, RxChecksums::GOOD) {
+            let reply = t.rx(port, frame);
+            assert!(matches!(reply, Err(_) | Ok(None)) || reply.is_ok_and(|r| r.unwrap()[6..12] != PEER));
+            // A buffer with no room beyond the frame.
+            let _ = t.serve(port, frame, frame.len(), parsed);
+        }
+        assert!(t.net.neighbors() <= 3);
+        t.poll();
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn mutated_frames_never_panic(
+            which in 0..14_usize,
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+            cut in any::<prop::sample::Index>(),
+            whole in any::<bool>(),
+            sealed in any::<bool>(),
+            port in 0..3_u8,
+        ) {
+            let mut frame = samples().swap_remove(which);
+            for (at, value) in changes {
+                let at = at.index(frame.len());
+                frame[at] = value;
+            }
+            if !whole {
+                frame.truncate(cut.index(frame.len() + 1));
+            }
+            if sealed {
+                reseal(&mut frame);
+            }
+            exercise(PortId(port), &frame);
+        }
+
+        #[test]
+        fn random_octets_never_panic_whatever_the_parser_claims(
+            bytes in prop::collection::vec(any::<u8>(), 0..200),
+            len in any::<u8>(),
+            (l4, end, hop_limit) in (any::<u8>(), any::<u8>(), any::<u8>()),
+            arp in any::<bool>(),
+            v4 in any::<bool>(),
+            port in 0..3_u8,
+        ) {
+            let mut t = Script::two_arm();
+            let l2 = L2 { len, vlan: 0 };
+            let (src, dst) = if v4 { ("192.0.2.7", "198.51.100.2") } else { ("2001:db8::7", "2001:db8::2") };
+            let d = Datagram { l2, src: ip(src), dst: ip(dst), l4: l4.into(), end: end.into(), hop_limit };
+            let mut frame = bytes;
+            if let Some(to) = frame.get_mut(..6) {
+                to.copy_from_slice(&WAN_MAC);
+            }
+            let parsed = if arp { Parsed::Arp(l2) } else if v4 { Parsed::Icmp(d) } else { Parsed::Icmp6(d) };
+            let _ = t.serve(PortId(port), &frame, frame.len(), parsed);
+        }
     }
 }

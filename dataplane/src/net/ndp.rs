@@ -288,3 +288,280 @@ impl PortNet {
         emit(self.id, draft.bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sluice_filters::{RxChecksums, parse};
+
+    use super::super::Mac;
+    use super::super::script::*;
+    use super::*;
+
+    const GATEWAY: &str = "2001:db8::1";
+    const OURS: &str = "2001:db8::2";
+    const HOST: &str = "2001:db8::7";
+    const NODES: MacAddr = [0x33, 0x33, 0, 0, 0, 1];
+    const GROUP: MacAddr = [0x33, 0x33, 0xff, 0, 0, 2];
+
+    /// A solicitation as a host sends it to our group.
+    fn ns(src: &str, target: &str) -> Vec<u8> {
+        let group = wire::solicited_node(ip(target));
+        let message = nd(135, 0, target, Some((1, PEER)));
+        icmp6(src, &group.to_ip().to_string(), 255, wire::group_mac(group), &message)
+    }
+
+    fn na(flags: u8, target: &str, mac: Option<MacAddr>) -> Vec<u8> {
+        icmp6(target, OURS, 255, WAN_MAC, &nd(136, flags, target, mac.map(|m| (2, m))))
+    }
+
+    fn ours() -> Nd {
+        Nd {
+            to: PEER,
+            from: WAN_MAC,
+            src: ip(OURS),
+            dst: ip(HOST),
+            kind: 136,
+            flags: 0x60,
+            target: ip(OURS),
+            option: Some((2, WAN_MAC)),
+        }
+    }
+
+    #[test]
+    fn a_solicitation_is_answered_with_a_solicited_advertisement_that_overrides() {
+        let mut t = Script::two_arm();
+        let reply = t.rx(WAN, &ns(HOST, OURS)).unwrap().unwrap();
+        assert_eq!(Nd::read(&reply), ours());
+        let service = ip("2001:db8::10");
+        let reply = t.rx(WAN, &ns(HOST, "2001:db8::10")).unwrap().unwrap();
+        assert_eq!(Nd::read(&reply), Nd { src: service, target: service, ..ours() });
+        assert!(t.net.neighbor(WAN, ip(HOST), t.now).is_some_and(|id| t.net.mac(id, t.now) == Mac::Known(PEER)));
+        assert_eq!(t.told.len(), 1);
+    }
+
+    #[test]
+    fn a_tagged_solicitation_is_answered_with_the_tag() {
+        let mut t = Script::two_arm();
+        let reply = t.rx(LAN, &tag(&ns("fd00::7", "fd00::2"), 5)).unwrap().unwrap();
+        assert_eq!((&reply[12..18], reply.len()), (&[0x81, 0, 0, 5, 0x86, 0xdd][..], 18 + ADVERTISEMENT));
+        assert_eq!(Nd::read(&reply).option, Some((2, LAN_MAC)));
+        assert_eq!(t.rx(LAN, &ns("fd00::7", "fd00::2")), Err(DropReason::WrongVlan));
+    }
+
+    #[test]
+    fn our_link_local_address_is_answered_for() {
+        let mut t = Script::two_arm();
+        // fe80:: with the MAC address 02:00:00:00:00:02 in it.
+        let reply = t.rx(WAN, &ns("fe80::7", "fe80::ff:fe00:2")).unwrap().unwrap();
+        assert_eq!(Nd::read(&reply).target, ip("fe80::ff:fe00:2"));
+        assert_eq!(t.rx(WAN, &ns("fe80::7", "fe80::ff:fe00:3")), Err(DropReason::NotOurs));
+    }
+
+    #[test]
+    fn a_unicast_solicitation_without_option_is_answered_to_the_frames_source() {
+        let mut t = Script::two_arm();
+        let frame = icmp6(HOST, OURS, 255, WAN_MAC, &nd(135, 0, OURS, None));
+        assert_eq!(Nd::read(&t.rx(WAN, &frame).unwrap().unwrap()), ours());
+        assert_eq!(t.net.neighbors(), 0);
+    }
+
+    #[test]
+    fn a_duplicate_address_probe_is_answered_to_all_nodes() {
+        let mut t = Script::two_arm();
+        let frame = icmp6("::", "ff02::1:ff00:2", 255, GROUP, &nd(135, 0, OURS, None));
+        assert_eq!(frame.len(), 78); // shorter than the answer
+        let reply = t.rx(WAN, &frame).unwrap().unwrap();
+        assert_eq!(Nd::read(&reply), Nd { to: NODES, dst: ip("ff02::1"), flags: 0x20, ..ours() });
+        assert_eq!((t.net.neighbors(), t.net.conflicts()), (0, 0));
+        // RFC 4861 section 7.1.1: to the group, and without an option.
+        let option = icmp6("::", "ff02::1:ff00:2", 255, GROUP, &nd(135, 0, OURS, Some((1, PEER))));
+        assert_eq!(t.rx(WAN, &option), Err(DropReason::BadNdp));
+        let unicast = icmp6("::", OURS, 255, WAN_MAC, &nd(135, 0, OURS, None));
+        assert_eq!(t.rx(WAN, &unicast), Err(DropReason::MartianSource)); // by the parser
+        let elsewhere = icmp6("::", "ff02::1:ff00:3", 255, [0x33, 0x33, 0xff, 0, 0, 3], &nd(135, 0, OURS, None));
+        assert_eq!(t.rx(WAN, &elsewhere), Err(DropReason::BadNdp));
+    }
+
+    #[test]
+    fn an_answer_that_does_not_fit_the_buffer_is_not_made() {
+        let mut t = Script::two_arm();
+        let frame = icmp6("::", "ff02::1:ff00:2", 255, GROUP, &nd(135, 0, OURS, None));
+        let parsed = parse(&frame, RxChecksums::default()).unwrap();
+        assert_eq!(t.serve(WAN, &frame, 85, parsed), Err(DropReason::Truncated));
+        assert_eq!(t.serve(WAN, &frame, 86, parsed).unwrap().unwrap().len(), 86);
+    }
+
+    #[test]
+    fn a_solicitation_for_another_address_is_not_ours() {
+        let mut t = Script::two_arm();
+        for target in ["2001:db8::3", "fd00::2", "2001:db8:f::10"] {
+            assert_eq!(t.rx(WAN, &ns(HOST, target)), Err(DropReason::NotOurs), "{target}");
+        }
+        assert_eq!(t.net.neighbors(), 0);
+    }
+
+    #[test]
+    fn an_off_link_source_is_answered_but_not_learned() {
+        let mut t = Script::two_arm();
+        assert!(t.rx(WAN, &ns("2001:db8:7::7", OURS)).unwrap().is_some());
+        assert_eq!((t.net.neighbors(), t.told.len()), (0, 0));
+    }
+
+    #[test]
+    fn a_hop_limit_below_255_is_bad_ndp() {
+        let mut t = Script::two_arm();
+        for hops in [0, 1, 64, 254] {
+            let frame = icmp6(HOST, OURS, hops, WAN_MAC, &nd(135, 0, OURS, Some((1, PEER))));
+            assert_eq!(t.rx(WAN, &frame).unwrap_err(), DropReason::BadNdp, "{hops}");
+            let frame = icmp6(HOST, OURS, hops, WAN_MAC, &nd(136, 0x60, HOST, Some((2, PEER))));
+            assert_eq!(t.rx(WAN, &frame).unwrap_err(), DropReason::BadNdp, "{hops}");
+        }
+        assert_eq!(t.net.neighbors(), 0);
+    }
+
+    #[test]
+    fn a_wrong_checksum_is_bad_ndp() {
+        let mut t = Script::two_arm();
+        let mut frame = ns(HOST, OURS);
+        *frame.last_mut().unwrap() ^= 1;
+        assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadNdp));
+    }
+
+    #[test]
+    fn malformed_solicitations_are_bad_ndp() {
+        let good = nd(135, 0, OURS, Some((1, PEER)));
+        let change = |at: usize, value: u8| {
+            let mut bad = good.clone();
+            bad[at] = value;
+            bad
+        };
+        let bad = [
+            ("code", change(1, 1)),
+            ("multicast target", nd(135, 0, "ff02::1:ff00:2", Some((1, PEER)))),
+            ("option of length zero", change(25, 0)),
+            ("option past the end", change(25, 2)),
+            ("group as source address", nd(135, 0, OURS, Some((1, NODES)))),
+            ("zeros as source address", nd(135, 0, OURS, Some((1, [0; 6])))),
+            ("short target", good[..20].to_vec()),
+            ("half an option", good[..28].to_vec()),
+            ("an octet of an option", good[..25].to_vec()),
+        ];
+        let mut t = Script::two_arm();
+        for (what, message) in bad {
+            assert_eq!(t.rx(WAN, &icmp6(HOST, OURS, 255, WAN_MAC, &message)), Err(DropReason::BadNdp), "{what}");
+        }
+        assert_eq!(t.net.neighbors(), 0);
+    }
+
+    #[test]
+    fn unknown_options_are_skipped() {
+        let mut t = Script::two_arm();
+        let mut message = nd(135, 0, OURS, None);
+        message.extend([14, 1, 1, 2, 3, 4, 5, 6]); // a nonce (RFC 3971)
+        message.extend([1, 1]);
+        message.extend(PEER);
+        assert_eq!(Nd::read(&t.rx(WAN, &icmp6(HOST, OURS, 255, WAN_MAC, &message)).unwrap().unwrap()), ours());
+        assert_eq!(t.net.neighbors(), 1);
+    }
+
+    #[test]
+    fn an_advertisement_resolves_the_neighbour_we_asked_for() {
+        let mut t = Script::two_arm();
+        let id = t.net.neighbor(WAN, ip(GATEWAY), t.now).unwrap();
+        let sent = t.poll();
+        let asked = Nd {
+            to: [0x33, 0x33, 0xff, 0, 0, 1],
+            from: WAN_MAC,
+            src: ip(OURS),
+            dst: ip("ff02::1:ff00:1"),
+            kind: 135,
+            flags: 0,
+            target: ip(GATEWAY),
+            option: Some((1, WAN_MAC)),
+        };
+        assert_eq!((sent.len(), sent[0].0, Nd::read(&sent[0].1)), (1, WAN, asked));
+        assert_eq!(t.rx(WAN, &na(0x60, GATEWAY, None)), Ok(None)); // RFC 4861 section 7.2.5: says nothing
+        assert_eq!(t.net.mac(id, t.now), Mac::Resolving);
+        assert_eq!(t.rx(WAN, &na(0x60, GATEWAY, Some(PEER))), Ok(None));
+        assert_eq!(t.net.mac(id, t.now), Mac::Known(PEER));
+    }
+
+    #[test]
+    fn an_advertisement_nobody_asked_for_creates_nothing() {
+        let mut t = Script::two_arm();
+        assert_eq!(t.rx(WAN, &na(0x60, GATEWAY, Some(PEER))), Ok(None));
+        assert_eq!(t.net.neighbors(), 0);
+        assert_eq!(t.rx(WAN, &na(0x60, "2001:db8:7::7", Some(PEER))), Err(DropReason::NotOurs));
+        assert_eq!(t.told.len(), 1);
+    }
+
+    #[test]
+    fn an_advertisement_without_override_does_not_move_a_neighbour() {
+        let mut t = Script::two_arm();
+        let id = t.net.neighbor(WAN, ip(GATEWAY), t.now).unwrap();
+        t.rx(WAN, &na(0x60, GATEWAY, Some(PEER))).unwrap();
+        for flags in [0, 0x40] {
+            t.rx(WAN, &na(flags, GATEWAY, Some(OTHER))).unwrap();
+            assert_eq!(t.net.mac(id, t.now), Mac::Known(PEER), "{flags}");
+        }
+        // With it, it does: here unasked, to all nodes.
+        let moved = icmp6(GATEWAY, "ff02::1", 255, NODES, &nd(136, 0x20, GATEWAY, Some((2, OTHER))));
+        assert_eq!(t.rx(WAN, &moved), Ok(None));
+        assert_eq!(t.net.mac(id, t.now), Mac::Known(OTHER));
+    }
+
+    #[test]
+    fn a_solicited_advertisement_to_a_group_is_bad_ndp() {
+        let mut t = Script::two_arm();
+        let frame = icmp6(GATEWAY, "ff02::1", 255, NODES, &nd(136, 0x60, GATEWAY, Some((2, PEER))));
+        assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadNdp));
+    }
+
+    #[test]
+    fn a_claim_to_our_address_is_a_conflict_and_defended_once_per_interval() {
+        let mut t = Script::two_arm();
+        let claim = icmp6(OURS, "ff02::1", 255, NODES, &nd(136, 0x20, OURS, Some((2, OTHER))));
+        let defence = Nd { to: NODES, dst: ip("ff02::1"), flags: 0x20, ..ours() };
+        assert_eq!(Nd::read(&t.rx(WAN, &claim).unwrap().unwrap()), defence);
+        assert_eq!(t.rx(WAN, &claim), Ok(None));
+        let conflict = super::super::Conflict { port: WAN, addr: ip(OURS), mac: OTHER, total: 1 };
+        assert_eq!((t.net.conflicts(), t.net.take_conflict()), (2, Some(conflict)));
+        // A solicitation from our address is one too.
+        let claim = icmp6(OURS, "ff02::1:ff00:10", 255, NODES, &nd(135, 0, "2001:db8::10", Some((1, OTHER))));
+        assert_eq!(Nd::read(&t.wait_ms(10_000).rx(WAN, &claim).unwrap().unwrap()), defence);
+        assert_eq!((t.net.conflicts(), t.net.neighbors()), (3, 0));
+    }
+
+    #[test]
+    fn our_own_frames_come_back_are_dropped() {
+        let mut t = Script::two_arm();
+        t.net.announce(t.now);
+        let mut back = 0;
+        for _ in 0..10 {
+            for (port, frame) in t.wait_ms(1).poll() {
+                back += 1;
+                assert!(t.rx(port, &frame).is_err(), "{frame:02x?}");
+            }
+        }
+        assert!(back > 10);
+        assert_eq!((t.net.conflicts(), t.net.neighbors()), (0, 0));
+    }
+
+    #[test]
+    fn router_messages_and_redirects_are_dropped() {
+        let mut t = Script::two_arm();
+        for kind in [133, 134, 137] {
+            let frame = icmp6("fe80::1", "ff02::1", 255, NODES, &nd(kind, 0, GATEWAY, Some((1, PEER))));
+            assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadNdp), "{kind}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_cannot_be_a_station_is_bad_ndp() {
+        let mut t = Script::two_arm();
+        let mut frame = ns(HOST, OURS);
+        frame[6..12].fill(0);
+        assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadNdp));
+        assert_eq!(t.net.neighbors(), 0);
+    }
+}

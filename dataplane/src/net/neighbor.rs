@@ -2,7 +2,7 @@
 //! 7.2 and 7.3; ARP gets the same treatment, RFC 1122 section 2.3.2.1).
 //!
 //! Invariants: at most `limit` entries, and at most a quarter of them created by others' requests; an entry used within
-//! the last minute is never evicted; each entry has at most one timer; a [`NeighborId`] of an entry that is gone is
+//! the last minute is never evicted unless it failed; each entry has at most one timer; a [`NeighborId`] of an entry that is gone is
 //! recognised as such. An entry that keeps failing is solicited at most once a second.
 #![cfg_attr(
     not(test),
@@ -463,4 +463,372 @@ impl Table {
 fn reachable_time(i: u32, now: Micros) -> u64 {
     let mixed = (u64::from(i) ^ now.0).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
     (REACHABLE_MICROS / 2).saturating_add(mixed % REACHABLE_MICROS)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const PORT: PortId = PortId(0);
+    const A: MacAddr = [2, 0, 0, 0, 0, 0xa];
+    const B: MacAddr = [2, 0, 0, 0, 0, 0xb];
+
+    fn host(n: u32) -> Addr {
+        Addr::v4(0x0a00_0000 + n)
+    }
+
+    fn secs(s: u64) -> Micros {
+        Micros(s * 1_000_000)
+    }
+
+    fn heard(n: u32, mac: MacAddr, claim: Claim) -> Learned {
+        Learned { port: PORT, addr: host(n), mac: Some(mac), claim }
+    }
+
+    fn advert(solicited: bool, overrides: bool) -> Claim {
+        Claim::Advert { solicited, overrides }
+    }
+
+    fn poll(t: &mut Table, now: Micros) -> Vec<Option<MacAddr>> {
+        let mut sent = Vec::new();
+        t.poll(now, 1000, |s| sent.push(s.mac));
+        sent
+    }
+
+    /// A table in which host 1 answered at `now`.
+    fn reachable(now: Micros) -> (Table, NeighborId) {
+        let mut t = Table::new(64);
+        let id = t.want(PORT, host(1), now).unwrap();
+        poll(&mut t, now);
+        assert_eq!(t.hear(&heard(1, A, Claim::Reply), now), Heard::Updated);
+        assert_eq!(t.mac(id, now), Mac::Known(A));
+        (t, id)
+    }
+
+    #[test]
+    fn a_new_neighbour_is_solicited_three_times_a_second_apart_and_then_failed() {
+        let mut t = Table::new(64);
+        let id = t.want(PORT, host(1), secs(0)).unwrap();
+        assert_eq!(t.want(PORT, host(1), secs(0)), Some(id));
+        for s in 0..3 {
+            assert_eq!(poll(&mut t, secs(s)), [None], "second {s}");
+            assert_eq!(poll(&mut t, Micros(secs(s).0 + 999_999)), []);
+            assert_eq!(t.mac(id, secs(s)), Mac::Resolving);
+        }
+        assert_eq!(poll(&mut t, secs(3)), []);
+        assert_eq!(t.mac(id, secs(3)), Mac::Failed);
+    }
+
+    #[test]
+    fn a_failed_neighbour_is_asked_again_on_use_a_second_later_and_keeps_its_id() {
+        let mut t = Table::new(64);
+        let id = t.want(PORT, host(1), secs(0)).unwrap();
+        for s in 0..4 {
+            poll(&mut t, secs(s));
+        }
+        assert_eq!((t.mac(id, secs(3)), poll(&mut t, secs(3))), (Mac::Failed, vec![]));
+        assert_eq!(t.want(PORT, host(1), Micros(3_999_999)), Some(id));
+        assert_eq!(t.mac(id, Micros(3_999_999)), Mac::Failed);
+        assert_eq!((t.mac(id, secs(4)), poll(&mut t, secs(4))), (Mac::Resolving, vec![None]));
+        t.hear(&heard(1, A, Claim::Reply), secs(4));
+        assert_eq!(t.mac(id, secs(4)), Mac::Known(A));
+        // Through want() as well.
+        let other = t.want(PORT, host(2), secs(10)).unwrap();
+        for s in 10..14 {
+            poll(&mut t, secs(s));
+        }
+        t.want(PORT, host(2), secs(14)).unwrap();
+        assert_eq!(t.mac(other, secs(14)), Mac::Resolving);
+    }
+
+    #[test]
+    fn a_failed_neighbour_that_announces_itself_is_known_at_once() {
+        let mut t = Table::new(64);
+        let id = t.want(PORT, host(1), secs(0)).unwrap();
+        for s in 0..4 {
+            poll(&mut t, secs(s));
+        }
+        assert_eq!(t.hear(&heard(1, A, Claim::Overheard), secs(3)), Heard::Updated);
+        assert_eq!(t.mac(id, secs(3)), Mac::Known(A));
+    }
+
+    #[test]
+    fn an_idle_neighbour_is_not_probed() {
+        let (mut t, _) = reachable(secs(0));
+        for s in 1..500 {
+            assert_eq!(poll(&mut t, secs(s)), [], "second {s}");
+        }
+    }
+
+    #[test]
+    fn a_stale_neighbour_in_use_is_probed_after_the_delay_alone_and_then_among_all() {
+        let (mut t, id) = reachable(secs(0));
+        // Stale 45 s after its answer at the latest.
+        assert_eq!(t.mac(id, secs(50)), Mac::Known(A));
+        assert_eq!(poll(&mut t, Micros(54_999_999)), []);
+        for (s, to) in [Some(A), Some(A), Some(A), None, None, None].into_iter().enumerate() {
+            let now = secs(55 + s as u64);
+            assert_eq!(poll(&mut t, now), [to], "probe {s}");
+            assert_eq!(t.mac(id, now), Mac::Known(A)); // traffic goes on meanwhile
+        }
+        assert_eq!(poll(&mut t, secs(61)), []);
+        assert_eq!(t.mac(id, secs(61)), Mac::Failed);
+    }
+
+    #[test]
+    fn a_reachable_neighbour_in_use_is_left_alone_for_fifteen_seconds_at_least() {
+        let (mut t, id) = reachable(secs(0));
+        for s in 1..15 {
+            assert_eq!(t.mac(id, secs(s)), Mac::Known(A));
+            assert_eq!(poll(&mut t, secs(s + 5)), [], "second {s}");
+        }
+    }
+
+    #[test]
+    fn a_neighbour_that_moved_silently_is_found_again_by_the_probes_to_all() {
+        let (mut t, id) = reachable(secs(0));
+        t.mac(id, secs(50));
+        for s in 55..59 {
+            poll(&mut t, secs(s));
+        }
+        assert_eq!(t.hear(&heard(1, B, Claim::Reply), secs(58)), Heard::Updated);
+        assert_eq!(t.mac(id, secs(58)), Mac::Known(B));
+        for s in 59..70 {
+            assert_eq!(poll(&mut t, secs(s)), []);
+        }
+    }
+
+    #[test]
+    fn a_reply_while_we_do_not_ask_is_taken_but_verified() {
+        let (mut t, id) = reachable(secs(0));
+        assert_eq!(t.hear(&heard(1, A, Claim::Reply), secs(1)), Heard::Same);
+        assert_eq!(t.hear(&heard(1, B, Claim::Reply), secs(1)), Heard::Updated);
+        assert_eq!(t.mac(id, secs(1)), Mac::Known(B));
+        assert_eq!(poll(&mut t, secs(6)), [Some(B)]);
+        t.hear(&heard(1, A, Claim::Reply), secs(6)); // the true one answers
+        assert_eq!(t.mac(id, secs(6)), Mac::Known(A));
+    }
+
+    #[test]
+    fn only_requests_create_entries() {
+        let mut t = Table::new(64);
+        for claim in [Claim::Reply, Claim::Overheard, advert(true, true), advert(false, true)] {
+            assert_eq!(t.hear(&heard(1, A, claim), secs(0)), Heard::Absent);
+        }
+        assert_eq!(t.hear(&Learned { mac: None, ..heard(1, A, Claim::Request) }, secs(0)), Heard::Absent);
+        assert_eq!(t.len(), 0);
+        assert_eq!(t.hear(&heard(1, A, Claim::Request), secs(0)), Heard::Updated);
+        assert_eq!(t.peek(PORT, host(1)), Some(A));
+        assert_eq!(t.peek(PortId(1), host(1)), None);
+    }
+
+    /// RFC 4861 section 7.2.5 and appendix C, from Reachable with address A.
+    #[test]
+    fn advertisements_follow_the_override_rules() {
+        // solicited, override, address -> address kept, still reachable (no probe after 5 s of use)
+        let table = [
+            (false, false, Some(A), A, true),
+            (false, false, Some(B), A, false),
+            (true, false, Some(A), A, true),
+            (true, false, Some(B), A, false),
+            (false, true, Some(A), A, true),
+            (false, true, Some(B), B, false),
+            (true, true, Some(A), A, true),
+            (true, true, Some(B), B, true),
+            (true, true, None, A, true),
+            (false, false, None, A, true),
+        ];
+        for (solicited, overrides, mac, kept, still) in table {
+            let (mut t, id) = reachable(secs(0));
+            t.hear(&Learned { mac, ..heard(1, A, advert(solicited, overrides)) }, secs(1));
+            assert_eq!(t.mac(id, secs(1)), Mac::Known(kept), "{solicited} {overrides} {mac:?}");
+            let probes = if still { vec![] } else { vec![Some(kept)] };
+            assert_eq!(poll(&mut t, secs(6)), probes, "{solicited} {overrides} {mac:?}");
+        }
+    }
+
+    #[test]
+    fn a_solicited_advertisement_ends_probing_and_an_unsolicited_one_does_not() {
+        let (mut t, id) = reachable(secs(0));
+        t.mac(id, secs(50));
+        assert_eq!(poll(&mut t, secs(55)), [Some(A)]);
+        t.hear(&heard(1, A, advert(false, true)), secs(55));
+        assert_eq!(poll(&mut t, secs(56)), [Some(A)]);
+        t.hear(&Learned { mac: None, ..heard(1, A, advert(true, false)) }, secs(56));
+        assert_eq!((poll(&mut t, secs(57)), t.mac(id, secs(57))), (vec![], Mac::Known(A)));
+    }
+
+    #[test]
+    fn an_unsolicited_advertisement_resolves_without_proving_reachability() {
+        let mut t = Table::new(64);
+        let id = t.want(PORT, host(1), secs(0)).unwrap();
+        poll(&mut t, secs(0));
+        t.hear(&heard(1, A, advert(false, true)), secs(0));
+        assert_eq!(t.mac(id, secs(0)), Mac::Known(A));
+        assert_eq!(poll(&mut t, secs(5)), [Some(A)]);
+    }
+
+    #[test]
+    fn one_poll_sends_no_more_than_its_budget() {
+        let mut t = Table::new(64);
+        for n in 0..40 {
+            t.want(PORT, host(n), secs(0)).unwrap();
+        }
+        let mut sent = Vec::new();
+        t.poll(secs(0), 16, |_| sent.push(()));
+        assert_eq!(sent.len(), 16);
+        assert_eq!(poll(&mut t, secs(0)).len(), 24);
+    }
+
+    #[test]
+    fn requests_of_others_get_a_quarter_and_evict_only_each_other() {
+        let mut t = Table::new(64);
+        let mine: Vec<_> = (0..8).map(|n| t.want(PORT, host(n), secs(0)).unwrap()).collect();
+        for n in 100..10_000 {
+            t.hear(&heard(n, A, Claim::Request), secs(100));
+            assert!(t.len() <= 8 + 16);
+        }
+        assert_eq!(t.len(), 24);
+        for id in mine {
+            assert_ne!(t.mac(id, secs(100)), Mac::Gone);
+        }
+    }
+
+    #[test]
+    fn an_entry_others_made_becomes_ours_when_wanted() {
+        let mut t = Table::new(64);
+        t.hear(&heard(1, A, Claim::Request), secs(0));
+        let id = t.want(PORT, host(1), secs(0)).unwrap();
+        for n in 100..1_000 {
+            t.hear(&heard(n, A, Claim::Request), secs(0));
+        }
+        assert_eq!(t.mac(id, secs(0)), Mac::Known(A));
+        assert_eq!(t.len(), 17);
+    }
+
+    #[test]
+    fn a_full_table_evicts_unused_entries_and_never_those_in_use() {
+        let mut t = Table::new(16);
+        let ids: Vec<_> = (0..16).map(|n| t.want(PORT, host(n), secs(0)).unwrap()).collect();
+        for (n, mac) in (0..16).zip(std::iter::repeat(A)) {
+            t.hear(&heard(n, mac, Claim::Reply), secs(0));
+        }
+        assert_eq!(t.want(PORT, host(99), secs(59)), None);
+        assert_eq!(t.hear(&heard(98, A, Claim::Request), secs(59)), Heard::Absent);
+        for &id in &ids[1..] {
+            t.mac(id, secs(30));
+        }
+        let new = t.want(PORT, host(99), secs(60)).unwrap();
+        assert_eq!((t.mac(ids[0], secs(60)), t.len()), (Mac::Gone, 16));
+        assert_eq!(t.mac(new, secs(60)), Mac::Resolving);
+        assert_eq!(t.want(PORT, host(97), secs(60)), None);
+    }
+
+    #[test]
+    fn an_outdated_id_never_names_another_neighbour() {
+        let mut t = Table::new(1);
+        let old = t.want(PORT, host(1), secs(0)).unwrap();
+        let new = t.want(PORT, host(2), secs(60)).unwrap();
+        assert_eq!(old.index, new.index);
+        t.hear(&heard(2, B, Claim::Reply), secs(60));
+        assert_eq!((t.mac(old, secs(60)), t.mac(new, secs(60))), (Mac::Gone, Mac::Known(B)));
+        assert_eq!(Table::new(1).mac(old, secs(60)), Mac::Gone);
+    }
+
+    #[test]
+    fn unused_entries_are_forgotten() {
+        let (mut t, id) = reachable(secs(0));
+        t.hear(&heard(2, A, Claim::Request), secs(0));
+        t.want(PORT, host(3), secs(0)).unwrap();
+        for s in 0..599 {
+            poll(&mut t, secs(s));
+        }
+        assert_eq!(t.len(), 2); // the failed one went after a minute
+        poll(&mut t, secs(600));
+        assert_eq!((t.len(), t.mac(id, secs(600))), (0, Mac::Gone));
+        assert_eq!(t.timers.len(), 0);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Want(u32),
+        Use(u32),
+        Hear(u32, u8, Option<bool>, Claim),
+        Poll,
+        Wait(u64),
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let claim = prop_oneof![
+            Just(Claim::Request),
+            Just(Claim::Reply),
+            Just(Claim::Overheard),
+            (any::<bool>(), any::<bool>()).prop_map(|(s, o)| advert(s, o)),
+        ];
+        let n = 0..24_u32;
+        let step = prop_oneof![
+            n.clone().prop_map(Step::Want),
+            n.clone().prop_map(Step::Use),
+            (n, 0..3_u8, any::<Option<bool>>(), claim).prop_map(|(n, m, has, c)| Step::Hear(n, m, has, c)),
+            Just(Step::Poll),
+            (0..90_000_u64).prop_map(Step::Wait),
+        ];
+        prop::collection::vec(step, 0..300)
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_keeps_its_invariants(steps in steps()) {
+            let mut t = Table::new(16);
+            let mut now = secs(0);
+            let mut ids: HashMap<u32, NeighborId> = HashMap::new();
+            for step in steps {
+                let in_use = |e: &Entry| {
+                    !e.passive && !matches!(e.state, State::Free | State::Failed) && now.since(e.used) < IN_USE
+                };
+                let before: Vec<_> = t.entries.iter().map(|e| in_use(e).then_some(e.generation)).collect();
+                match step {
+                    Step::Want(n) => {
+                        if let Some(id) = t.want(PORT, host(n), now) {
+                            ids.insert(n, id);
+                        }
+                    }
+                    Step::Use(n) => {
+                        if let Some(&id) = ids.get(&n) {
+                            let _ = t.mac(id, now);
+                        }
+                    }
+                    Step::Hear(n, m, has, claim) => {
+                        let mac = (has != Some(false)).then_some([2, 0, 0, 0, 1, m]);
+                        let _ = t.hear(&Learned { port: PORT, addr: host(n), mac, claim }, now);
+                    }
+                    Step::Poll => drop(poll(&mut t, now)),
+                    Step::Wait(ms) => now.0 += ms * 1000,
+                }
+                for (e, before) in t.entries.iter().zip(before) {
+                    prop_assert!(before.is_none_or(|generation| generation == e.generation), "evicted while in use");
+                }
+                let live = t.entries.iter().filter(|e| e.state != State::Free).count();
+                prop_assert_eq!(live, t.index.len());
+                prop_assert!(t.entries.len() <= 16);
+                prop_assert_eq!(live + t.free.len(), t.entries.len());
+                prop_assert_eq!(t.entries.iter().filter(|e| e.passive).count(), t.passive);
+                prop_assert!(t.passive <= 4);
+                prop_assert_eq!(t.entries.iter().filter(|e| e.timer.is_some()).count(), t.timers.len());
+                for (i, e) in t.entries.iter().enumerate() {
+                    if let Some(at) = e.timer {
+                        prop_assert!(t.timers.contains(&(at, i as u32)));
+                    }
+                    if e.state != State::Free {
+                        prop_assert_eq!(t.index.get(&(e.port, e.addr)), Some(&(i as u32)));
+                    }
+                    if matches!(e.state, State::Incomplete | State::Delay | State::Probe) {
+                        prop_assert!(e.timer.is_some());
+                    }
+                }
+            }
+        }
+    }
 }

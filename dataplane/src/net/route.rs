@@ -128,3 +128,111 @@ fn everything(gateway: IpAddr) -> Prefix {
         IpAddr::V6(_) => Prefix { bits: 0, mask: 0, v4: false },
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::script::*;
+    use super::*;
+
+    fn to(t: &Script, dst: &str) -> Option<(PortId, Addr, Addr)> {
+        t.net.route(ip(dst)).map(|r| (r.port, r.next_hop, r.source))
+    }
+
+    fn via(port: PortId, next_hop: &str, source: &str) -> Option<(PortId, Addr, Addr)> {
+        Some((port, ip(next_hop), ip(source)))
+    }
+
+    #[test]
+    fn an_on_link_destination_is_its_own_next_hop() {
+        let t = Script::two_arm();
+        assert_eq!(to(&t, "10.0.0.5"), via(LAN, "10.0.0.5", "10.0.0.2"));
+        assert_eq!(to(&t, "198.51.100.7"), via(WAN, "198.51.100.7", "198.51.100.2"));
+        assert_eq!(to(&t, "fd00::5"), via(LAN, "fd00::5", "fd00::2"));
+        assert_eq!(t.net.route(ip("10.0.0.5")).unwrap().mtu, 9000);
+        assert_eq!(t.net.route(ip("198.51.100.7")).unwrap().mtu, 1500);
+    }
+
+    #[test]
+    fn a_static_route_is_preferred_to_the_gateway() {
+        let t = Script::two_arm();
+        assert_eq!(to(&t, "10.9.1.1"), via(LAN, "10.0.0.1", "10.0.0.2"));
+        assert_eq!(to(&t, "10.10.1.1"), via(WAN, "198.51.100.1", "198.51.100.2"));
+    }
+
+    #[test]
+    fn everything_else_goes_to_its_familys_gateway() {
+        let t = Script::two_arm();
+        assert_eq!(to(&t, "192.0.2.7"), via(WAN, "198.51.100.1", "198.51.100.2"));
+        assert_eq!(to(&t, "2001:db8:7::7"), via(WAN, "2001:db8::1", "2001:db8::2"));
+    }
+
+    #[test]
+    fn one_arm_sources_from_the_next_hops_network() {
+        let t = Script::one_arm();
+        assert_eq!(to(&t, "10.0.0.5"), via(WAN, "10.0.0.5", "10.0.0.2"));
+        assert_eq!(to(&t, "192.0.2.7"), via(WAN, "198.51.100.1", "198.51.100.2"));
+        // No IPv6 here at all.
+        assert_eq!(to(&t, "2001:db8::1"), None);
+        assert_eq!(to(&t, "fe80::1"), None);
+    }
+
+    #[test]
+    fn a_link_local_destination_has_a_link_local_source() {
+        let t = Script::two_arm();
+        assert_eq!(to(&t, "fe80::1"), via(WAN, "fe80::1", "fe80::ff:fe00:2"));
+    }
+
+    #[test]
+    fn there_is_no_route_to_ourselves_to_groups_or_broadcast() {
+        let t = Script::two_arm();
+        for dst in [
+            "198.51.100.2",
+            "203.0.113.10",
+            "2001:db8::10",
+            "10.0.0.20",
+            "224.0.0.1",
+            "255.255.255.255",
+            "0.0.0.0",
+            "127.0.0.1",
+            "10.0.0.255",
+            "10.0.0.0",
+            "ff02::1",
+            "::",
+            "::1",
+        ] {
+            assert_eq!(to(&t, dst), None, "{dst}");
+        }
+    }
+
+    #[test]
+    fn both_ends_of_a_31_are_stations() {
+        let prefix = Prefix::from("198.51.100.0/31".parse::<IpNet>().unwrap());
+        assert!(!prefix.is_edge(ip("198.51.100.0")) && !prefix.is_edge(ip("198.51.100.1")));
+        let prefix = Prefix::from("198.51.100.0/30".parse::<IpNet>().unwrap());
+        assert!(prefix.is_edge(ip("198.51.100.0")) && prefix.is_edge(ip("198.51.100.3")));
+        assert!(!prefix.is_edge(ip("198.51.100.1")) && !prefix.is_edge(ip("198.51.100.4")));
+    }
+
+    proptest! {
+        #[test]
+        fn prefixes_agree_with_ipnet(net in any::<u32>(), len in 0..=32_u8, near in any::<u8>(), addr in any::<u32>()) {
+            let net: IpNet = ipnet::Ipv4Net::new(net.into(), len).unwrap().trunc().into();
+            let IpNet::V4(v4) = net else { unreachable!() };
+            // As likely inside as outside.
+            let addr = std::net::Ipv4Addr::from(u32::from(v4.network()) ^ addr.checked_shr(near.into()).unwrap_or(0));
+            prop_assert_eq!(Prefix::from(net).contains(Addr::from(IpAddr::V4(addr))), v4.contains(&addr));
+            prop_assert!(!Prefix::from(net).contains(ip("2001:db8::1")));
+        }
+
+        #[test]
+        fn ipv6_prefixes_agree_with_ipnet(net in any::<u128>(), len in 0..=128_u8, near in 0..130_u32, addr in any::<u128>()) {
+            let v6 = ipnet::Ipv6Net::new(net.into(), len).unwrap().trunc();
+            let addr = std::net::Ipv6Addr::from(u128::from(v6.network()) ^ addr.checked_shr(near).unwrap_or(0));
+            prop_assume!(addr.to_ipv4_mapped().is_none());
+            prop_assert_eq!(Prefix::from(IpNet::V6(v6)).contains(Addr::from(IpAddr::V6(addr))), v6.contains(&addr));
+            prop_assert!(!Prefix::from(IpNet::V6(v6)).contains(ip("192.0.2.1")));
+        }
+    }
+}

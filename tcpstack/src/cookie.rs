@@ -36,7 +36,7 @@ use std::time::Duration;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::Seq;
-use sluice_filters::{Flags, Segment};
+use sluice_filters::{Flags, Segment, TcpOptions};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::options::SynOptions;
@@ -302,7 +302,8 @@ impl Jar {
         profile: &SynAckProfile,
         now_ms: u32,
     ) -> Option<usize> {
-        let offered = segment.options(frame);
+        // Many floods carry no options: nothing to read then.
+        let offered = if segment.tcp_len > 20 { segment.options(frame) } else { TcpOptions::default() };
         let offer = Offer {
             mss: offered.mss.unwrap_or(if V4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 }),
             wscale: offered.wscale.filter(|_| profile.wscale.is_some()),

@@ -1,5 +1,7 @@
 //! What a worker counts, stack included. One writer; the control plane reads.
 
+use std::sync::Arc;
+
 use sluice_config::Config;
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
@@ -14,7 +16,7 @@ pub struct WorkerCounters {
     /// Frames dropped, by [`DropReason`]'s index.
     pub drops: [Counter; DropReason::ALL.len()],
     /// The stack's own.
-    pub stack: StackCounters,
+    pub stack: Arc<StackCounters>,
     /// ARP and NDP answers, ICMP echo replies.
     pub local_replies: Counter,
     /// Frames handed to the worker that owns the flow.
@@ -57,7 +59,7 @@ impl WorkerCounters {
         WorkerCounters {
             ports: config.ports.iter().map(|_| PortCounters::default()).collect(),
             drops: std::array::from_fn(|_| Counter::default()),
-            stack: StackCounters::new(config),
+            stack: Arc::new(StackCounters::new(config)),
             local_replies: Counter::default(),
             handed_over: Counter::default(),
             handover_full: Counter::default(),

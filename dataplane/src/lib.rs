@@ -1,6 +1,19 @@
-//! placeholder
+//! sluice's packet path: DPDK ports through capsule, layers 2 and 3, and the workers that run the stack. The only crate that
+//! links DPDK.
 
-pub mod net;
+mod appliance;
+mod clock;
+pub mod counters;
 pub mod dpdk;
+mod egress;
 pub mod error;
+mod mailbox;
+pub mod net;
 pub mod runtime;
+pub mod steer;
+mod worker;
+
+pub use appliance::{Appliance, PoolUse, PortSummary, View};
+pub use dpdk::PortStats;
+pub use dpdk::eal::dpdk_version;
+pub use error::StartError;

@@ -4,7 +4,7 @@ use std::marker::PhantomData;
 
 use capsule_ffi as ffi;
 
-use super::frame::{Burst, Frame, free_all};
+use super::frame::{Burst, Frame};
 
 /// Frames a [`TxBuffer`] holds.
 pub const TX_BUFFER: usize = 64;
@@ -39,14 +39,13 @@ impl RxQueue {
 
 /// What became of a transmit burst.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[must_use = "frames the device had no room for are to be counted"]
 pub struct Sent {
     /// Frames the device took.
     pub frames: usize,
     /// Octets of those.
     pub bytes: usize,
-    /// Frames freed because the device had no room.
-    pub dropped: usize,
+    /// Frames left in the buffer because the device had no room.
+    pub left: usize,
 }
 
 /// One transmit queue, used by one worker: neither `Clone` nor `Send`.
@@ -67,9 +66,9 @@ impl TxQueue {
         TxQueue { port, queue, one_thread: PhantomData }
     }
 
-    /// Offers all frames of the buffer to the device, once, and frees what it did not take: the buffer is empty afterwards.
+    /// Offers all frames of the buffer to the device, once. What it does not take stays in the buffer, in order.
     #[inline]
-    pub fn burst(&mut self, buffer: &mut TxBuffer) -> Sent {
+    pub fn offer(&mut self, buffer: &mut TxBuffer) -> Sent {
         let Some(frames) = buffer.frames.get_mut(..buffer.len) else { return Sent::default() };
         if frames.is_empty() {
             return Sent::default();
@@ -83,12 +82,12 @@ impl TxQueue {
         // SAFETY: these now belong to the device: their slots are emptied without freeing. Null is `None`.
         unsafe { gone.as_mut_ptr().write_bytes(0, gone.len()) };
         let left_bytes: usize = left.iter().flatten().map(Frame::len).sum();
-        let sent = Sent { frames: taken, bytes: buffer.bytes.saturating_sub(left_bytes), dropped: left.len() };
-        if !left.is_empty() {
-            free_all(left);
+        let sent = Sent { frames: taken, bytes: buffer.bytes.saturating_sub(left_bytes), left: left.len() };
+        if sent.left > 0 {
+            frames.rotate_left(taken);
         }
-        buffer.len = 0;
-        buffer.bytes = 0;
+        buffer.len = sent.left;
+        buffer.bytes = left_bytes;
         sent
     }
 }

@@ -1,0 +1,317 @@
+//! A worker's way out: frames for the stack, Ethernet headers, next hops, the transmit queues.
+//!
+//! Each port has a staging buffer that is offered to the device once a turn. What the device does not take stays staged for
+//! the next turn; while a port is half full the stack keeps its payload ([`Lower::room`]), so a slow device slows senders
+//! down instead of losing their segments. Answers to floods find no room in a full buffer, and are dropped and counted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sluice_filters::DropReason;
+use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::units::{Micros, PortId, WorkerId};
+use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+
+use crate::counters::WorkerCounters;
+use crate::dpdk::{Frame, Pool, TX_BUFFER, TxBuffer, TxQueue};
+use crate::mailbox::{Letter, Mailboxes};
+use crate::net::{Learned, Mac, NeighborId, Net};
+use crate::steer::Steer;
+
+/// Frames that may wait for a neighbour's answer, all neighbours together.
+const WAITING_MAX: usize = 64;
+/// How long they wait.
+const WAITING_TIME: Duration = Duration::from_secs(3);
+/// Largest IP packet there is room for when the pool is empty.
+const SCRATCH: usize = 9216;
+/// Letters in a peer's box from which on the stack keeps its payload.
+const PEER_BUSY: usize = 1024;
+
+/// One worker's egress.
+pub(crate) struct Egress {
+    worker: WorkerId,
+    /// Layers 2 and 3.
+    pub(crate) net: Net,
+    pool: Pool,
+    ports: Vec<PortOut>,
+    /// Next hops towards upstreams: [`Way::Neighbor`]'s `id` is an index. As many as configuration names, at most.
+    hops: Vec<Hop>,
+    waiting: Vec<Waiting>,
+    scratch: Box<[u8]>,
+    steer: Arc<Steer>,
+    mailboxes: Arc<Mailboxes>,
+    counters: Arc<WorkerCounters>,
+    now: Micros,
+}
+
+struct PortOut {
+    tx: Way2Device,
+    l2_len: usize,
+    mtu: u16,
+}
+
+enum Way2Device {
+    /// A queue of our own.
+    Queue(TxQueue, TxBuffer),
+    /// The device has too few: this worker sends for us.
+    Peer(WorkerId),
+}
+
+struct Hop {
+    port: PortId,
+    next_hop: Addr,
+    id: Option<NeighborId>,
+}
+
+struct Waiting {
+    hop: usize,
+    frame: Frame,
+    until: Micros,
+}
+
+/// What an [`Egress`] is made of.
+pub(crate) struct Parts {
+    pub(crate) worker: WorkerId,
+    pub(crate) net: Net,
+    pub(crate) pool: Pool,
+    /// By port: this worker's transmit queue, if it has one.
+    pub(crate) queues: Vec<Option<TxQueue>>,
+    /// By port: the worker that sends for those without.
+    pub(crate) senders: Vec<WorkerId>,
+    pub(crate) steer: Arc<Steer>,
+    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) counters: Arc<WorkerCounters>,
+}
+
+impl Egress {
+    pub(crate) fn new(parts: Parts) -> Egress {
+        let Parts { worker, net, pool, queues, senders, steer, mailboxes, counters } = parts;
+        let ports = queues
+            .into_iter()
+            .zip(senders)
+            .zip(0..)
+            .map(|((queue, sender), id)| {
+                let port = net.port(PortId(id));
+                PortOut {
+                    tx: match queue {
+                        Some(queue) => Way2Device::Queue(queue, TxBuffer::new()),
+                        None => Way2Device::Peer(sender),
+                    },
+                    l2_len: if port.is_some_and(|port| port.vlan != 0) { 18 } else { 14 },
+                    mtu: port.map_or(1500, |port| port.mtu),
+                }
+            })
+            .collect();
+        Egress {
+            worker,
+            net,
+            pool,
+            ports,
+            hops: Vec::new(),
+            waiting: Vec::with_capacity(WAITING_MAX),
+            scratch: vec![0; SCRATCH].into_boxed_slice(),
+            steer,
+            mailboxes,
+            counters,
+            now: Micros(0),
+        }
+    }
+
+    /// Starts a turn.
+    pub(crate) fn begin_turn(&mut self, now: Micros) {
+        self.now = now;
+    }
+
+    /// Counts a frame that was dropped.
+    #[inline]
+    pub(crate) fn count_drop(&self, reason: DropReason) {
+        if let Some(counter) = self.counters.drops.get(reason as usize) {
+            counter.bump();
+        }
+    }
+
+    /// Stages a finished frame for `port`.
+    #[inline]
+    pub(crate) fn stage(&mut self, port: PortId, frame: Frame) {
+        match self.ports.get_mut(usize::from(port.0)).map(|out| &mut out.tx) {
+            Some(Way2Device::Queue(queue, staged)) => {
+                if staged.is_full() {
+                    offer(queue, staged, port, &self.counters);
+                }
+                if let Err(frame) = staged.push(frame) {
+                    drop(frame);
+                    self.count_drop(DropReason::TxFull);
+                    if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
+                        counters.tx_full.bump();
+                    }
+                }
+            }
+            Some(Way2Device::Peer(sender)) => {
+                let letter = Letter::Transmit(frame.into(), port);
+                if self.mailboxes.post(*sender, letter).is_err() {
+                    self.count_drop(DropReason::HandoverFull);
+                    self.counters.handover_full.bump();
+                }
+            }
+            None => self.count_drop(DropReason::NoRoute),
+        }
+    }
+
+    /// Offers every port's staged frames to its device, once.
+    pub(crate) fn flush(&mut self) {
+        if !self.waiting.is_empty() {
+            self.release_waiting();
+        }
+        for (out, id) in self.ports.iter_mut().zip(0..) {
+            if let Way2Device::Queue(queue, staged) = &mut out.tx
+                && !staged.is_empty()
+            {
+                offer(queue, staged, PortId(id), &self.counters);
+            }
+        }
+    }
+
+    /// ARP and NDP of our own: solicitations, announcements.
+    pub(crate) fn poll_neighbors(&mut self) {
+        let mut frames: Vec<(PortId, Frame)> = Vec::new();
+        let (net, pool) = (&mut self.net, &mut self.pool);
+        net.poll(self.now, &mut |port, octets| {
+            if let Some(mut frame) = pool.alloc()
+                && frame.set_len(octets.len())
+            {
+                frame.data_mut().copy_from_slice(octets);
+                frames.push((port, frame));
+            }
+        });
+        for (port, frame) in frames {
+            self.stage(port, frame);
+        }
+    }
+
+    /// Takes in a neighbour's news from another worker.
+    pub(crate) fn learn(&mut self, learned: &Learned) {
+        self.net.apply(learned, self.now);
+    }
+
+    /// A gauge for metrics: frames in the pool.
+    pub(crate) fn publish(&self) {
+        self.counters.neighbors.set(self.net.neighbors() as u64);
+    }
+
+    fn neighbor(&mut self, hop: usize) -> Mac {
+        let now = self.now;
+        let Some(hop) = self.hops.get_mut(hop) else { return Mac::Failed };
+        let mac = hop.id.map_or(Mac::Gone, |id| self.net.mac(id, now));
+        if mac != Mac::Gone {
+            return mac;
+        }
+        hop.id = self.net.neighbor(hop.port, hop.next_hop, now);
+        hop.id.map_or(Mac::Failed, |id| self.net.mac(id, now))
+    }
+
+    fn release_waiting(&mut self) {
+        let mut kept = Vec::with_capacity(WAITING_MAX);
+        for Waiting { hop, mut frame, until } in std::mem::take(&mut self.waiting) {
+            match self.neighbor(hop) {
+                Mac::Known(mac) => {
+                    if let Some(destination) = frame.data_mut().first_chunk_mut::<6>() {
+                        *destination = mac;
+                    }
+                    if let Some(port) = self.hops.get(hop).map(|hop| hop.port) {
+                        self.stage(port, frame);
+                    }
+                }
+                Mac::Resolving if self.now < until => kept.push(Waiting { hop, frame, until }),
+                Mac::Resolving | Mac::Failed | Mac::Gone => self.count_drop(DropReason::NeighborUnresolved),
+            }
+        }
+        self.waiting = kept;
+    }
+}
+
+/// One try: what the device does not take stays staged.
+fn offer(queue: &mut TxQueue, staged: &mut TxBuffer, port: PortId, counters: &WorkerCounters) {
+    let sent = queue.offer(staged);
+    if let Some(counters) = counters.ports.get(usize::from(port.0)) {
+        counters.tx_packets.add(sent.frames as u64);
+        counters.tx_bytes.add(sent.bytes as u64);
+    }
+}
+
+impl Lower for Egress {
+    fn room(&self, way: Way) -> bool {
+        let (Way::Reply { port, .. } | Way::Neighbor { port, .. }) = way;
+        match self.ports.get(usize::from(port.0)).map(|out| &out.tx) {
+            Some(Way2Device::Queue(_, staged)) => staged.len() < TX_BUFFER / 2,
+            Some(Way2Device::Peer(sender)) => self.mailboxes.waiting(*sender) < PEER_BUSY,
+            None => true,
+        }
+    }
+
+    fn send<R>(&mut self, way: Way, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        let (port, hop, mac) = match way {
+            Way::Reply { port, mac } => (port, None, Mac::Known(mac)),
+            Way::Neighbor { port, id } => (port, Some(id as usize), self.neighbor(id as usize)),
+        };
+        let l2_len = self.ports.get(usize::from(port.0)).map_or(14, |out| out.l2_len);
+        let Some(mut frame) = of_length(self.pool.alloc(), l2_len + len) else {
+            self.counters.pool_empty.bump();
+            self.count_drop(DropReason::PoolEmpty);
+            return fill(self.scratch.get_mut(..len).unwrap_or_default());
+        };
+        let (header, packet) = frame.data_mut().split_at_mut(l2_len);
+        let result = fill(packet);
+        let ipv6 = packet.first().is_some_and(|octet| octet >> 4 == 6);
+        let mut draft = [0; 18];
+        let destination = if let Mac::Known(mac) = mac { mac } else { [0; 6] };
+        self.net.ethernet(port, destination, ipv6, &mut draft);
+        header.copy_from_slice(&draft[..l2_len]);
+        match (mac, hop) {
+            (Mac::Known(_), _) => self.stage(port, frame),
+            (Mac::Resolving, Some(hop)) if self.waiting.len() < WAITING_MAX => {
+                self.waiting.push(Waiting { hop, frame, until: self.now.after(WAITING_TIME) });
+            }
+            _ => self.count_drop(DropReason::NeighborUnresolved),
+        }
+        result
+    }
+
+    fn route(&mut self, dst: Addr) -> Option<Route> {
+        let route = self.net.route(dst)?;
+        let same = |hop: &Hop| hop.port == route.port && hop.next_hop == route.next_hop;
+        let hop = self.hops.iter().position(same).unwrap_or_else(|| {
+            self.hops.push(Hop { port: route.port, next_hop: route.next_hop, id: None });
+            self.hops.len() - 1
+        });
+        Some(Route {
+            way: Way::Neighbor { port: route.port, id: hop as u32 },
+            source: route.source,
+            mtu: route.mtu,
+        })
+    }
+
+    fn reach(&mut self, way: Way) -> Reach {
+        match way {
+            Way::Reply { .. } => Reach::Known,
+            Way::Neighbor { id, .. } => match self.neighbor(id as usize) {
+                Mac::Known(_) => Reach::Known,
+                Mac::Resolving => Reach::Resolving,
+                Mac::Failed | Mac::Gone => Reach::Failed,
+            },
+        }
+    }
+
+    fn owns(&self, key: &FlowKey) -> bool {
+        self.net.route(key.src).is_none_or(|route| self.steer.owns(key, route.port, self.worker))
+    }
+
+    fn mtu(&self, port: PortId) -> u16 {
+        self.ports.get(usize::from(port.0)).map_or(1500, |out| out.mtu)
+    }
+}
+
+/// The frame, made so long; none when it cannot be.
+fn of_length(frame: Option<Frame>, len: usize) -> Option<Frame> {
+    let mut frame = frame?;
+    frame.set_len(len).then_some(frame)
+}

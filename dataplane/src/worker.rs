@@ -1,0 +1,418 @@
+//! One worker: the packet's way. Receive, parse, filter, answer or hand to the stack, apply; then timers, letters from other
+//! workers, and one offer to the devices. Everything here belongs to one core.
+//!
+//! A burst is walked twice: first every frame is parsed, its flow hashed and the flow's cache line called for; then each is
+//! judged. A received frame is sent, handed over or freed in [`Worker::apply`], nowhere else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::time::Duration;
+
+use sluice_filters::units::{Micros, PortId, WorkerId};
+use sluice_filters::{
+    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, src_mac,
+};
+use sluice_tcpstack::cookie::SYN_ACK_MAX;
+use sluice_tcpstack::terminate::{Arrival, Stack};
+
+use crate::clock::Clock;
+use crate::counters::WorkerCounters;
+use crate::dpdk::{BURST, Burst, Frame, FreeList, RxQueue};
+use crate::egress::Egress;
+use crate::mailbox::{Letter, Mailboxes};
+use crate::net::{NetAction, REPLY_ROOM};
+use crate::runtime::Turn;
+use crate::steer::Steer;
+
+/// Frames ahead whose first cache line is called for while one is parsed.
+const PREFETCH: usize = 4;
+/// Timers run a turn.
+const TIMER_BUDGET: usize = 256;
+/// Letters read a turn.
+const MAILBOX_BUDGET: usize = 128;
+/// Turns without work before an idle worker naps.
+const IDLE_TURNS: u32 = 1000;
+/// How long it naps.
+const NAP: Duration = Duration::from_micros(50);
+/// How often gauges are brought up to date, microseconds.
+const PUBLISH_EVERY: u64 = 50_000;
+
+/// How the appliance as a whole stands; workers look once a turn.
+#[derive(Debug, Default)]
+pub(crate) struct Stage(AtomicU8);
+
+impl Stage {
+    const DRAINING: u8 = 1;
+    const RESETTING: u8 = 2;
+
+    /// No new connections.
+    pub(crate) fn drain(&self) {
+        self.0.fetch_max(Stage::DRAINING, Ordering::Relaxed);
+    }
+
+    /// Reset what is left.
+    pub(crate) fn reset(&self) {
+        self.0.fetch_max(Stage::RESETTING, Ordering::Relaxed);
+    }
+}
+
+/// What to do with a received frame.
+#[must_use = "an unapplied verdict leaks the frame"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Verdict {
+    /// It was rewritten: send its first so many octets back out of its port.
+    Reply(usize),
+    /// Its content was taken.
+    Consumed,
+    /// Its flow belongs to another worker.
+    HandOver(WorkerId),
+    /// Drop it.
+    Drop(DropReason),
+}
+
+/// One worker. See the module.
+pub(crate) struct Worker {
+    id: WorkerId,
+    clock: Clock,
+    rx: Vec<Option<RxQueue>>,
+    burst: Burst,
+    parsed: Box<[Looked; BURST]>,
+    free: FreeList,
+    services: ServiceMap,
+    sources: SourceFilter,
+    stack: Stack,
+    egress: Egress,
+    steer: Arc<Steer>,
+    mailboxes: Arc<Mailboxes>,
+    counters: Arc<WorkerCounters>,
+    stage: Arc<Stage>,
+    drained: Arc<AtomicBool>,
+    nap: bool,
+    idle_turns: u32,
+    published: Micros,
+    busy: u64,
+    last_turn: Micros,
+    last_was_busy: bool,
+}
+
+/// A frame after the first pass.
+#[derive(Clone, Copy)]
+struct Looked {
+    parsed: Result<Parsed, DropReason>,
+    hash: u64,
+}
+
+/// What a [`Worker`] is made of.
+pub(crate) struct Parts {
+    pub(crate) id: WorkerId,
+    pub(crate) clock: Clock,
+    pub(crate) rx: Vec<Option<RxQueue>>,
+    pub(crate) services: ServiceMap,
+    pub(crate) sources: SourceFilter,
+    pub(crate) stack: Stack,
+    pub(crate) egress: Egress,
+    pub(crate) steer: Arc<Steer>,
+    pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) counters: Arc<WorkerCounters>,
+    pub(crate) stage: Arc<Stage>,
+    pub(crate) drained: Arc<AtomicBool>,
+    pub(crate) nap: bool,
+}
+
+impl Turn for Worker {
+    fn turn(&mut self) {
+        let now = self.clock.now();
+        self.egress.begin_turn(now);
+        self.stack.begin_turn(now, self.clock.unix_time(now));
+
+        let mut work = 0;
+        for port in 0..self.rx.len() {
+            work += self.receive(PortId(port as u8), now);
+        }
+        work += self.read_letters(now);
+        self.stack.serve(now, &mut self.egress);
+        self.stack.run_timers(now, TIMER_BUDGET, &mut self.egress);
+        self.egress.poll_neighbors();
+        self.egress.flush();
+        self.free.flush();
+
+        self.follow_stage(now);
+        self.account(now, work > 0);
+    }
+
+    fn finish(self) {}
+}
+
+impl Worker {
+    pub(crate) fn new(parts: Parts) -> Worker {
+        let now = parts.clock.now();
+        Worker {
+            id: parts.id,
+            clock: parts.clock,
+            rx: parts.rx,
+            burst: Burst::new(),
+            parsed: Box::new([Looked { parsed: Err(DropReason::Truncated), hash: 0 }; BURST]),
+            free: FreeList::new(),
+            services: parts.services,
+            sources: parts.sources,
+            stack: parts.stack,
+            egress: parts.egress,
+            steer: parts.steer,
+            mailboxes: parts.mailboxes,
+            counters: parts.counters,
+            stage: parts.stage,
+            drained: parts.drained,
+            nap: parts.nap,
+            idle_turns: 0,
+            published: now,
+            busy: 0,
+            last_turn: now,
+            last_was_busy: false,
+        }
+    }
+
+    /// One burst from `port`; the number of frames.
+    fn receive(&mut self, port: PortId, now: Micros) -> usize {
+        let Some(Some(rx)) = self.rx.get_mut(usize::from(port.0)) else { return 0 };
+        let received = rx.burst(&mut self.burst);
+        if received == 0 {
+            return 0;
+        }
+        self.look(port, received);
+        for index in 0..received {
+            let Some(mut frame) = self.burst.take(index) else { continue };
+            let Looked { parsed, hash } = self.parsed[index];
+            let verdict = match parsed {
+                Ok(parsed) => self.judge(port, &mut frame, parsed, hash, now),
+                Err(reason) => Verdict::Drop(reason),
+            };
+            self.apply(port, frame, verdict);
+        }
+        received
+    }
+
+    /// The first pass: parse everything, call for the flows' cache lines.
+    fn look(&mut self, port: PortId, received: usize) {
+        let mut octets = 0;
+        for index in 0..received.min(PREFETCH) {
+            self.burst.prefetch(index);
+        }
+        for index in 0..received {
+            self.burst.prefetch(index + PREFETCH);
+            let Some(frame) = self.burst.get(index) else { continue };
+            octets += frame.len() as u64;
+            let looked = &mut self.parsed[index];
+            looked.parsed = if frame.is_single_segment() {
+                parse(frame.data(), frame.checksums())
+            } else {
+                Err(DropReason::MultiSegment)
+            };
+            if let Ok(Parsed::Tcp(segment)) = &looked.parsed
+                && !segment.flags.is_initial_syn()
+            {
+                looked.hash = self.stack.hash(&segment.key);
+                self.stack.touch(looked.hash);
+            }
+        }
+        if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
+            counters.rx_packets.add(received as u64);
+            counters.rx_bytes.add(octets);
+        }
+    }
+
+    /// The second pass: what a frame is, and what becomes of it.
+    #[inline]
+    fn judge(&mut self, port: PortId, frame: &mut Frame, parsed: Parsed, hash: u64, now: Micros) -> Verdict {
+        match parsed {
+            Parsed::Tcp(segment) => match self.tcp(port, frame, &segment, hash, now) {
+                Ok(verdict) => verdict,
+                Err(reason) => Verdict::Drop(reason),
+            },
+            Parsed::Arp(l2) => self.arp(port, frame, l2, now),
+            Parsed::Icmp(packet) => {
+                self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, &packet, now))
+            }
+            Parsed::Icmp6(packet) => self.icmp6(port, frame, packet, now),
+        }
+    }
+
+    /// TCP: filters, then the cookie's SYN-ACK, or the stack.
+    #[inline]
+    fn tcp(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        segment: &Segment,
+        hash: u64,
+        now: Micros,
+    ) -> Result<Verdict, DropReason> {
+        self.egress.net.accepts(port, frame.data(), segment.l2)?;
+        let service = self.services.get(segment.key.dst, segment.key.dst_port);
+        let Some(service) = service else { return self.upstream(port, frame, segment, hash, now) };
+        self.sources.check(segment.key.src)?;
+        if segment.flags.is_initial_syn() {
+            let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
+            let room = frame.len().max(SYN_ACK_MAX);
+            if !frame.set_len(room) {
+                return Err(DropReason::Truncated);
+            }
+            let len = self.stack.answer_syn(frame.data_mut(), segment, service, port, mac, now)?;
+            return Ok(Verdict::Reply(len));
+        }
+        let owner = self.steer.client(hash, self.id);
+        if owner != self.id {
+            return Ok(Verdict::HandOver(owner));
+        }
+        let arrival = Arrival { port, mac: src_mac(frame.data()).ok_or(DropReason::Truncated)? };
+        self.stack.segment(segment, frame.data_mut(), hash, arrival, Some(service), now, &mut self.egress)?;
+        Ok(Verdict::Consumed)
+    }
+
+    /// TCP that is not for a service: an upstream's answer, or nobody's.
+    fn upstream(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        segment: &Segment,
+        hash: u64,
+        now: Micros,
+    ) -> Result<Verdict, DropReason> {
+        if !self.egress.net.is_local(segment.key.dst) || segment.flags.is_initial_syn() {
+            return Err(DropReason::NotAService);
+        }
+        let owner = self.steer.upstream(segment.key.dst_port, self.id);
+        if owner != self.id {
+            return Ok(Verdict::HandOver(owner));
+        }
+        let arrival = Arrival { port, mac: src_mac(frame.data()).ok_or(DropReason::Truncated)? };
+        self.stack.segment(segment, frame.data_mut(), hash, arrival, None, now, &mut self.egress)?;
+        Ok(Verdict::Consumed)
+    }
+
+    fn arp(&mut self, port: PortId, frame: &mut Frame, l2: L2, now: Micros) -> Verdict {
+        let (mailboxes, id) = (self.mailboxes.clone(), self.id);
+        self.local(frame, |egress, octets, _| {
+            egress.net.arp(port, octets, l2, now, &mut |learned| mailboxes.tell_others(id, learned))
+        })
+    }
+
+    fn icmp6(&mut self, port: PortId, frame: &mut Frame, packet: Datagram, now: Micros) -> Verdict {
+        let (mailboxes, id) = (self.mailboxes.clone(), self.id);
+        self.local(frame, |egress, octets, _| {
+            egress.net.icmp6(port, octets, &packet, now, &mut |learned| mailboxes.tell_others(id, learned))
+        })
+    }
+
+    /// Lets layers 2 and 3 answer in the frame, with room for the longest answer.
+    fn local(
+        &mut self,
+        frame: &mut Frame,
+        serve: impl FnOnce(&mut Egress, &mut [u8], usize) -> Result<NetAction, DropReason>,
+    ) -> Verdict {
+        let received = frame.len();
+        if !frame.set_len(received.max(REPLY_ROOM)) {
+            return Verdict::Drop(DropReason::Truncated);
+        }
+        match serve(&mut self.egress, frame.data_mut(), received) {
+            Ok(NetAction::Reply(len)) => {
+                self.counters.local_replies.bump();
+                Verdict::Reply(len)
+            }
+            Ok(NetAction::Consumed) => Verdict::Consumed,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// The only place where a received frame is sent, handed over or freed.
+    #[inline]
+    fn apply(&mut self, port: PortId, mut frame: Frame, verdict: Verdict) {
+        match verdict {
+            Verdict::Reply(len) => {
+                frame.set_len(len);
+                self.egress.stage(port, frame);
+            }
+            Verdict::Consumed => self.free.push(frame),
+            Verdict::HandOver(owner) => {
+                self.counters.handed_over.bump();
+                if self.mailboxes.post(owner, Letter::Received(frame.into(), port)).is_err() {
+                    self.counters.handover_full.bump();
+                    self.egress.count_drop(DropReason::HandoverFull);
+                }
+            }
+            Verdict::Drop(reason) => {
+                self.egress.count_drop(reason);
+                self.free.push(frame);
+            }
+        }
+    }
+
+    /// Letters from other workers.
+    fn read_letters(&mut self, now: Micros) -> usize {
+        let mut read = 0;
+        while read < MAILBOX_BUDGET {
+            let Some(letter) = self.mailboxes.next(self.id) else { break };
+            read += 1;
+            match letter {
+                Letter::Received(transfer, port) => {
+                    let mut frame = Frame::from(transfer);
+                    let verdict = match parse(frame.data(), RxChecksums::GOOD) {
+                        Ok(parsed) => {
+                            let hash = if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
+                            self.judge(port, &mut frame, parsed, hash, now)
+                        }
+                        Err(reason) => Verdict::Drop(reason),
+                    };
+                    self.apply(port, frame, verdict);
+                }
+                Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
+                Letter::Learned(learned) => self.egress.learn(&learned),
+            }
+        }
+        read
+    }
+
+    /// Drain and reset, when the appliance stops.
+    fn follow_stage(&mut self, now: Micros) {
+        let stage = self.stage.0.load(Ordering::Relaxed);
+        if stage == 0 {
+            return;
+        }
+        self.stack.drain();
+        if stage == Stage::RESETTING && self.stack.sessions() > 0 {
+            self.stack.reset_all(now, &mut self.egress);
+            self.egress.flush();
+        }
+        if self.stack.sessions() == 0 {
+            self.drained.store(true, Ordering::Release);
+        }
+    }
+
+    /// Gauges, the busy ratio, and the nap of an idle worker in a lab.
+    fn account(&mut self, now: Micros, worked: bool) {
+        let counters = &self.counters;
+        counters.turns.bump();
+        if self.last_was_busy {
+            self.busy = self.busy.saturating_add(now.0.saturating_sub(self.last_turn.0));
+        }
+        self.last_turn = now;
+        self.last_was_busy = worked;
+        if worked {
+            counters.busy_turns.bump();
+            self.idle_turns = 0;
+        } else {
+            self.idle_turns = self.idle_turns.saturating_add(1);
+        }
+        let elapsed = now.0.saturating_sub(self.published.0);
+        if elapsed >= PUBLISH_EVERY {
+            counters.busy_ppm.set(self.busy.saturating_mul(1_000_000) / elapsed);
+            counters.mailbox_occupancy.set(self.mailboxes.waiting(self.id) as u64);
+            self.busy = 0;
+            self.published = now;
+            self.stack.publish();
+            self.egress.publish();
+        }
+        if self.nap && self.idle_turns > IDLE_TURNS {
+            std::thread::sleep(NAP);
+        }
+    }
+}

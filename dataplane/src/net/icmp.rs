@@ -17,6 +17,7 @@ use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, PortId};
 use sluice_filters::{Datagram, DropReason, checksum, src_mac};
 
+use super::ndp;
 use super::neighbor::Learned;
 use super::wire;
 use super::{Net, NetAction};
@@ -25,8 +26,6 @@ const ECHO_REPLY: u8 = 0;
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REQUEST6: u8 = 128;
 const ECHO_REPLY6: u8 = 129;
-const ROUTER_SOLICITATION: u8 = 133;
-const REDIRECT: u8 = 137;
 /// What our replies start with.
 const HOP_LIMIT: u8 = 64;
 
@@ -58,7 +57,8 @@ impl Net {
 
     /// Serves a received ICMPv6 message: neighbour discovery (see [`Net::arp`] for `learned`), and echo requests to our
     /// addresses, answered in place. `frame` should have [`REPLY_ROOM`](super::REPLY_ROOM) octets, received ones included; an
-    /// advertisement that does not fit is not made. Errors and what only routers serve are dropped.
+    /// advertisement that does not fit is not made. Errors, router advertisements, redirects and what only routers serve are
+    /// dropped: routes are the operator's.
     ///
     /// # Errors
     /// [`DropReason::BadNdp`] and those of [`Net::icmp`].
@@ -73,7 +73,7 @@ impl Net {
         self.accepts(port, frame, packet.l2)?;
         let kind: [u8; 2] = wire::get(packet.message(frame), 0).ok_or(DropReason::Truncated)?;
         match kind {
-            [ROUTER_SOLICITATION..=REDIRECT, _] => self.ndp(port, frame, packet, now, learned),
+            [ndp::SOLICIT | ndp::ADVERTISE, _] => self.ndp(port, frame, packet, now, learned),
             [ECHO_REQUEST6, 0] => {
                 self.may_echo(port, frame, packet, now)?;
                 if !valid6(frame, packet) {
@@ -331,7 +331,9 @@ mod tests {
             let frame = ping4(CLIENT, "198.51.100.2", &message);
             assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadIcmp), "{kind}/{code}");
         }
-        for (kind, code) in [(1, 0), (2, 0), (3, 0), (4, 0), (128, 1), (129, 0), (130, 0), (143, 0), (138, 0)] {
+        for (kind, code) in
+            [(1, 0), (2, 0), (3, 0), (4, 0), (128, 1), (129, 0), (130, 0), (133, 0), (134, 0), (137, 0), (143, 0)]
+        {
             let frame = icmp6(CLIENT6, "2001:db8::2", 64, WAN_MAC, &[kind, code, 0, 0, 0, 0, 5, 0]);
             assert_eq!(t.rx(WAN, &frame), Err(DropReason::BadIcmp), "{kind}/{code}");
         }

@@ -15,6 +15,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::Uid;
@@ -126,7 +127,12 @@ pub struct Lab {
     pub server: Ns,
     between: Option<Ns>,
     dir: TempDir,
+    /// Last: the next lab may come when this one is gone.
+    _turn: MutexGuard<'static, ()>,
 }
+
+/// One lab at a time: two cores are few for a client, an appliance and a server.
+static TURN: Mutex<()> = Mutex::new(());
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
@@ -143,13 +149,15 @@ impl Lab {
         Lab::new(Arms::Cable, None)
     }
 
-    /// Builds a lab.
+    /// Builds a lab. Labs take turns in a process: the second waits until the first is gone, so a test drops one before it
+    /// builds another.
     ///
     /// # Panics
     /// Without root, or when the kernel refuses.
     #[must_use]
     pub fn new(arms: Arms, impairment: Option<Impairment>) -> Lab {
         assert!(Uid::effective().is_root(), "whole-appliance tests need root: network namespaces, raw sockets, DPDK");
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         raise_file_limit();
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         if id == 0 {
@@ -164,6 +172,7 @@ impl Lab {
             server: Ns::create(&format!("{prefix}-server")),
             between: (impairment.is_some() || arms == Arms::One).then(|| Ns::create(&format!("{prefix}-between"))),
             dir: tempfile::Builder::new().prefix(&prefix).tempdir().expect("a temporary directory"),
+            _turn: turn,
         };
         assert!(
             impairment.is_none() || arms != Arms::One,

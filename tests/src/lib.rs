@@ -5,7 +5,7 @@
 //! - [`appliance`] writes configurations, starts `sluice`, reads its metrics ([`metrics`]) and its connection log.
 //! - [`servers`] starts nginx, haproxy, sshd and iperf3; [`peer`] and [`crowd`] are small TCP peers for behaviour that
 //!   ready-made programs do not show on request (half-close, reset, stalled readers, thousands of connections).
-//! - [`link`] is a raw Ethernet interface; on it stand [`flood`] (floods and [`malformed`] frames), [`wire`] (a lossy,
+//! - [`echo`] pings. [`link`] is a raw Ethernet interface; on it stand [`flood`] (floods and [`malformed`] frames), [`wire`] (a lossy,
 //!   reordering wire in user space) and [`rawtcp`] (a TCP client whose SYN can look like anything).
 //!
 //! Rules: needs root, says so in one clear line otherwise. Every load is bounded in count and time. Only processes this
@@ -15,6 +15,7 @@
 
 pub mod appliance;
 pub mod crowd;
+pub mod echo;
 pub mod flood;
 pub mod frames;
 pub mod lab;

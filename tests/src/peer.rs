@@ -156,6 +156,12 @@ pub fn reset(stream: TcpStream) {
     drop(stream);
 }
 
+/// SHA-256 in hex.
+#[must_use]
+pub fn sha256(octets: &[u8]) -> String {
+    hex(&Sha256::digest(octets))
+}
+
 fn hex(octets: &[u8]) -> String {
     octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }

@@ -6,6 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sluice_tests::crowd::{Echo, visit};
+use sluice_tests::echo::answers;
 use sluice_tests::flood::{Flood, Kind, resolve};
 use sluice_tests::frames::flags;
 use sluice_tests::lab::{Arms, Family, Lab, SERVICE4};
@@ -68,6 +69,14 @@ fn nginx_and_haproxy_tell_the_address_of_a_proxy_header() {
         let fetched = curl(&lab, &url(v6, 8090, "/"), &["--haproxy-protocol"]);
         let local = fetched.local.expect("curl connected");
         assert_eq!(fetched.text(), format!("{} {}\n", local.ip(), local.port()));
+    }
+}
+
+#[test]
+fn kernels_answer_echo() {
+    let lab = Lab::cable();
+    for family in Family::BOTH {
+        assert_eq!(answers(&lab.client, family.service(0).ip(), 5, Duration::from_millis(5)), 5);
     }
 }
 

@@ -72,13 +72,18 @@ changing() {
 
 # --- Packages --------------------------------------------------------------------------------
 
-installed() { [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]; }
+installed() {
+    # Any flavour of nginx will do; installing another would replace the one that is there.
+    if [[ $1 == nginx-light ]] && have nginx; then return; fi
+    [[ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" == installed ]]
+}
 
 # While packages are installed, tells Debian's maintainer scripts not to start the services we
 # bring in (invoke-rc.d and deb-systemd-invoke ask this file; 101 = "not allowed").
 hold_services_back() {
     local policy=/usr/sbin/policy-rc.d
     if [[ -e $policy ]]; then
+        # Whatever it lets start is stopped afterwards.
         already "$policy exists and decides which services may start; left alone"
         return
     fi
@@ -94,6 +99,7 @@ hold_services_back() {
 disable_service() {
     if have systemctl; then
         systemctl disable --quiet "$1" >/dev/null 2>&1 || true
+        systemctl stop "$1" >/dev/null 2>&1 || true
     elif have update-rc.d; then
         update-rc.d "$1" disable >/dev/null 2>&1 || true
     fi

@@ -86,10 +86,11 @@ impl Script {
         self
     }
 
-    /// Hands in a frame as the worker would, with room for any answer behind it. The reply, if there is one.
+    /// Hands in a frame as the worker would: ARP as it came, others with room for any answer. The reply, if there is one.
     pub fn rx(&mut self, port: PortId, frame: &[u8]) -> Result<Option<Vec<u8>>, DropReason> {
         let parsed = parse(frame, RxChecksums::default())?;
-        self.serve(port, frame, frame.len().max(REPLY_ROOM), parsed)
+        let room = if matches!(parsed, Parsed::Arp(_)) { 0 } else { REPLY_ROOM };
+        self.serve(port, frame, frame.len().max(room), parsed)
     }
 
     /// The same with a buffer of `room` octets.
@@ -158,11 +159,11 @@ impl Arp {
     }
 
     pub fn frame(&self, to: [u8; 6]) -> Vec<u8> {
-        testkit::ethernet(to, self.sha, None, 0x0806, &self.packet())
+        padded(testkit::ethernet(to, self.sha, None, 0x0806, &self.packet()))
     }
 
     pub fn tagged(&self, to: [u8; 6], vlan: u16) -> Vec<u8> {
-        testkit::ethernet(to, self.sha, Some(vlan), 0x0806, &self.packet())
+        padded(testkit::ethernet(to, self.sha, Some(vlan), 0x0806, &self.packet()))
     }
 
     /// Reads a frame; `at` is where ARP starts.
@@ -181,6 +182,12 @@ impl Arp {
             tpa: word(24),
         }
     }
+}
+
+/// To Ethernet's minimum, with octets that are not zero.
+fn padded(mut frame: Vec<u8>) -> Vec<u8> {
+    frame.resize(60, 0xdd);
+    frame
 }
 
 /// An ICMPv6 frame with the right checksum; destination MAC as given.

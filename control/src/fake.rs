@@ -51,7 +51,7 @@ impl Source for Fake {
     }
 
     fn port_stats(&self, port: usize) -> PortStats {
-        PortStats { rx_missed: self.missed + port as u64, rx_errors: 2, tx_errors: 3, rx_no_mbuf: 4 }
+        PortStats { rx_missed: self.missed + port as u64, ..PortStats::default() }
     }
 
     fn wall_clock(&self, at: Micros) -> SystemTime {

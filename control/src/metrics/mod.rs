@@ -156,7 +156,7 @@ impl Series {
         }
         self.counter(&f::PORT_MISSED, [name], move |r| r.ports[index].rx_missed);
         self.counter(&f::PORT_RX_ERRORS, [name], move |r| r.ports[index].rx_errors);
-        self.counter(&f::PORT_RX_NO_BUFFER, [name], move |r| r.ports[index].rx_no_mbuf);
+        self.counter(&f::PORT_RX_NO_BUFFER, [name], move |r| r.ports[index].rx_no_buffer);
         self.counter(&f::PORT_TX_ERRORS, [name], move |r| r.ports[index].tx_errors);
     }
 

@@ -204,7 +204,7 @@ impl Setup {
         // The test machines have two cores. One worker leaves core 0 to everything else; two workers share it.
         let cores = if self.workers == 1 { "[1]" } else { "[0, 1]" };
         let mut text = format!(
-            "[runtime]\ncores = {cores}\ncontrol_core = 0\nhugepages = \"{}\"\ndrain = \"{}\"\nidle = \"sleep\"\n{}\n",
+            "[runtime]\ncores = {cores}\ncontrol_core = 0\nhugepages = \"{}\"\ndrain = \"{}\"\nidle = \"sleep\"\nmbufs = 16383\n{}\n",
             self.hugepages, self.drain, self.runtime
         );
         let wan = [format!("{WAN4}/24"), format!("{WAN6}/64")];

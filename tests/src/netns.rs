@@ -88,7 +88,8 @@ impl Ns {
     #[must_use]
     pub fn start(&self, program: &str, arguments: &[&str], output: Stdio, errors: Stdio) -> Child {
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--", program]).args(arguments);
+        // `ip netns exec` also shows the process the namespace's own /sys.
+        command.args(["--pdeathsig", "KILL", "--", "ip", "netns", "exec", &self.name, program]).args(arguments);
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         let (reply, answer) = mpsc::channel();
         let job: Job = Box::new(move || {

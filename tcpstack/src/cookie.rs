@@ -373,3 +373,6 @@ impl std::fmt::Debug for Jar {
         f.debug_struct("Jar").field("epoch", &self.epoch).field("live", &epochs).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests;

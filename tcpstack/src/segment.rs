@@ -268,3 +268,146 @@ impl Head {
         tcp[36..].copy_from_slice(&e.to_be_bytes());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sluice_filters::{Parsed, RxChecksums, testkit};
+
+    use super::*;
+
+    const V4: (&str, &str) = ("192.0.2.7:40000", "198.51.100.10:443");
+    const V6: (&str, &str) = ("[2001:db8:1::7]:40000", "[2001:db8::10]:443");
+
+    fn read(packet: &[u8]) -> (Segment, sluice_filters::TcpOptions) {
+        let ether_type = if packet[0] >> 4 == 4 { 0x0800 } else { 0x86dd };
+        let frame = testkit::ethernet(testkit::OUR_MAC, testkit::PEER_MAC, None, ether_type, packet);
+        match sluice_filters::parse(&frame, RxChecksums::default()) {
+            Ok(Parsed::Tcp(segment)) => (segment, segment.options(&frame)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn received(ends: (&str, &str), flags: Flags, payload: &[u8]) -> Segment {
+        let frame = testkit::tcp(ends.0, ends.1).flags(flags).seq(u32::MAX).ack(0x1234_5678).payload(payload).build();
+        match sluice_filters::parse(&frame, RxChecksums::default()) {
+            Ok(Parsed::Tcp(segment)) => segment,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn bare(ends: (&str, &str)) -> BareSegment {
+        BareSegment {
+            key: received(ends, Flags::ACK, b"").key,
+            direction: Direction::ToPeer,
+            seq: Seq(0xffff_fff0),
+            ack: Seq(7),
+            flags: Flags::ACK,
+            window: 0xabcd,
+            timestamp: Some((0x0102_0304, 0xffff_ffff)),
+            ttl: 61,
+        }
+    }
+
+    #[test]
+    fn bare_segments_parse_with_every_field_and_valid_checksums() {
+        for ends in [V4, V6] {
+            for direction in [Direction::ToPeer, Direction::FromPeer] {
+                for timestamp in [None, Some((1, 0xdead_beef))] {
+                    let segment = BareSegment { direction, timestamp, ..bare(ends) };
+                    let mut out = [0xee; PACKET_MAX + 4];
+                    let len = segment.write(&mut out, TcpChecksum::Full).unwrap();
+                    assert_eq!(len, segment.len());
+                    assert!(out[len..].iter().all(|octet| *octet == 0xee), "wrote past its end");
+                    let (parsed, options) = read(&out[..len]);
+                    let key = match direction {
+                        Direction::FromPeer => segment.key,
+                        Direction::ToPeer => FlowKey {
+                            src: segment.key.dst,
+                            dst: segment.key.src,
+                            src_port: segment.key.dst_port,
+                            dst_port: segment.key.src_port,
+                        },
+                    };
+                    assert_eq!(parsed.key, key);
+                    assert_eq!((parsed.seq, parsed.ack), (segment.seq, segment.ack));
+                    assert_eq!((parsed.flags, parsed.window), (segment.flags, segment.window));
+                    assert_eq!((parsed.hop_limit, parsed.tos, parsed.payload_len), (61, 0, 0));
+                    assert_eq!(options.timestamp, timestamp);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_too_short_is_left_alone() {
+        for ends in [V4, V6] {
+            let segment = bare(ends);
+            let mut out = vec![0xee; segment.len() - 1];
+            assert_eq!(segment.write(&mut out, TcpChecksum::Full), None);
+            assert!(out.iter().all(|octet| *octet == 0xee));
+        }
+    }
+
+    #[test]
+    fn an_offloaded_checksum_is_the_pseudo_headers_sum() {
+        for ends in [V4, V6] {
+            let segment = bare(ends);
+            let (mut full, mut offloaded) = ([0; PACKET_MAX], [0; PACKET_MAX]);
+            let len = segment.write(&mut full, TcpChecksum::Full).unwrap();
+            segment.write(&mut offloaded, TcpChecksum::Offload).unwrap();
+            // The device sums the segment, that field included, and writes the complement.
+            let tcp = len - 32..len;
+            let finished = checksum::sum(&offloaded[tcp.clone()]).finish();
+            offloaded[tcp.start + 16..tcp.start + 18].copy_from_slice(&finished.to_be_bytes());
+            assert_eq!(offloaded, full);
+        }
+    }
+
+    #[test]
+    fn reset_for_an_ack_takes_its_acknowledgment_number() {
+        for flags in [Flags::ACK, Flags::ACK | Flags::FIN, Flags::SYN | Flags::ACK] {
+            let reset = reset_for(&received(V4, flags, b"abc")).unwrap();
+            assert_eq!((reset.flags, reset.seq), (Flags::RST, Seq(0x1234_5678)));
+        }
+    }
+
+    #[test]
+    fn reset_for_a_segment_without_ack_acknowledges_all_of_it() {
+        let reset = reset_for(&received(V6, Flags::SYN, b"abc")).unwrap();
+        assert_eq!(reset.flags, Flags::RST | Flags::ACK);
+        // The SYN takes u32::MAX, the data 0 to 2.
+        assert_eq!((reset.seq, reset.ack), (Seq(0), Seq(3)));
+        assert_eq!(reset.direction, Direction::ToPeer);
+    }
+
+    #[test]
+    fn a_reset_is_never_answered() {
+        assert_eq!(reset_for(&received(V4, Flags::RST, b"")), None);
+        assert_eq!(reset_for(&received(V4, Flags::RST | Flags::ACK, b"")), None);
+    }
+
+    #[test]
+    fn synthesized_syn_says_what_the_peers_did() {
+        for ends in [V4, V6] {
+            for bits in 0..8_u8 {
+                let syn = SynSegment {
+                    key: bare(ends).key,
+                    isn: Seq(u32::MAX),
+                    mss: 48,
+                    wscale: (bits & 1 != 0).then_some(14),
+                    sack: bits & 2 != 0,
+                    timestamp: (bits & 4 != 0).then_some(0xffff_fffe),
+                    window: 64_240,
+                };
+                let mut out = [0; PACKET_MAX];
+                let len = synthesize_syn(&syn, &mut out, TcpChecksum::Full).unwrap();
+                let (parsed, options) = read(&out[..len]);
+                assert_eq!(parsed.key, syn.key);
+                assert_eq!((parsed.seq, parsed.ack, parsed.flags), (syn.isn, Seq(0), Flags::SYN));
+                assert_eq!((parsed.window, options.mss), (64_240, Some(48)));
+                assert_eq!((options.wscale, options.sack_permitted), (syn.wscale, syn.sack));
+                assert_eq!(options.timestamp, syn.timestamp.map(|value| (value, 0)));
+            }
+        }
+    }
+}

@@ -137,3 +137,196 @@ impl Translator {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use sluice_filters::testkit::{self, Opt};
+    use sluice_filters::units::Seq;
+    use sluice_filters::{Parsed, RxChecksums, Segment, checksum};
+
+    use super::*;
+
+    const ENDS: [(&str, &str); 2] =
+        [("192.0.2.7:40000", "198.51.100.10:443"), ("[2001:db8:1::7]:40000", "[2001:db8::10]:443")];
+
+    /// Options in any order, anywhere: NOPs shift the others off their words.
+    fn options() -> impl Strategy<Value = Vec<Opt>> {
+        let option = prop_oneof![
+            3 => Just(Opt::Nop),
+            2 => (any::<u32>(), any::<u32>()).prop_map(|(value, echo)| Opt::Timestamp(value, echo)),
+            2 => prop::collection::vec((any::<u32>(), any::<u32>()), 1..4).prop_map(Opt::Sack),
+            1 => any::<u16>().prop_map(Opt::Mss),
+            1 => Just(Opt::Raw(vec![253, 5, 1, 2, 3])),
+            1 => Just(Opt::Raw(vec![8, 9, 1, 2, 3, 4, 5, 6, 7])),
+        ];
+        let length = |option: &Opt| match option {
+            Opt::Timestamp(..) => 10,
+            Opt::Sack(blocks) => 2 + 8 * blocks.len(),
+            Opt::Mss(_) => 4,
+            Opt::Raw(raw) => raw.len(),
+            _ => 1,
+        };
+        prop::collection::vec(option, 0..8).prop_map(move |mut options| {
+            while options.iter().map(length).sum::<usize>() > 40 {
+                options.pop();
+            }
+            options
+        })
+    }
+
+    fn delta() -> impl Strategy<Value = u32> {
+        prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(1 << 31), any::<u32>()]
+    }
+
+    fn frames() -> impl Strategy<Value = Vec<u8>> {
+        let flags = prop_oneof![
+            Just(Flags::ACK),
+            Just(Flags::SYN),
+            Just(Flags::SYN | Flags::ACK),
+            Just(Flags::RST),
+            Just(Flags::FIN | Flags::ACK),
+        ];
+        (0_usize..2, flags, delta(), delta(), options(), prop::collection::vec(any::<u8>(), 0..70)).prop_map(
+            |(family, flags, seq, ack, options, payload)| {
+                let (from, to) = ENDS[family];
+                testkit::tcp(from, to).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
+            },
+        )
+    }
+
+    fn parse(frame: &[u8]) -> (Segment, TcpOptions) {
+        match sluice_filters::parse(frame, RxChecksums::default()) {
+            Ok(Parsed::Tcp(segment)) => (segment, segment.options(frame)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn outgoing_moves_seq_and_tsval_and_keeps_the_checksum_valid(
+            frame in frames(), seq_delta in delta(), ts_delta in delta(),
+        ) {
+            let (before, options_before) = parse(&frame);
+            let translator = Translator { seq_delta, ts_delta };
+            let mut moved = frame.clone();
+            translator.outgoing::<true>(&mut moved[before.l4()..]);
+            // `parse` verifies the checksum.
+            let (after, options_after) = parse(&moved);
+            prop_assert_eq!(after, Segment { seq: before.seq.plus(seq_delta), ..before });
+            let expected = options_before.timestamp.map(|(value, echo)| (value.wrapping_add(ts_delta), echo));
+            prop_assert_eq!(options_after.timestamp, expected);
+            prop_assert_eq!(options_after.sack_blocks(), options_before.sack_blocks());
+            let tcp = &moved[after.l4()..];
+            let full = checksum::tcp_checksum(tcp, after.key.src, after.key.dst);
+            prop_assert_eq!(&tcp[16..18], &full.to_be_bytes());
+
+            let back = Translator { seq_delta: seq_delta.wrapping_neg(), ts_delta: ts_delta.wrapping_neg() };
+            back.outgoing::<true>(&mut moved[before.l4()..]);
+            prop_assert_eq!(moved, frame);
+        }
+
+        #[test]
+        fn incoming_moves_ack_sack_and_tsecr_and_keeps_the_checksum_valid(
+            frame in frames(), seq_delta in delta(), ts_delta in delta(),
+        ) {
+            let (before, options_before) = parse(&frame);
+            let translator = Translator { seq_delta, ts_delta };
+            let mut moved = frame.clone();
+            translator.incoming::<true>(&mut moved[before.l4()..]);
+            let (after, options_after) = parse(&moved);
+            if before.flags.ack() {
+                let minus = |seq: Seq| Seq(seq.0.wrapping_sub(seq_delta));
+                prop_assert_eq!(after, Segment { ack: minus(before.ack), ..before });
+                let expected = options_before.timestamp.map(|(value, echo)| (value, echo.wrapping_sub(ts_delta)));
+                prop_assert_eq!(options_after.timestamp, expected);
+                let blocks: Vec<(Seq, Seq)> =
+                    options_before.sack_blocks().iter().map(|(left, right)| (minus(*left), minus(*right))).collect();
+                prop_assert_eq!(options_after.sack_blocks(), blocks);
+            } else {
+                prop_assert_eq!(&moved, &frame);
+            }
+            let back = Translator { seq_delta: seq_delta.wrapping_neg(), ts_delta: ts_delta.wrapping_neg() };
+            back.incoming::<true>(&mut moved[before.l4()..]);
+            prop_assert_eq!(moved, frame);
+        }
+
+        #[test]
+        fn an_acknowledgment_of_what_went_out_comes_back_in_the_stacks_numbers(
+            seq: u32, seq_delta in delta(), value: u32, ts_delta in delta(),
+        ) {
+            let translator = Translator { seq_delta, ts_delta };
+            let (ours, theirs) = (ENDS[0].1, ENDS[0].0);
+            let mut out = testkit::tcp(ours, theirs).seq(seq).options([Opt::Timestamp(value, 0)]).payload("abc").build();
+            let (segment, _) = parse(&out);
+            translator.outgoing::<true>(&mut out[segment.l4()..]);
+            let (sent, options) = parse(&out);
+            let echo = options.timestamp.map_or(0, |(value, _)| value);
+            let end = sent.seq_end().0;
+            let sack = Opt::Sack(vec![(sent.seq.0, end)]);
+            let mut answer =
+                testkit::tcp(theirs, ours).ack(end).options([Opt::Nop, Opt::Timestamp(9, echo), sack]).build();
+            translator.incoming::<true>(&mut answer[segment.l4()..]);
+            let (received, options) = parse(&answer);
+            prop_assert_eq!(received.ack, Seq(seq).plus(3));
+            prop_assert_eq!(options.sack_blocks(), [(Seq(seq), Seq(seq).plus(3))]);
+            prop_assert_eq!(options.timestamp, Some((9, value)));
+        }
+
+        #[test]
+        fn a_wrong_checksum_stays_wrong(
+            mut frame in frames(), flip in 1_u16.., seq_delta in delta(), ts_delta in delta(),
+        ) {
+            let (segment, _) = parse(&frame);
+            let tcp = &mut frame[segment.l4()..];
+            let check = u16::from_be_bytes([tcp[16], tcp[17]]) ^ flip;
+            // Zero and all ones are one number in this arithmetic.
+            prop_assume!(flip != 0xffff);
+            tcp[16..18].copy_from_slice(&check.to_be_bytes());
+            let translator = Translator { seq_delta, ts_delta };
+            translator.outgoing::<true>(tcp);
+            translator.incoming::<true>(tcp);
+            prop_assert!(!checksum::tcp_is_valid(tcp, segment.key.src, segment.key.dst));
+        }
+
+        #[test]
+        fn without_checksum_the_field_is_left_alone(frame in frames(), seq_delta in 1_u32.., ts_delta: u32) {
+            let (segment, _) = parse(&frame);
+            let translator = Translator { seq_delta, ts_delta };
+            let (mut with, mut without) = (frame.clone(), frame.clone());
+            translator.outgoing::<true>(&mut with[segment.l4()..]);
+            translator.outgoing::<false>(&mut without[segment.l4()..]);
+            translator.incoming::<true>(&mut with[segment.l4()..]);
+            translator.incoming::<false>(&mut without[segment.l4()..]);
+            let check = segment.l4() + 16;
+            prop_assert_eq!(&without[check..check + 2], &frame[check..check + 2]);
+            without[check..check + 2].copy_from_slice(&with[check..check + 2]);
+            prop_assert_eq!(with, without);
+        }
+
+        #[test]
+        fn any_octets_are_safe(mut tcp in prop::collection::vec(any::<u8>(), 0..100), seq_delta: u32, ts_delta: u32) {
+            let translator = Translator { seq_delta, ts_delta };
+            let len = tcp.len();
+            translator.outgoing::<true>(&mut tcp);
+            translator.incoming::<true>(&mut tcp);
+            prop_assert_eq!(tcp.len(), len);
+        }
+    }
+
+    #[test]
+    fn numbers_wrap_at_the_end_of_the_space() {
+        let mut frame = testkit::tcp(ENDS[0].0, ENDS[0].1)
+            .seq(u32::MAX)
+            .ack(0)
+            .options([Opt::Nop, Opt::Nop, Opt::Timestamp(u32::MAX, 0)])
+            .build();
+        let (segment, _) = parse(&frame);
+        let translator = Translator { seq_delta: 2, ts_delta: 3 };
+        translator.outgoing::<true>(&mut frame[segment.l4()..]);
+        translator.incoming::<true>(&mut frame[segment.l4()..]);
+        let (segment, options) = parse(&frame);
+        assert_eq!((segment.seq, segment.ack), (Seq(1), Seq(u32::MAX - 1)));
+        assert_eq!(options.timestamp, Some((2, u32::MAX - 2)));
+    }
+}

@@ -92,7 +92,13 @@ arm_undo() {
 # Processes
 # ---------------------------------------------------------------------------------------------
 
-alive() { kill -0 "$1" 2>/dev/null; }
+# `alive PID`: it runs and is this script's own child. A bare pid may meanwhile belong to somebody else.
+alive() {
+    local line
+    read -r line 2>/dev/null <"/proc/$1/stat" || return 1
+    line="${line##*) }" # "<state> <parent> ...", behind a name that may contain anything
+    [[ $line != Z* && $line == ?' '$$' '* ]]
+}
 
 # `stop_pid PID [GRACE]`: SIGTERM to one process, SIGKILL after GRACE seconds (default 5), and reaps it.
 # Its exit status is left in STOPPED_STATUS for callers that care.
@@ -106,7 +112,7 @@ stop_pid() {
             alive "$pid" || break
             sleep 0.1
         done
-        kill -KILL "$pid" 2>/dev/null || true
+        if alive "$pid"; then kill -KILL "$pid" 2>/dev/null || true; fi
     fi
     wait "$pid" 2>/dev/null || STOPPED_STATUS=$?
 }
@@ -150,11 +156,6 @@ netns_delete() {
         kill -KILL "$pid" 2>/dev/null
     done
     ip netns del "$1" 2>/dev/null
-}
-in_ns() {
-    local ns=$1
-    shift
-    ip netns exec "$ns" "$@"
 }
 sysctl_in() { ip netns exec "$1" sysctl -q -w "$2"; }
 

@@ -11,7 +11,7 @@ use bindgen::callbacks::{EnumVariantValue, ParseCallbacks};
 const DPDK: &str = "22.11";
 
 /// Functions that capsule or sluice call. `_rte_*` and `sluice_*` are the shims.
-const FUNCTIONS: &str = "_rte_.*|sluice_log_to|rte_strerror\
+const FUNCTIONS: &str = "_rte_.*|sluice_log_to|rte_strerror|rte_version\
     |rte_eal_(init|cleanup|hotplug_add)|rte_thread_(set_affinity|register|unregister)\
     |rte_socket_(id|count|id_by_idx)\
     |rte_pktmbuf_(pool_create|free_bulk)|rte_mempool_(free|in_use_count|avail_count)\

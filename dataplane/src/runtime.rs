@@ -35,6 +35,14 @@ const TURNS_PER_POLL: usize = 64;
 /// How often the control thread looks for held signals and requests to stop.
 const CONTROL_TICK: Duration = Duration::from_millis(20);
 
+/// The control thread's number in capsule's terms, see `capsule_ffi::eal::set_cpus`.
+const CONTROL: usize = 0;
+
+/// A worker's number in capsule's terms.
+fn core_of(worker: usize) -> usize {
+    worker.saturating_add(1)
+}
+
 /// A worker's work.
 pub trait Turn {
     /// One turn: a bounded amount of work. Called again and again, without pause.
@@ -86,7 +94,6 @@ pub struct Runtime {
     /// Declared after `capsule`, so dropped after it: removes what DPDK's end leaves behind.
     _files: RemoveFiles,
     cores: Vec<u16>,
-    control_core: u16,
     devices: Vec<Found>,
     ports: Vec<PortInfo>,
     rss: Vec<Option<RssInfo>>,
@@ -125,6 +132,9 @@ impl Runtime {
 
         eal::forget_log();
         let setup = |reason: String| StartError::Setup { reason, log: eal::recent_log() };
+        let cpus: Vec<u16> =
+            [config.runtime.control_core].into_iter().chain(config.runtime.cores.iter().copied()).collect();
+        capsule_ffi::eal::set_cpus(&cpus);
         let capsule_config: RuntimeConfig =
             serde_json::from_value(capsule_config(config)).map_err(|error| setup(error.to_string()))?;
         let capsule = capsule::Runtime::build(capsule_config).map_err(|error| setup(format!("{error:#}")))?;
@@ -134,7 +144,6 @@ impl Runtime {
             capsule,
             _files: files,
             cores: config.runtime.cores.clone(),
-            control_core: config.runtime.control_core,
             devices,
             ports: Vec::new(),
             rss: Vec::new(),
@@ -197,7 +206,6 @@ impl Runtime {
     {
         let index = usize::from(worker.0);
         let seat = self.seats.get_mut(index).and_then(Option::take).ok_or(StartError::Worker(worker))?;
-        let &core = self.cores.get(index).ok_or(StartError::Worker(worker))?;
         // capsule wants the closure to be Sync, which a mutex makes of anything.
         let job = Mutex::new((seat, make));
         let start = move |_| {
@@ -205,7 +213,7 @@ impl Runtime {
             WorkerPipeline::start(worker, seat, make)
         };
         self.capsule
-            .add_pipeline_to_core(usize::from(core), start)
+            .add_pipeline_to_core(core_of(index), start)
             .map_err(|error| StartError::Run { reason: format!("{error:#}") })?;
         Ok(())
     }
@@ -231,7 +239,7 @@ impl Runtime {
             }
         };
         self.capsule
-            .add_periodic_task_to_core(usize::from(self.control_core), tick, CONTROL_TICK)
+            .add_periodic_task_to_core(CONTROL, tick, CONTROL_TICK)
             .map_err(|error| failed(format!("{error:#}")))?;
         self.capsule.execute().map_err(|error| failed(format!("{error:#}")))
     }
@@ -257,11 +265,12 @@ impl std::fmt::Debug for Runtime {
 /// arguments are not repeated: by then the EAL runs and the devices exist.
 fn capsule_config(config: &Config) -> serde_json::Value {
     let runtime = &config.runtime;
+    let cores: Vec<usize> = (0..runtime.cores.len()).map(core_of).collect();
     let port = |port: &sluice_config::Port| {
         json!({
             "name": port.name,
             "device": port.device,
-            "cores": runtime.cores,
+            "cores": cores,
             "rxd": runtime.rx_descriptors,
             "txd": runtime.tx_descriptors,
             "promiscuous": port.promiscuous,
@@ -271,8 +280,8 @@ fn capsule_config(config: &Config) -> serde_json::Value {
     };
     json!({
         "app_name": "sluice",
-        "master_core": runtime.control_core,
-        "cores": runtime.cores,
+        "master_core": CONTROL,
+        "cores": cores,
         "mempool": { "capacity": runtime.mbufs, "cache_size": POOL_CACHE },
         "ports": config.ports.iter().map(port).collect::<Vec<_>>(),
     })
@@ -297,7 +306,7 @@ struct WorkerPipeline<W: Turn> {
 impl<W: Turn> WorkerPipeline<W> {
     fn start(id: WorkerId, seat: Seat, make: impl FnOnce(WorkerQueues) -> W) -> WorkerPipeline<W> {
         // First of all: the pool's per-thread cache depends on it.
-        let registered = Registered::this_thread();
+        let registered = Registered::this_thread(&format!("sluice-worker{}", id.0));
         let worker = seat.take().map(make);
         tracing::debug!(worker = id.0, "worker runs");
         WorkerPipeline { worker, registered }

@@ -34,7 +34,7 @@ pub mod port;
 
 pub use bindings::*;
 // Named imports hide the bindings of the same names.
-pub use eal::{numa_node_of_cpu, rte_eal_cleanup, rte_eal_init};
+pub use eal::{numa_node_of_cpu, rte_eal_cleanup, rte_eal_init, rte_thread_set_affinity};
 pub use kni::*;
 pub use pool::{rte_mempool_free, rte_pktmbuf_pool_create};
 pub use port::{

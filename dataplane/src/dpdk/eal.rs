@@ -82,6 +82,13 @@ pub(crate) fn error_text(code: c_int) -> String {
     unsafe { CStr::from_ptr(ffi::rte_strerror(number)) }.to_string_lossy().into_owned()
 }
 
+/// DPDK's name and version, `DPDK 22.11.11`. Does not need DPDK to run.
+#[must_use]
+pub fn dpdk_version() -> String {
+    // SAFETY: returns a static terminated string.
+    unsafe { CStr::from_ptr(ffi::rte_version()) }.to_string_lossy().into_owned()
+}
+
 /// Says whether DPDK runs, and holds off its end while somebody reads from it.
 #[derive(Clone, Debug)]
 pub(crate) struct Lifetime(Arc<RwLock<bool>>);
@@ -145,11 +152,16 @@ impl Plan {
         // Only the control thread is the EAL's; capsule makes the workers.
         arguments.extend(["--main-lcore", &core, "-l", &core].map(str::to_owned));
         // Without files of its own an appliance can neither collide with another nor leave something behind.
-        if !config.ports.iter().any(shares_memory) {
-            arguments.push("--in-memory".to_owned());
-        }
-        if let Memory::Ordinary(mib) = memory {
-            arguments.extend(["--no-huge".to_owned(), "-m".to_owned(), mib.to_string()]);
+        let private = !config.ports.iter().any(shares_memory);
+        match memory {
+            Memory::Huge if private => arguments.push("--in-memory".to_owned()),
+            Memory::Huge => {}
+            Memory::Ordinary(mib) => {
+                arguments.extend(["--no-huge".to_owned(), "-m".to_owned(), mib.to_string()]);
+                if private {
+                    arguments.push("--no-shconf".to_owned());
+                }
+            }
         }
         let mut pci = config.ports.iter().filter(|port| is_pci(&port.device)).peekable();
         let chosen_by_operator =
@@ -235,19 +247,14 @@ fn create(port: &Port) -> Result<(), StartError> {
     }
     let (name, device, log, reason) = (port.name.clone(), port.device.clone(), recent_log(), error_text(result));
     let said = |words: &str| log.0.iter().any(|line| line.to_ascii_lowercase().contains(words));
-    Err(
-        if said("no driver found")
-            || said("no suitable driver")
-            || said("cannot find device")
-            || said("cannot find plugged device")
-        {
-            StartError::UnknownDriver { port: name, device }
-        } else if said("busy") || said("in use") {
-            StartError::Busy { port: name, device, reason, log }
-        } else {
-            StartError::Device { port: name, device, args: port.args.clone(), reason, log }
-        },
-    )
+    // The device is "parsed" by asking every driver whether the name is one of its own.
+    Err(if said("failed to parse device") || said("no driver found") {
+        StartError::UnknownDriver { port: name, device }
+    } else if said("busy") || said("in use") {
+        StartError::Busy { port: name, device, reason, log }
+    } else {
+        StartError::Device { port: name, device, args: port.args.clone(), reason, log }
+    })
 }
 
 /// Checks that the CPUs exist and that we may run on them.
@@ -398,8 +405,10 @@ pub(crate) struct Registered {
 }
 
 impl Registered {
-    /// Registers this thread; `None` if DPDK has no place left, which costs speed only.
-    pub(crate) fn this_thread() -> Option<Registered> {
+    /// Registers this thread and names it, for `top` and the like; `None` if DPDK has no place left, which costs speed only.
+    pub(crate) fn this_thread(name: &str) -> Option<Registered> {
+        // A thread without its name does its work all the same.
+        let _ = fs::write("/proc/thread-self/comm", name);
         // SAFETY: the EAL runs, and this thread is none of its own.
         let result = unsafe { ffi::rte_thread_register() };
         if result != 0 {

@@ -84,7 +84,7 @@ pub(crate) fn assign(
     let mut seats = Vec::new();
     for (worker, &cpu) in (0..=u8::MAX).zip(cores) {
         // SAFETY: the EAL runs.
-        let node = unsafe { ffi::numa_node_of_cpu(i32::from(cpu)) };
+        let node = unsafe { ffi::eal::node_of(usize::from(cpu)) };
         let own = pools.iter().position(|pool| pool.node == node).unwrap_or(0);
         let (Some(pool), Some(stock)) = (pools.get(own), stocks.get_mut(own)) else { break };
         let stocked = Arc::new(AtomicUsize::new(0));

@@ -68,6 +68,30 @@ pub fn load(path: &Path) -> Result<Config, ConfigErrors> {
 
 /// Checks a configuration's text. `file_name` is what messages call it.
 ///
+/// ```
+/// let text = r#"
+/// [[port]]
+/// name = "wan"
+/// device = "net_af_packet0"
+/// args = "iface=p0"
+/// addresses = ["198.51.100.2/24"]
+///
+/// [[service]]
+/// name = "trading"
+/// listen = ["198.51.100.10:443"]
+/// [service.timeouts]
+/// connect = "5"
+/// [[service.upstream]]
+/// address = "198.51.100.50:443"
+/// "#;
+/// let errors = sluice_config::parse("sluice.toml", text).unwrap_err();
+/// assert_eq!(
+///     errors.to_string(),
+///     r#"sluice.toml:12: service "trading": timeouts.connect: "5" has no unit; write "5s", "500ms" or "2m""#
+/// );
+/// assert!(sluice_config::parse("sluice.toml", &text.replace("\"5\"", "\"5s\"")).is_ok());
+/// ```
+///
 /// # Errors
 /// Every mistake found, in file order. When the text is not TOML, only that is reported.
 pub fn parse(file_name: &str, text: &str) -> Result<Config, ConfigErrors> {

@@ -47,7 +47,9 @@ impl<'t> Section<'t> {
                 None => format!("known here: {listed}"),
             };
             let shown = quoted(name);
-            let bare = name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-') && name.len() < 64;
+            // What TOML takes without quotes is shown without.
+            let bare = (1..64).contains(&name.len())
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_' || c == '-');
             let path = self.path(if bare { name } else { &shown });
             diag.report(key.span().start, path, "unknown key", remedy);
         }

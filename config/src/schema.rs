@@ -519,8 +519,11 @@ fn absolute_path(text: &str) -> Result<PathBuf, Wrong> {
     if !text.starts_with('/') {
         return Err(Wrong::new("is not an absolute path", "write a path that begins with \"/\""));
     }
-    if text.contains('\0') || text.ends_with('/') {
-        return Err(Wrong::new("is not a file's path", "write the path of a file"));
+    if text.ends_with('/') {
+        return Err(Wrong::new("is a directory's path", "write the path of a file"));
+    }
+    if text.chars().any(char::is_control) {
+        return Err(Wrong::new("holds control characters", "write a path without them"));
     }
     Ok(PathBuf::from(text))
 }

@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::LazyLock;
 
 use proptest::prelude::*;
 use proptest::sample::Index;
 
 /// The example files and the wrong ones: what to start a mutation from.
-fn corpus() -> Vec<String> {
+static CORPUS: LazyLock<Vec<String>> = LazyLock::new(|| {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut files: Vec<_> = ["examples", "tests/bad"]
         .iter()
@@ -16,7 +17,7 @@ fn corpus() -> Vec<String> {
         .collect();
     files.sort();
     files.iter().map(|path| fs::read_to_string(path).unwrap()).collect()
-}
+});
 
 /// A mistake as people and machines make them.
 #[derive(Clone, Debug)]
@@ -122,7 +123,10 @@ fn apply(text: &str, mutation: &Mutation) -> String {
 /// Reads `text` and checks what is promised of the outcome.
 fn outcome_is_sound(text: &str) {
     match sluice_config::parse("sluice.toml", text) {
-        Ok(config) => assert!(!config.summary().is_empty()),
+        Ok(config) => {
+            let summary = config.summary();
+            assert!(summary.chars().all(|c| c == '\n' || !c.is_control()), "{summary:?}");
+        }
         Err(errors) => {
             assert!(!errors.mistakes().is_empty());
             let lines = text.split('\n').count();
@@ -148,13 +152,19 @@ proptest! {
         base in any::<Index>(),
         mutations in prop::collection::vec(mutation(), 1..6),
     ) {
-        let corpus = corpus();
-        let text = mutations.iter().fold(corpus[base.index(corpus.len())].clone(), |text, m| apply(&text, m));
+        let text = mutations.iter().fold(CORPUS[base.index(CORPUS.len())].clone(), |text, m| apply(&text, m));
         outcome_is_sound(&text);
     }
 
     #[test]
     fn random_text_gives_a_configuration_or_mistakes_with_lines(text in "\\PC{0,200}") {
+        outcome_is_sound(&text);
+    }
+
+    #[test]
+    fn text_rich_in_tomls_own_signs_gives_a_configuration_or_mistakes_with_lines(
+        text in "[\\[\\]\"'=#.,{}\\\\_+:TZ eéx0-9\n-]{1,12}\\PC{0,60}[\\[\\]\"'=#.,{}\\\\_+:TZ eéx0-9\n-]{0,12}\\PC{0,30}",
+    ) {
         outcome_is_sound(&text);
     }
 }
@@ -166,6 +176,13 @@ fn deep_nesting_is_a_mistake_and_no_stack_overflow() {
     outcome_is_sound(&format!("a = {}", "{a=".repeat(100_000)));
     outcome_is_sound(&format!("[{}a]\n", "a.".repeat(10_000)));
     outcome_is_sound(&format!("{}a = 1\n", "a.".repeat(10_000)));
+}
+
+#[test]
+fn empty_keys_are_shown_in_quotes() {
+    let errors = sluice_config::parse("sluice.toml", "\"\" = 1\n[runtime]\n'' = 1\n").unwrap_err();
+    let keys: Vec<&str> = errors.mistakes().iter().map(|m| m.key.as_str()).collect();
+    assert_eq!(keys, ["\"\"", "port", "service", "runtime.\"\""]);
 }
 
 #[test]

@@ -8,7 +8,6 @@ use std::panic::PanicHookInfo;
 
 use sluice_config::Level;
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
 
 use crate::StartError;
 
@@ -38,17 +37,14 @@ fn filter(level: Level, override_with: Option<String>) -> Result<EnvFilter, Star
         Some(text) if !text.trim().is_empty() => {
             EnvFilter::try_new(&text).map_err(|error| StartError::LogFilter { filter: text, cause: error.to_string() })
         }
-        _ => Ok(EnvFilter::default().add_directive(level_filter(level).into())),
-    }
-}
-
-fn level_filter(level: Level) -> LevelFilter {
-    match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
+        _ => Ok(EnvFilter::new(match level {
+            Level::Error => "error",
+            Level::Warn => "warn",
+            // capsule tells at this level what sluice's start-up lines say in the operator's words.
+            Level::Info => "info,capsule=warn",
+            Level::Debug => "debug",
+            Level::Trace => "trace",
+        })),
     }
 }
 
@@ -68,14 +64,18 @@ fn log_panic(info: &PanicHookInfo<'_>) {
 
 #[cfg(test)]
 mod tests {
+    use tracing_subscriber::filter::LevelFilter;
+
     use super::*;
 
     #[test]
     fn configured_level_holds_without_the_environment_variable() {
-        for (level, text) in [(Level::Error, "error"), (Level::Info, "info"), (Level::Trace, "trace")] {
-            assert_eq!(filter(level, None).unwrap().to_string(), text);
+        for (level, hint) in
+            [(Level::Error, LevelFilter::ERROR), (Level::Info, LevelFilter::INFO), (Level::Trace, LevelFilter::TRACE)]
+        {
+            assert_eq!(filter(level, None).unwrap().max_level_hint(), Some(hint));
         }
-        assert_eq!(filter(Level::Warn, Some(" ".into())).unwrap().to_string(), "warn");
+        assert_eq!(filter(Level::Warn, Some(" ".into())).unwrap().max_level_hint(), Some(LevelFilter::WARN));
     }
 
     #[test]

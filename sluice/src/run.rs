@@ -44,7 +44,8 @@ fn serve(config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     let control = sluice_control::prepare(config)?;
     let appliance = Appliance::build(Arc::clone(config), seed(config)?)?;
-    let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), dpdk: sluice_dataplane::dpdk_version() };
+    let dpdk = sluice_dataplane::dpdk_version().trim_start_matches("DPDK ").to_owned();
+    let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), dpdk };
     let control = control.start(Arc::clone(config), Arc::new(appliance.view()), build)?;
     if let Err(error) = announce(&mut io::stdout().lock(), config, &appliance.ports()) {
         tracing::warn!(%error, "cannot write the start-up lines to standard output");

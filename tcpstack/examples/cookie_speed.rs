@@ -152,9 +152,9 @@ impl Bench {
 
 /// The fastest of many short rounds: the one least disturbed.
 fn nanos(bench: &mut Bench, kind: &Kind) -> f64 {
-    const ROUND: usize = 6_400;
+    const ROUND: usize = 640;
     let mut best = f64::INFINITY;
-    for _ in 0..400 {
+    for _ in 0..20_000 {
         let start = Instant::now();
         (kind.run)(bench, ROUND);
         best = best.min(start.elapsed().as_nanos() as f64 / ROUND as f64);

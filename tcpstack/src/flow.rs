@@ -71,8 +71,8 @@ impl FlowTable {
     #[must_use]
     pub fn new(capacity: usize, mut secret: [u8; 16]) -> FlowTable {
         let capacity = capacity.clamp(1, 1 << 31);
-        // Three quarters full at most: longer chains would cost a second cache line too often.
-        let slots = capacity.saturating_mul(4).div_euclid(3).saturating_add(1).next_power_of_two();
+        // Three quarters full at most: longer chains would cost a second cache line too often. And one slot always stays empty.
+        let slots = capacity.saturating_mul(4).div_euclid(3).max(capacity.saturating_add(1)).next_power_of_two();
         let whole = u128::from_le_bytes(secret);
         secret.zeroize();
         FlowTable {

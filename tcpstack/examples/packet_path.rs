@@ -1,0 +1,150 @@
+//! One packet kind through everything a worker does with it but the device: parse, service and source lookups, then the cookie's
+//! answer or the cookie check. `packet_path KIND COUNT`, KIND being `syn`, `syn-bare`, `ack`, `drop` or `none` (the loop itself).
+//!
+//! Run under an instruction counter with two counts, the difference divided by the difference of counts is one packet's cost;
+//! `scripts/bench.sh` does.
+
+use std::error::Error;
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam::queue::ArrayQueue;
+use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::testkit::{Opt, tcp};
+use sluice_filters::units::{Micros, PortId, WorkerId};
+use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse};
+use sluice_tcpstack::cookie::{Jar, SYN_ACK_MAX};
+use sluice_tcpstack::counters::StackCounters;
+use sluice_tcpstack::limits::SharedLimits;
+use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::terminate::{Arrival, Setup, Shared, Stack};
+
+const CONFIG: &str = r#"
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["198.51.100.2/24"]
+[[service]]
+name = "s"
+listen = ["198.51.100.10:443"]
+proxy_protocol = "off"
+[[service.upstream]]
+address = "198.51.100.20:443"
+"#;
+
+/// Frames of one kind, more than the first-level cache holds.
+const FRAMES: u32 = 1024;
+
+/// No packet of these kinds reaches the layers below.
+struct Nothing;
+
+impl Lower for Nothing {
+    fn room(&self, _: Way) -> bool {
+        false
+    }
+    fn send<R>(&mut self, _: Way, _: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        fill(&mut [0; 128])
+    }
+    fn route(&mut self, _: Addr) -> Option<Route> {
+        None
+    }
+    fn reach(&mut self, _: Way) -> Reach {
+        Reach::Failed
+    }
+    fn owns(&self, _: &FlowKey) -> bool {
+        true
+    }
+    fn mtu(&self, _: PortId) -> u16 {
+        1500
+    }
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let usage = "usage: packet_path syn|syn-bare|ack|drop|none COUNT";
+    let mut args = std::env::args().skip(1);
+    let kind = args.next().ok_or(usage)?;
+    let count: u64 = args.next().ok_or(usage)?.parse()?;
+
+    let config = Arc::new(sluice_config::parse("packet_path.toml", CONFIG)?);
+    let services = ServiceMap::new(&config.services);
+    let sources = SourceFilter::new(&config.filters.deny, &config.filters.allow);
+    let counters = Arc::new(StackCounters::new(&config));
+    let mut stack = Stack::new(Setup {
+        jar: Jar::new([7; 32], config.cookies.epoch),
+        worker: WorkerId(0),
+        counters,
+        shared: Arc::new(Shared { limits: SharedLimits::new(&config, [1, 2]), records: ArrayQueue::new(16) }),
+        entropy: [3; 48],
+        mtus: vec![1500],
+        now: Micros(0),
+        config,
+    });
+    stack.begin_turn(Micros(0), Duration::from_secs(1));
+
+    let frames: Vec<Vec<u8>> = (0..FRAMES)
+        .map(|n| {
+            let source = format!("203.0.{}.{}:{}", n >> 8, n & 0xff, 1024 + n);
+            let syn = |port: u16| tcp(&*source, &*format!("198.51.100.10:{port}")).flags(Flags::SYN).seq(n * 7919);
+            let builder = match kind.as_str() {
+                "syn" => syn(443).options([
+                    Opt::Mss(1460),
+                    Opt::SackPermitted,
+                    Opt::Timestamp(n, 0),
+                    Opt::Nop,
+                    Opt::WindowScale(7),
+                ]),
+                "ack" => syn(443).flags(Flags::ACK).ack(n * 104_729),
+                "drop" => syn(81),
+                _ => syn(443),
+            };
+            builder.pad_to(60).build()
+        })
+        .collect();
+
+    let mut lower = Nothing;
+    let mut buffer = [0; 256];
+    let (mut answered, mut dropped) = (0_u64, 0_u64);
+    let begun = Instant::now();
+    for n in 0..count {
+        let frame = &frames[(n % u64::from(FRAMES)) as usize];
+        buffer[..frame.len()].copy_from_slice(frame);
+        if kind == "none" {
+            black_box(&mut buffer);
+            continue;
+        }
+        let Ok(Parsed::Tcp(segment)) = parse(&buffer[..frame.len()], RxChecksums::default()) else {
+            dropped += 1;
+            continue;
+        };
+        let service = services.get(segment.key.dst, segment.key.dst_port);
+        let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
+            dropped += 1;
+            continue;
+        };
+        if segment.flags.is_initial_syn() {
+            let room = frame.len().max(SYN_ACK_MAX);
+            let answer =
+                stack.answer_syn(&mut buffer[..room], &segment, service, PortId(0), [2, 0, 0, 0, 0, 9], Micros(0));
+            answered += u64::from(black_box(answer).is_ok());
+        } else {
+            let hash = stack.hash(&segment.key);
+            stack.touch(hash);
+            let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1] };
+            let room = frame.len();
+            let result = stack.segment(
+                &segment,
+                &mut buffer[..room],
+                hash,
+                arrival,
+                Some(service),
+                Micros(0),
+                &mut lower,
+            );
+            dropped += u64::from(black_box(result).is_err());
+        }
+    }
+    let nanos = begun.elapsed().as_nanos() as f64 / count.max(1) as f64;
+    println!("{kind}: {count} packets, {answered} answered, {dropped} dropped, {nanos:.1} ns each");
+    Ok(())
+}

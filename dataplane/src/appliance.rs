@@ -129,7 +129,8 @@ impl Appliance {
     pub fn build(config: Arc<Config>, seed: [u8; 32]) -> Result<Appliance, StartError> {
         let mut runtime = Runtime::build(&config)?;
         let mut entropy = [0; 48 * 2 + 16];
-        getrandom::fill(&mut entropy).map_err(|error| StartError::Run { reason: format!("no random octets: {error}") })?;
+        getrandom::fill(&mut entropy)
+            .map_err(|error| StartError::Run { reason: format!("no random octets: {error}") })?;
         let clock = Clock::start();
         let count = config.runtime.cores.len();
         let workers: Arc<[Arc<WorkerCounters>]> = (0..count).map(|_| Arc::new(WorkerCounters::new(&config))).collect();
@@ -155,7 +156,10 @@ impl Appliance {
                 counters: counters.clone(),
                 shared: shared.clone(),
                 macs: macs.clone(),
-                senders: tx_queues.iter().map(|queues| WorkerId(id.0 % u8::try_from(*queues).unwrap_or(1).max(1))).collect(),
+                senders: tx_queues
+                    .iter()
+                    .map(|queues| WorkerId(id.0 % u8::try_from(*queues).unwrap_or(1).max(1)))
+                    .collect(),
                 steer: steer.clone(),
                 mailboxes: mailboxes.clone(),
                 stage: stage.clone(),
@@ -270,8 +274,21 @@ struct Plan {
 
 impl Plan {
     fn start(self, queues: WorkerQueues) -> Worker {
-        let Plan { id, clock, config, seed, entropy, counters, shared, macs, senders, steer, mailboxes, stage, drained } =
-            self;
+        let Plan {
+            id,
+            clock,
+            config,
+            seed,
+            entropy,
+            counters,
+            shared,
+            macs,
+            senders,
+            steer,
+            mailboxes,
+            stage,
+            drained,
+        } = self;
         let now = clock.now();
         let (rx, tx) = queues.ports.into_iter().map(|port| (port.rx, port.tx)).unzip();
         let mut net = Net::new(&config, &macs);

@@ -45,12 +45,13 @@ pub(crate) struct Egress {
 }
 
 struct PortOut {
-    tx: Way2Device,
+    tx: Exit,
     l2_len: usize,
     mtu: u16,
 }
 
-enum Way2Device {
+#[allow(clippy::large_enum_variant, reason = "one a port, side by side in one vector")]
+enum Exit {
     /// A queue of our own.
     Queue(TxQueue, TxBuffer),
     /// The device has too few: this worker sends for us.
@@ -94,8 +95,8 @@ impl Egress {
                 let port = net.port(PortId(id));
                 PortOut {
                     tx: match queue {
-                        Some(queue) => Way2Device::Queue(queue, TxBuffer::new()),
-                        None => Way2Device::Peer(sender),
+                        Some(queue) => Exit::Queue(queue, TxBuffer::new()),
+                        None => Exit::Peer(sender),
                     },
                     l2_len: if port.is_some_and(|port| port.vlan != 0) { 18 } else { 14 },
                     mtu: port.map_or(1500, |port| port.mtu),
@@ -134,7 +135,7 @@ impl Egress {
     #[inline]
     pub(crate) fn stage(&mut self, port: PortId, frame: Frame) {
         match self.ports.get_mut(usize::from(port.0)).map(|out| &mut out.tx) {
-            Some(Way2Device::Queue(queue, staged)) => {
+            Some(Exit::Queue(queue, staged)) => {
                 if staged.is_full() {
                     offer(queue, staged, port, &self.counters);
                 }
@@ -146,7 +147,7 @@ impl Egress {
                     }
                 }
             }
-            Some(Way2Device::Peer(sender)) => {
+            Some(Exit::Peer(sender)) => {
                 let letter = Letter::Transmit(frame.into(), port);
                 if self.mailboxes.post(*sender, letter).is_err() {
                     self.count_drop(DropReason::HandoverFull);
@@ -163,7 +164,7 @@ impl Egress {
             self.release_waiting();
         }
         for (out, id) in self.ports.iter_mut().zip(0..) {
-            if let Way2Device::Queue(queue, staged) = &mut out.tx
+            if let Exit::Queue(queue, staged) = &mut out.tx
                 && !staged.is_empty()
             {
                 offer(queue, staged, PortId(id), &self.counters);
@@ -193,9 +194,19 @@ impl Egress {
         self.net.apply(learned, self.now);
     }
 
-    /// A gauge for metrics: frames in the pool.
-    pub(crate) fn publish(&self) {
+    /// Brings the gauges up to date, and tells of address conflicts, which the net reports seldom.
+    pub(crate) fn publish(&mut self) {
         self.counters.neighbors.set(self.net.neighbors() as u64);
+        if let Some(conflict) = self.net.take_conflict() {
+            let [a, b, c, d, e, f] = conflict.mac;
+            tracing::warn!(
+                port = conflict.port.0,
+                address = ?conflict.addr,
+                mac = format_args!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}"),
+                seen = conflict.total,
+                "somebody else uses an address of ours"
+            );
+        }
     }
 
     fn neighbor(&mut self, hop: usize) -> Mac {
@@ -242,8 +253,8 @@ impl Lower for Egress {
     fn room(&self, way: Way) -> bool {
         let (Way::Reply { port, .. } | Way::Neighbor { port, .. }) = way;
         match self.ports.get(usize::from(port.0)).map(|out| &out.tx) {
-            Some(Way2Device::Queue(_, staged)) => staged.len() < TX_BUFFER / 2,
-            Some(Way2Device::Peer(sender)) => self.mailboxes.waiting(*sender) < PEER_BUSY,
+            Some(Exit::Queue(_, staged)) => staged.len() < TX_BUFFER / 2,
+            Some(Exit::Peer(sender)) => self.mailboxes.waiting(*sender) < PEER_BUSY,
             None => true,
         }
     }
@@ -283,11 +294,7 @@ impl Lower for Egress {
             self.hops.push(Hop { port: route.port, next_hop: route.next_hop, id: None });
             self.hops.len() - 1
         });
-        Some(Route {
-            way: Way::Neighbor { port: route.port, id: hop as u32 },
-            source: route.source,
-            mtu: route.mtu,
-        })
+        Some(Route { way: Way::Neighbor { port: route.port, id: hop as u32 }, source: route.source, mtu: route.mtu })
     }
 
     fn reach(&mut self, way: Way) -> Reach {

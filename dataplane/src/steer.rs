@@ -103,6 +103,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
+    use crate::dpdk::HashTypes;
 
     /// The key and the vectors of Microsoft's "Verifying the RSS hash calculation".
     const KEY: [u8; 40] = [
@@ -142,7 +143,11 @@ mod tests {
 
     #[test]
     fn with_rss_the_redirection_table_names_the_owner() {
-        let rss = RssInfo { key: KEY.to_vec(), table: vec![0, 1, 0, 1], hash_types: 0 };
+        let rss = RssInfo {
+            key: KEY.to_vec(),
+            table: vec![0, 1, 0, 1],
+            hash_types: HashTypes { ipv4: true, tcp4: true, ipv6: true, tcp6: true },
+        };
         let steer = Steer::new(2, vec![Some(rss)]);
         assert!(!steer.in_software());
         // 0x51ccc178 & 3 = 0: queue 0.

@@ -229,9 +229,7 @@ impl Worker {
                 Err(reason) => Verdict::Drop(reason),
             },
             Parsed::Arp(l2) => self.arp(port, frame, l2, now),
-            Parsed::Icmp(packet) => {
-                self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, &packet, now))
-            }
+            Parsed::Icmp(packet) => self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, &packet, now)),
             Parsed::Icmp6(packet) => self.icmp6(port, frame, packet, now),
         }
     }
@@ -291,7 +289,9 @@ impl Worker {
 
     fn arp(&mut self, port: PortId, frame: &mut Frame, l2: L2, now: Micros) -> Verdict {
         let (mailboxes, id) = (self.mailboxes.clone(), self.id);
-        self.local(frame, |egress, octets, _| {
+        self.local(frame, |egress, octets, received| {
+            // Only what was received: behind it stands what an earlier frame left in the buffer.
+            let octets = octets.get_mut(..received).unwrap_or_default();
             egress.net.arp(port, octets, l2, now, &mut |learned| mailboxes.tell_others(id, learned))
         })
     }
@@ -328,8 +328,10 @@ impl Worker {
     fn apply(&mut self, port: PortId, mut frame: Frame, verdict: Verdict) {
         match verdict {
             Verdict::Reply(len) => {
-                frame.set_len(len);
-                self.egress.stage(port, frame);
+                // An answer that does not fit its frame was not written.
+                if frame.set_len(len) {
+                    self.egress.stage(port, frame);
+                }
             }
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
@@ -357,7 +359,8 @@ impl Worker {
                     let mut frame = Frame::from(transfer);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
                         Ok(parsed) => {
-                            let hash = if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
+                            let hash =
+                                if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
                             self.judge(port, &mut frame, parsed, hash, now)
                         }
                         Err(reason) => Verdict::Drop(reason),

@@ -132,15 +132,8 @@ fn main() -> Result<(), Box<dyn Error>> {
             stack.touch(hash);
             let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1] };
             let room = frame.len();
-            let result = stack.segment(
-                &segment,
-                &mut buffer[..room],
-                hash,
-                arrival,
-                Some(service),
-                Micros(0),
-                &mut lower,
-            );
+            let result =
+                stack.segment(&segment, &mut buffer[..room], hash, arrival, Some(service), Micros(0), &mut lower);
             dropped += u64::from(black_box(result).is_err());
         }
     }

@@ -213,11 +213,16 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
         let denied = log.0.iter().any(|line| line.contains("ermission denied") || line.contains("not permitted"));
         return Err(if denied { StartError::Permission { reason, log } } else { StartError::Eal { reason, log } });
     }
-    let created = config.ports.iter().filter(|port| !is_pci(&port.device)).try_for_each(create);
-    if created.is_err() {
+    // PCI devices were probed just now: while what was said of them is still at hand.
+    let (pci, virtual_devices): (Vec<&Port>, Vec<&Port>) = config.ports.iter().partition(|port| is_pci(&port.device));
+    let result = pci
+        .into_iter()
+        .try_for_each(|port| find(port).map(|_| ()))
+        .and_then(|()| virtual_devices.into_iter().try_for_each(create));
+    if result.is_err() {
         end();
     }
-    created
+    result
 }
 
 /// Ends the EAL after a failed start; after a successful one, capsule's runtime does so. Removes its files.
@@ -227,11 +232,19 @@ pub(crate) fn end() {
     remove_runtime_files(&format!("sluice-{}", std::process::id()));
 }
 
-/// Removes the directory of sockets and locks that DPDK leaves behind under our prefix.
+/// Removes what DPDK leaves behind under our prefix: a directory of sockets and locks, and hugepages in files.
 fn remove_runtime_files(prefix: &str) {
-    for parent in ["/var/run/dpdk", "/run/dpdk"] {
+    let by_environment = ["RUNTIME_DIRECTORY", "XDG_RUNTIME_DIR"].iter().filter_map(std::env::var_os);
+    let parents = by_environment.chain(["/var/run", "/tmp"].map(Into::into));
+    for parent in parents {
         // Not there: nothing to remove. Not removable: it is small, and named after a process that is gone.
-        let _ = fs::remove_dir_all(Path::new(parent).join(prefix));
+        let _ = fs::remove_dir_all(Path::new(&parent).join("dpdk").join(prefix));
+    }
+    let ours = format!("{prefix}map_");
+    let files = hugetlbfs_mounts().into_iter().filter_map(|mount| fs::read_dir(mount).ok()).flatten().flatten();
+    for file in files.filter(|file| file.file_name().to_string_lossy().starts_with(&ours)) {
+        // DPDK's next start removes files that nobody holds.
+        let _ = fs::remove_file(file.path());
     }
 }
 
@@ -254,6 +267,24 @@ fn create(port: &Port) -> Result<(), StartError> {
         StartError::Busy { port: name, device, reason, log }
     } else {
         StartError::Device { port: name, device, args: port.args.clone(), reason, log }
+    })
+}
+
+/// DPDK's number of the port that a device became.
+///
+/// # Errors
+/// It became none.
+pub(crate) fn find(port: &Port) -> Result<u16, StartError> {
+    let name = CString::new(port.device.as_str()).unwrap_or_default();
+    let mut id = 0;
+    // SAFETY: the EAL runs (this is called after its start), `name` is a C string and `id` ours.
+    if unsafe { ffi::rte_eth_dev_get_port_by_name(name.as_ptr(), &mut id) } == 0 {
+        return Ok(id);
+    }
+    let (name, device, log) = (port.name.clone(), port.device.clone(), recent_log());
+    Err(match log.0.iter().find(|line| line.contains("busy")).cloned() {
+        Some(reason) => StartError::Busy { port: name, device, reason, log },
+        None => StartError::NotTakenOver { port: name, device, log },
     })
 }
 
@@ -366,9 +397,14 @@ fn free_huge_mib() -> u64 {
         .sum()
 }
 
-fn hugetlbfs_is_mounted() -> bool {
-    fs::read_to_string("/proc/mounts")
-        .is_ok_and(|mounts| mounts.lines().any(|line| line.split(' ').nth(2) == Some("hugetlbfs")))
+/// Where hugetlbfs is mounted.
+fn hugetlbfs_mounts() -> Vec<String> {
+    let mounts = fs::read_to_string("/proc/mounts").unwrap_or_default();
+    let directory = |line: &str| {
+        let mut fields = line.split(' ').skip(1);
+        fields.next().filter(|_| fields.next() == Some("hugetlbfs")).map(str::to_owned)
+    };
+    mounts.lines().filter_map(directory).collect()
 }
 
 /// Decides between hugepages and ordinary memory.
@@ -376,7 +412,7 @@ fn choose_memory(config: &Config) -> Result<Memory, StartError> {
     let needed_mib = needed_mib(config);
     let free_mib = free_huge_mib();
     let needs_files = config.ports.iter().find(|port| shares_memory(port));
-    let no_files = needs_files.filter(|_| !hugetlbfs_is_mounted());
+    let no_files = needs_files.filter(|_| hugetlbfs_mounts().is_empty());
     match config.runtime.hugepages {
         Hugepages::Off => Ok(Memory::Ordinary(needed_mib)),
         Hugepages::Require if free_mib < needed_mib => Err(StartError::Hugepages { needed_mib, free_mib }),

@@ -3,7 +3,7 @@
 //! Invariants the unsafe code rests on:
 //!
 //! - A [`Frame`] is the only owner of its mbuf (reference count 1). It is freed exactly once: by being dropped, by
-//!   [`FreeList`], or by a device that took it in [`TxQueue::burst`].
+//!   [`FreeList`], or by a device that took it in [`TxQueue::offer`].
 //! - Frames never outlive the memory they are in: a pool with frames still out is not freed, and DPDK's memory then stays
 //!   mapped until the process ends (`capsule_ffi::pool`).
 //! - A queue of a port has one handle, [`RxQueue`] or [`TxQueue`], which is neither `Clone` nor `Send`: made by

@@ -1,6 +1,6 @@
 //! Ports: what a device is and can do, how it is set up, and its counters.
 
-use std::ffi::{CStr, CString};
+use std::ffi::CStr;
 use std::fmt;
 
 use capsule_ffi as ffi;
@@ -226,21 +226,13 @@ impl Found {
     /// # Errors
     /// No such port, or one that cannot carry the MTU.
     pub(crate) fn new(config: &Port, workers: u16) -> Result<Found, StartError> {
-        let missing = || StartError::NotTakenOver {
-            port: config.name.clone(),
-            device: config.device.clone(),
-            log: eal::recent_log(),
-        };
-        let name = CString::new(config.device.as_str()).map_err(|_| missing())?;
-        let mut id = 0;
-        // SAFETY: the EAL runs (this is called after its start), `name` is a C string and `id` ours.
-        if unsafe { ffi::rte_eth_dev_get_port_by_name(name.as_ptr(), &mut id) } != 0 {
-            return Err(missing());
-        }
+        let id = eal::find(config)?;
         let mut info = Box::<ffi::rte_eth_dev_info>::default();
-        // SAFETY: as above.
-        if unsafe { ffi::port::real_info(id, &mut *info) } != 0 {
-            return Err(missing());
+        // SAFETY: the EAL runs; `info` is ours.
+        let code = unsafe { ffi::port::real_info(id, &mut *info) };
+        if code != 0 {
+            let (port, device) = (config.name.clone(), config.device.clone());
+            return Err(StartError::PortStart { port, device, reason: eal::error_text(code), log: eal::recent_log() });
         }
         check_mtu(config, &info)?;
         let rss_key = match usize::from(info.hash_key_size) {
@@ -407,5 +399,42 @@ mod tests {
     fn long_rss_key_repeats_the_short_one() {
         assert_eq!(RSS_KEY_REPEATED[..40], RSS_KEY);
         assert_eq!(RSS_KEY_REPEATED[40..52], RSS_KEY[..12]);
+    }
+
+    /// `net_null` takes an RSS configuration and tells it, though it delivers frames without regard to it.
+    #[test]
+    fn rss_settings_are_read_back() {
+        use crate::runtime::Runtime;
+        use sluice_config as config;
+        let config = config::Config {
+            runtime: config::Runtime {
+                cores: vec![0, 0],
+                control_core: 0,
+                hugepages: config::Hugepages::Off,
+                mbufs: 8191,
+                ..config::Runtime::default()
+            },
+            ports: vec![Port {
+                name: "wan".into(),
+                device: "net_null0".into(),
+                args: String::new(),
+                addresses: Vec::new(),
+                gateways: Vec::new(),
+                vlan: 0,
+                mtu: 1500,
+                promiscuous: false,
+            }],
+            routes: Vec::new(),
+            services: Vec::new(),
+            filters: config::Filters::default(),
+            cookies: config::Cookies { seed_file: None, epoch: std::time::Duration::from_secs(64) },
+            metrics: None,
+            log: config::Log { level: config::Level::Info, connections: config::ConnectionLog::Off },
+        };
+        let runtime = Runtime::build(&config).unwrap();
+        assert_eq!(runtime.rss(0), None, "not one to steer by");
+        let rss = Found::new(&config.ports[0], 2).unwrap().read_rss().unwrap();
+        assert_eq!((rss.key.len(), rss.table.len()), (40, usize::from(runtime.ports()[0].reta_size)));
+        assert!(rss.hash_types.tcp4 && rss.hash_types.tcp6);
     }
 }

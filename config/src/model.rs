@@ -33,7 +33,7 @@ pub struct Config {
 pub struct Runtime {
     /// CPU ids, one worker each; the index in this list is the worker's id. Default `[1]`.
     pub cores: Vec<u16>,
-    /// CPU of everything that is not a worker. Default 0. May not be in `cores` (capsule runs it as the main lcore).
+    /// CPU of everything that is not a worker. Default 0. A worker may share it, at a cost.
     pub control_core: u16,
     /// How DPDK gets its memory. Default `auto`.
     pub hugepages: Hugepages,

@@ -202,8 +202,6 @@ fn optional<'t>(parent: &Section<'t>, key: &str, known: &[&str], diag: &mut Diag
 fn runtime(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Runtime {
     let default = Runtime::default();
     let Some(section) = optional(root, "runtime", RUNTIME, diag) else { return default };
-    let control_core = section.integer("control_core", 0..=MAX_CORE, diag);
-    let control = control_core.as_ref().map_or(default.control_core, |c| c.value);
     let hugepages = section.choice(
         "hugepages",
         &[("auto", Hugepages::Auto), ("require", Hugepages::Require), ("off", Hugepages::Off)],
@@ -211,8 +209,8 @@ fn runtime(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Runtime {
     );
     let hugepages = hugepages.unwrap_or(default.hugepages);
     Runtime {
-        cores: cores(&section, control, diag).unwrap_or(default.cores),
-        control_core: control,
+        cores: cores(&section, diag).unwrap_or(default.cores),
+        control_core: section.integer("control_core", 0..=MAX_CORE, diag).map_or(default.control_core, |c| c.value),
         hugepages,
         dpdk_args: section
             .parsed("dpdk_args", diag, |text| dpdk_args(text, hugepages))
@@ -229,15 +227,8 @@ fn runtime(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Runtime {
     }
 }
 
-fn cores(section: &Section<'_>, control: u16, diag: &mut Diagnostics<'_>) -> Option<Vec<u16>> {
-    let Some(entry) = section.get("cores") else {
-        if Runtime::default().cores.contains(&control) {
-            let found = format!("{control} is the CPU of the only worker unless runtime.cores says otherwise");
-            let at = section.get("control_core").map_or(section.at, |entry| entry.located(()).at);
-            diag.report(at, section.path("control_core"), found, "write runtime.cores too, or another CPU here");
-        }
-        return None;
-    };
+fn cores(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<Vec<u16>> {
+    let entry = section.get("cores")?;
     let before = diag.count();
     let items = entry.items(diag);
     let list = entry.located(());
@@ -252,9 +243,6 @@ fn cores(section: &Section<'_>, control: u16, diag: &mut Diagnostics<'_>) -> Opt
         let Some(core) = item.integer(0..=MAX_CORE, diag) else { continue };
         if cores.contains(&core.value) {
             diag.wrong(&core, format!("CPU {} stands here twice", core.value), "name each CPU once: one worker each");
-        } else if core.value == control {
-            let found = format!("CPU {control} is runtime.control_core, which no worker can share");
-            diag.wrong(&core, found, "take it out, or write another control_core");
         } else {
             cores.push(core.value);
         }

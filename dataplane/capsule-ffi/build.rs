@@ -78,6 +78,8 @@ fn main() {
         .allowlist_var(CONSTANTS)
         // Structures that are both packed and aligned, or whose bit fields bindgen cannot lay out.
         .opaque_type("rte_arp_.*|rte_l2tpv2_.*|rte_gtp_.*")
+        // DPDK's comments are Doxygen's, which rustdoc takes for broken links.
+        .generate_comments(false)
         .derive_default(true)
         .default_enum_style(bindgen::EnumVariation::ModuleConsts)
         .parse_callbacks(Box::new(OldNames))

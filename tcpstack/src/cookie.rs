@@ -112,8 +112,9 @@ impl Live {
         Live { epoch, key: derive(seed, b"cookie  ", epoch) }
     }
 
+    /// One hash gives both: the cookie's MAC, and the timestamp offset.
     #[inline(always)]
-    fn mac<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, options: u8) -> u32 {
+    fn mac<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, options: u8) -> (u32, u32) {
         let hash = sip::of_flow::<V4>(
             self.key,
             key,
@@ -126,7 +127,7 @@ impl Live {
                 sip.write_u32(self.epoch as u32);
             },
         );
-        hash as u32 & MAC_MASK
+        (hash as u32 & MAC_MASK, (hash >> 32) as u32)
     }
 }
 
@@ -153,7 +154,6 @@ pub struct Jar {
     odd: Live,
     /// Whether the epoch that mints is the odd one.
     mints_odd: bool,
-    timestamp_key: [u64; 2],
     epoch: Duration,
     /// The span of wall-clock time in which `live` is right.
     from: Duration,
@@ -171,7 +171,6 @@ impl Jar {
             even: Live { epoch: 0, key: [0; 2] },
             odd: Live { epoch: 0, key: [0; 2] },
             mints_odd: false,
-            timestamp_key: derive(&kept, b"tsoffset", 0),
             seed: kept,
             epoch: epoch.max(Duration::from_secs(1)),
             from: Duration::MAX,
@@ -221,17 +220,18 @@ impl Jar {
     #[must_use]
     pub fn mint(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> Seq {
         if key.src.is_v4() {
-            self.mint_in::<true>(key, client_isn, offer)
+            self.mint_in::<true>(key, client_isn, offer).0
         } else {
-            self.mint_in::<false>(key, client_isn, offer)
+            self.mint_in::<false>(key, client_isn, offer).0
         }
     }
 
     #[inline(always)]
-    fn mint_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> Seq {
+    fn mint_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, offer: Offer) -> (Seq, u32) {
         let options = encode::<V4>(offer);
-        let mac = self.live(self.mints_odd).mac::<V4>(key, client_isn, options);
-        Seq(u32::from(self.mints_odd) << PARITY_SHIFT | u32::from(options) << OPTIONS_SHIFT | mac)
+        let (mac, ts_offset) = self.live(self.mints_odd).mac::<V4>(key, client_isn, options);
+        let cookie = u32::from(self.mints_odd) << PARITY_SHIFT | u32::from(options) << OPTIONS_SHIFT | mac;
+        (Seq(cookie), ts_offset)
     }
 
     /// What a client's first ACK says the SYN-ACK agreed on; none when its cookie is not ours or too old. `client_isn` is the
@@ -250,27 +250,22 @@ impl Jar {
     fn check_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, ack: Seq) -> Option<Offer> {
         let cookie = ack.0.wrapping_sub(1);
         let options = (cookie >> OPTIONS_SHIFT) as u8;
-        let mac = self.live(cookie >> PARITY_SHIFT == 1).mac::<V4>(key, client_isn, options);
+        let (mac, _) = self.live(cookie >> PARITY_SHIFT == 1).mac::<V4>(key, client_isn, options);
         (mac == cookie & MAC_MASK).then(|| decode::<V4>(options))
     }
 
-    /// What our timestamps towards this client are ahead of the millisecond clock: the same at accept time as in the SYN-ACK, and
-    /// for every connection between the same two ends, so that TSval never runs backwards between them (RFC 7323 section
-    /// 5.4, RFC 6191).
-    #[inline]
+    /// What our timestamps in the connection that `cookie` opened are ahead of the millisecond clock: the same at accept time as
+    /// in the SYN-ACK (RFC 7323 section 5.4). Means something only for a cookie that [`Jar::check`] accepts.
     #[must_use]
-    pub fn ts_offset(&self, key: &FlowKey) -> u32 {
-        if key.src.is_v4() { self.ts_offset_in::<true>(key) } else { self.ts_offset_in::<false>(key) }
-    }
-
-    #[inline(always)]
-    fn ts_offset_in<const V4: bool>(&self, key: &FlowKey) -> u32 {
-        sip::of_flow::<V4>(
-            self.timestamp_key,
-            key,
-            #[inline(always)]
-            |sip| sip.write_u32(sip::ports(key)),
-        ) as u32
+    pub fn ts_offset(&self, key: &FlowKey, client_isn: Seq, cookie: Seq) -> u32 {
+        let live = self.live(cookie.0 >> PARITY_SHIFT == 1);
+        let options = (cookie.0 >> OPTIONS_SHIFT) as u8;
+        let (_, ts_offset) = if key.src.is_v4() {
+            live.mac::<true>(key, client_isn, options)
+        } else {
+            live.mac::<false>(key, client_isn, options)
+        };
+        ts_offset
     }
 
     /// Turns the frame of a SYN into its SYN-ACK and returns the new length. `frame` is the whole buffer, at least
@@ -312,6 +307,7 @@ impl Jar {
         if offer.mss < MSS_MIN {
             return None;
         }
+        let (cookie, ts_offset) = self.mint_in::<V4>(&segment.key, segment.seq, offer);
         let answer = SynOptions {
             mss: profile.mss,
             wscale: profile.wscale.filter(|_| offer.wscale.is_some()),
@@ -319,10 +315,10 @@ impl Jar {
             timestamp: offered
                 .timestamp
                 .filter(|_| profile.timestamps)
-                .map(|(value, _)| (now_ms.wrapping_add(self.ts_offset_in::<V4>(&segment.key)), value)),
+                .map(|(value, _)| (now_ms.wrapping_add(ts_offset), value)),
         };
         let mut head = Head::between(&segment.key, Direction::ToPeer);
-        head.seq = self.mint_in::<V4>(&segment.key, segment.seq, offer);
+        head.seq = cookie;
         head.ack = segment.seq.plus(1);
         head.flags = Flags::SYN | Flags::ACK;
         head.window = profile.window;
@@ -362,7 +358,6 @@ impl Drop for Jar {
     fn drop(&mut self) {
         self.even.key.zeroize();
         self.odd.key.zeroize();
-        self.timestamp_key.zeroize();
     }
 }
 

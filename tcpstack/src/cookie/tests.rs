@@ -108,8 +108,8 @@ proptest! {
         stranger.tick(wall);
         let cookie = one.mint(&key, Seq(isn), PLAIN);
         prop_assert_eq!(other.check(&key, Seq(isn), cookie.plus(1)), Some(one.check(&key, Seq(isn), cookie.plus(1)).unwrap()));
-        prop_assert_eq!(other.ts_offset(&key), one.ts_offset(&key));
-        prop_assert_ne!(stranger.ts_offset(&key), one.ts_offset(&key));
+        prop_assert_eq!(other.ts_offset(&key, Seq(isn), cookie), one.ts_offset(&key, Seq(isn), cookie));
+        prop_assert_ne!(stranger.ts_offset(&key, Seq(isn), cookie), one.ts_offset(&key, Seq(isn), cookie));
         prop_assert_ne!(stranger.mint(&key, Seq(isn), PLAIN), cookie);
     }
 
@@ -313,7 +313,8 @@ fn answer_and_cookie_hold_exactly_the_options_both_sides_have() {
                 assert_eq!(read.mss, Some(1_400));
                 assert_eq!(read.wscale, (both & 1 != 0).then_some(9));
                 assert_eq!(read.sack_permitted, both & 2 != 0);
-                let value = 1_000_u32.wrapping_add(jar_at(START).ts_offset(&key(ends)));
+                let isn = Seq(answer.ack.0.wrapping_sub(1));
+                let value = 1_000_u32.wrapping_add(jar_at(START).ts_offset(&key(ends), isn, answer.seq));
                 assert_eq!(read.timestamp, (both & 4 != 0).then_some((value, 0xaabb_ccdd)));
                 let offer = Offer {
                     mss: if ends == V4 { 1_200 } else { 1_220 },
@@ -418,13 +419,16 @@ fn offloaded_checksum_is_the_pseudo_headers_sum() {
 }
 
 #[test]
-fn timestamp_offsets_differ_between_flows_and_outlive_epochs() {
-    let (now, later) = (jar_at(START), jar_at(START + EPOCH * 1_000));
+fn timestamp_offsets_differ_between_connections_and_outlive_the_epoch_they_began_in() {
     let one = key(V4);
     let other = FlowKey { src_port: one.src_port ^ 1, ..one };
-    assert_eq!(now.ts_offset(&one), later.ts_offset(&one));
-    assert_ne!(now.ts_offset(&one), now.ts_offset(&other));
-    assert_ne!(now.ts_offset(&key(V6)), now.ts_offset(&one));
+    let (now, next) = (jar_at(START), jar_at(START + EPOCH));
+    let [cookie, another] = [7, 8].map(|isn| now.mint(&one, Seq(isn), PLAIN));
+    let offset = now.ts_offset(&one, Seq(7), cookie);
+    assert_eq!(next.ts_offset(&one, Seq(7), cookie), offset);
+    assert_ne!(now.ts_offset(&one, Seq(8), another), offset);
+    assert_ne!(now.ts_offset(&other, Seq(7), now.mint(&other, Seq(7), PLAIN)), offset);
+    assert_ne!(now.ts_offset(&key(V6), Seq(7), now.mint(&key(V6), Seq(7), PLAIN)), offset);
 }
 
 #[test]

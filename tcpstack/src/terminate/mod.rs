@@ -462,7 +462,11 @@ impl Stack {
             buffer: settings.buffer,
             congestion: settings.congestion,
             isn: Seq(segment.ack.0.wrapping_sub(1)),
-            timestamp_offset: self.jar.ts_offset(&segment.key),
+            timestamp_offset: self.jar.ts_offset(
+                &segment.key,
+                Seq(segment.seq.0.wrapping_sub(1)),
+                Seq(segment.ack.0.wrapping_sub(1)),
+            ),
             timestamps: options.timestamp.is_some(),
         };
         let offer = ClientOffer {

@@ -183,7 +183,7 @@ impl Worker {
         self.look(port, received);
         for index in 0..received {
             let Some(mut frame) = self.burst.take(index) else { continue };
-            let Looked { parsed, hash } = self.parsed[index];
+            let Looked { parsed, hash, .. } = self.parsed[index];
             let verdict = match parsed {
                 Ok(parsed) => self.judge(port, &mut frame, parsed, hash, now),
                 Err(reason) => Verdict::Drop(reason),

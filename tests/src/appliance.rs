@@ -5,10 +5,11 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::signal::Signal;
-use serde::Deserialize;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
 
 use crate::lab::{Arms, CLIENT4, CLIENT6, Family, LAN4, LAN6, Lab, WAN4, WAN6};
 use crate::metrics::Metrics;
@@ -262,6 +263,12 @@ fn log_path(lab: &Lab) -> String {
 /// One line of the connection log.
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record {
+    /// When the client was validated.
+    #[serde(deserialize_with = "time")]
+    pub opened: SystemTime,
+    /// When the session ended.
+    #[serde(deserialize_with = "time")]
+    pub ended: SystemTime,
     /// The client as sluice saw it.
     pub client: SocketAddr,
     /// Where it connected to.
@@ -286,6 +293,11 @@ pub struct Record {
     pub cause: String,
     /// Whose doing that was.
     pub blame: String,
+}
+
+fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    humantime::parse_rfc3339(&text).map_err(D::Error::custom)
 }
 
 /// A running sluice.

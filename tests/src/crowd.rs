@@ -18,7 +18,7 @@ use crate::netns::Ns;
 const ARRIVING: usize = 256;
 
 /// One connection's patience.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(15);
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().expect("a tokio runtime")
@@ -57,8 +57,8 @@ impl Echo {
     }
 }
 
-/// Opens `count` connections from `ns` to the echo server behind `to`; sends `octets` of its own on each and reads them back, twice;
-/// calls `meanwhile` while all stand; closes all.
+/// Opens `count` connections from `ns` to the echo server behind `to`; sends `octets` of its own on each and reads them back, three times:
+/// on arrival, when all stand, and after `meanwhile`; closes all.
 ///
 /// # Panics
 /// When any connection fails or returns other data.
@@ -88,28 +88,42 @@ pub fn visit(ns: &Ns, to: SocketAddr, count: usize, octets: usize, meanwhile: im
                     }
                 }
             }
-            // Once more, now that all stand.
-            for (number, stream) in &mut standing {
-                if let Err(error) = exchange(stream, *number, octets).await {
-                    let _ = arrived.send(Err(format!("connection {number}: {error}")));
-                    return;
-                }
-            }
-            let _ = arrived.send(Ok(()));
+            // Again now that all stand, and again after whatever happens meanwhile.
+            let _ = arrived.send(once_more(&mut standing, octets).await);
             let _ = leave.await;
+            let _ = arrived.send(once_more(&mut standing, octets).await);
             for (_, mut stream) in standing {
                 let _ = stream.shutdown().await;
                 let _ = timeout(PATIENCE, stream.read(&mut [0])).await;
             }
         });
     });
-    let outcome: Result<(), String> = all_here.recv().unwrap_or_else(|_| Err("the crowd's thread ended".to_owned()));
-    if let Err(error) = outcome {
-        panic!("of {count} connections one failed: {error}");
-    }
+    let check = |turn| {
+        let outcome = all_here.recv().unwrap_or_else(|_| Err("the crowd's thread ended".to_owned()));
+        if let Err(error) = outcome {
+            panic!("{turn}, of {count} connections: {error}");
+        }
+    };
+    check("while they stand");
     meanwhile();
     let _ = go.send(());
+    check("before they leave");
     crowd.join().expect("the crowd's thread");
+}
+
+/// An exchange on each of the connections; the error counts those that failed.
+async fn once_more(standing: &mut [(usize, TcpStream)], octets: usize) -> Result<(), String> {
+    let mut failures = Vec::new();
+    for (number, stream) in standing {
+        if let Err(error) = exchange(stream, *number, octets).await {
+            failures.push(format!("connection {number}: {error}"));
+            // Those that hang would take a minute each.
+            if failures.len() == 3 {
+                break;
+            }
+        }
+    }
+    if failures.is_empty() { Ok(()) } else { Err(failures.join("; ")) }
 }
 
 /// Sends data that only connection `number` sends, and reads it back.

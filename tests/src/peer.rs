@@ -11,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use socket2::SockRef;
+use socket2::{Domain, SockRef, Socket, Type};
 
 use crate::lab::{Family, Lab};
 
@@ -236,6 +236,29 @@ impl<'lab> Route<'lab> {
     #[must_use]
     pub fn dial(&self) -> TcpStream {
         self.lab.client.connect(self.dial).unwrap_or_else(|error| panic!("connect to {}: {error}", self.dial))
+    }
+
+    /// Connects a client that is not expected to be served: its address and how its stream ended. A reset that comes on the
+    /// heels of the handshake is seen by `connect` itself.
+    ///
+    /// # Panics
+    /// When the handshake is not answered.
+    #[must_use]
+    pub fn dial_in_vain(&self) -> (SocketAddr, Ending) {
+        let socket = self.lab.client.run(|| {
+            let socket = Socket::new(Domain::for_address(self.dial), Type::STREAM, None).expect("a socket");
+            // Not `bind`: only the kernel's choice at `connect` says which port is free towards this address.
+            let connected = socket.connect_timeout(&self.dial.into(), Duration::from_secs(10));
+            (socket, connected)
+        });
+        let (socket, connected) = socket;
+        let stream = TcpStream::from(socket);
+        let seen = match connected {
+            Ok(()) => ending(&stream),
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => Ending::Reset,
+            Err(error) => panic!("connect to {}: {error}", self.dial),
+        };
+        (stream.local_addr().expect("a socket that connected has an address"), seen)
     }
 
     /// A connection: the client's end, the server's end, the client's address. The client sends one octet and the server reads it, so that

@@ -194,8 +194,11 @@ pub fn curl(lab: &Lab, url: &str, extra: &[&str]) -> Fetched {
     arguments.push(url);
     let output = lab.client.output("curl", &arguments);
     let about = String::from_utf8_lossy(&output.stderr).into_owned();
-    let local =
-        about.trim().split_once(' ').and_then(|(ip, port)| Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?)));
+    let local = about
+        .lines()
+        .next()
+        .and_then(|line| line.split_once(' '))
+        .and_then(|(ip, port)| Some(SocketAddr::new(ip.parse().ok()?, port.parse().ok()?)));
     Fetched { exit: output.status.code().unwrap_or(-1), body: output.stdout, local }
 }
 

@@ -45,9 +45,8 @@ fn a_reader_that_stops_for_five_seconds_holds_the_sender_and_loses_nothing() {
 /// Where the client of a dead upstream stands: connected, then reset.
 fn dial_the_dead(lab: &Lab, port: u16) -> (SocketAddr, Duration) {
     let began = Instant::now();
-    let client = Route::v4(lab, port).dial();
-    let address = client.local_addr().expect("a connected socket has an address");
-    assert_eq!(ending(&client), Ending::Reset, "never silence");
+    let (address, seen) = Route::v4(lab, port).dial_in_vain();
+    assert_eq!(seen, Ending::Reset, "never silence");
     (address, began.elapsed())
 }
 
@@ -118,10 +117,8 @@ fn the_next_upstream_is_tried_and_nothing_is_lost() {
             assert_eq!((record.upstream, record.bytes_to_upstream), (Some(good), 1005), "{record:?}");
         }
         let failed = sluice.metrics().sum("sluice_upstream_dial_failures_total", &[("service", service)]);
-        assert!(
-            (2..=4).contains(&failed),
-            "half of the connections met the dead upstream of {service} first: {failed}"
-        );
+        // It is met at least once; afterwards it may be left alone for a while.
+        assert!((1..=4).contains(&failed), "the dead upstream of {service} failed {failed} times");
     }
 }
 

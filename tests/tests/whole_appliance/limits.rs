@@ -79,8 +79,7 @@ fn connections_past_a_limit_are_refused_and_those_before_stay() {
         let route = Route::v4(&lab, port);
         let listener = route.listen();
         let mut standing: Vec<_> = (0..limit).map(|_| route.connect(&listener)).collect();
-        let one_more = route.dial();
-        assert_eq!(ending(&one_more), Ending::Reset, "one more than {limit} is refused");
+        assert_eq!(route.dial_in_vain().1, Ending::Reset, "one more than {limit} is refused");
         for (client, server, _) in &standing {
             exchange(client, server);
         }

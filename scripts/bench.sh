@@ -59,13 +59,19 @@ pick_cores
 memory=(--no-huge -m 1024)
 hugepages=off
 if (($(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages) >= 400)); then
-    memory=(-m 512)
+    memory=(-m 512 --in-memory)
     hugepages=require
 fi
 
 for kind in syn syn-bare ack drop udp; do
     "$EXAMPLES/attack_pcap" "$kind" "$WORK/$kind.pcap" 8192
 done
+
+# Ends a program this very shell started, and waits for its end.
+finish() {
+    kill -INT "$1" 2>/dev/null || true
+    wait "$1" 2>/dev/null || true
+}
 
 # Both print packets per second, as one number.
 testpmd_rate() {
@@ -74,9 +80,8 @@ testpmd_rate() {
         --vdev "net_pcap0,rx_pcap=$WORK/syn.pcap,infinite_rx=1" \
         -- --forward-mode="$mode" --stats-period 1 --total-num-mbufs=65535 >"$log" 2>&1 </dev/null &
     pid=$!
-    on_exit stop_pid "$pid"
     sleep $((seconds + 3))
-    stop_pid "$pid"
+    finish "$pid"
     # The first two reports see the start.
     awk '/Rx-pps:/ { n++; if (n > 2) { sum += $2; k++ } } END { if (k) printf "%.0f\n", sum / k; else print 0 }' "$log"
 }
@@ -106,8 +111,14 @@ connections = "off"
 TOML
     "$SLUICE_BIN" run -c "$WORK/bench.toml" >"$WORK/sluice.log" 2>&1 </dev/null &
     pid=$!
-    on_exit stop_pid "$pid"
-    wait_until_or_dead 20 "$pid" grep -q "sluice: ready" "$WORK/sluice.log" || die "sluice did not start: $(tail -3 "$WORK/sluice.log")"
+    local waited=0
+    until grep -q "sluice: ready" "$WORK/sluice.log"; do
+        if ((++waited > 200)); then
+            finish "$pid"
+            die "sluice did not start: $(tail -3 "$WORK/sluice.log")"
+        fi
+        sleep 0.1
+    done
     sleep 2
     local first last begin end
     received() { curl -s -m 3 "127.0.0.1:$port/metrics" | awk '/^sluice_port_rx_packets_total/ { sum += $2 } END { printf "%.0f\n", sum }'; }
@@ -115,7 +126,7 @@ TOML
     sleep "$seconds"
     last=$(received) end=$(date +%s%N)
     curl -s -m 3 "127.0.0.1:$port/metrics" >"$WORK/metrics.$kind"
-    stop_pid "$pid"
+    finish "$pid"
     echo $(((last - first) * 1000000000 / (end - begin)))
 }
 

@@ -126,6 +126,10 @@ fn shares_memory(port: &Port) -> bool {
     SHARES_MEMORY.iter().any(|prefix| port.device.starts_with(prefix))
 }
 
+/// The smallest hugepage, and the page of ordinary memory, octets.
+const HUGE_PAGE: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+
 /// Where DPDK's memory comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Memory {
@@ -153,6 +157,8 @@ impl Plan {
         arguments.extend(["--main-lcore", &core, "-l", &core].map(str::to_owned));
         // Without files of its own an appliance can neither collide with another nor leave something behind.
         let private = !config.ports.iter().any(shares_memory);
+        // We have metrics of our own; a thread less, and no socket left behind.
+        arguments.push("--no-telemetry".to_owned());
         match memory {
             Memory::Huge if private => arguments.push("--in-memory".to_owned()),
             Memory::Huge => {}
@@ -200,6 +206,7 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
     if unsafe { ffi::sluice_log_to(Some(log_sink)) } != 0 {
         tracing::warn!("DPDK's log goes to standard error: its stream could not be opened");
     }
+    pin_to(config.runtime.control_core);
     tracing::debug!(arguments = ?plan.arguments, "starting DPDK");
     let arguments: Vec<CString> = plan.arguments.iter().map(|a| CString::new(a.as_str()).unwrap_or_default()).collect();
     let mut pointers: Vec<*mut c_char> = arguments.iter().map(|a| a.as_ptr().cast_mut()).collect();
@@ -223,6 +230,19 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
         end();
     }
     result
+}
+
+/// Pins this thread, so that the threads DPDK starts for itself stay off the workers' cores: it gives them what this one may
+/// use. Workers are pinned to their own later.
+fn pin_to(core: u16) {
+    // SAFETY: an all-zero set is a valid, empty one.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: `check_cpus` has found this CPU, so its bit lies in the set.
+    unsafe { libc::CPU_SET(usize::from(core), &mut set) };
+    // SAFETY: `set` is complete, its size is passed, and 0 means the calling thread.
+    if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0 {
+        tracing::warn!(core, "the control thread could not be pinned to its core");
+    }
 }
 
 /// Ends the EAL after a failed start; after a successful one, capsule's runtime does so. Removes its files.
@@ -368,10 +388,15 @@ fn check_arguments(port: &Port) -> Result<(), StartError> {
     Ok(())
 }
 
-/// MiB that DPDK needs: a pool for each NUMA node of the cores, and the rest.
-fn needed_mib(config: &Config) -> u64 {
+/// MiB that DPDK needs: a pool for each NUMA node of the cores, and the rest. `page` octets are contiguous, and no frame
+/// crosses from one page into another.
+fn needed_mib(config: &Config, page: u64) -> u64 {
     let room = config.ports.iter().map(|port| data_room(port.mtu)).max().unwrap_or(0);
     let frame = u64::from(room).saturating_add(MBUF_OVERHEAD).next_multiple_of(64);
+    let frame = match page.div_euclid(frame.max(1)) {
+        0 => frame.next_multiple_of(page),
+        in_a_page => page.div_ceil(in_a_page),
+    };
     let nodes = (0..64)
         .filter(|node| {
             let holds = |cpu: &u16| Path::new(&format!("/sys/devices/system/cpu/cpu{cpu}/node{node}")).exists();
@@ -409,12 +434,13 @@ fn hugetlbfs_mounts() -> Vec<String> {
 
 /// Decides between hugepages and ordinary memory.
 fn choose_memory(config: &Config) -> Result<Memory, StartError> {
-    let needed_mib = needed_mib(config);
+    let needed_mib = needed_mib(config, HUGE_PAGE);
+    let ordinary = Memory::Ordinary(self::needed_mib(config, PAGE));
     let free_mib = free_huge_mib();
     let needs_files = config.ports.iter().find(|port| shares_memory(port));
     let no_files = needs_files.filter(|_| hugetlbfs_mounts().is_empty());
     match config.runtime.hugepages {
-        Hugepages::Off => Ok(Memory::Ordinary(needed_mib)),
+        Hugepages::Off => Ok(ordinary),
         Hugepages::Require if free_mib < needed_mib => Err(StartError::Hugepages { needed_mib, free_mib }),
         Hugepages::Require => match no_files {
             Some(port) => Err(StartError::Hugetlbfs { port: port.name.clone(), device: port.device.clone() }),
@@ -427,7 +453,7 @@ fn choose_memory(config: &Config) -> Result<Memory, StartError> {
                 "hugepages are missing, ordinary memory is used: slower, and not for PCI devices without an IOMMU; \
                  `scripts/setup.sh` reserves hugepages"
             );
-            Ok(Memory::Ordinary(needed_mib))
+            Ok(ordinary)
         }
         Hugepages::Auto => Ok(Memory::Huge),
     }

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fmt;
+use std::sync::OnceLock;
 
 use capsule_ffi as ffi;
 use sluice_config::Port;
@@ -12,26 +13,25 @@ use crate::error::StartError;
 /// Octets around an IP packet in the largest frame: Ethernet header, two VLAN tags, FCS.
 const FRAME_OVERHEAD: u32 = 26;
 
-/// The RSS key, Microsoft's well-known one from the RSS specification, so that hashes can be checked against its published
-/// vectors; 40 octets serve IPv6 and its ports. Devices with a longer key get it repeated, which no hash of ours reaches.
-const RSS_KEY: [u8; 40] = [
-    0x6d, 0x5a, 0x56, 0xda, 0x25, 0x5b, 0x0e, 0xc2, 0x41, 0x67, 0x25, 0x3d, 0x43, 0xa3, 0x8f, 0xb0, 0xd0, 0xca, 0x2b,
-    0xcb, 0xae, 0x7b, 0x30, 0xb4, 0x77, 0xcb, 0x2d, 0xa3, 0x80, 0x30, 0xf2, 0x0c, 0x6a, 0x42, 0xb7, 0x3b, 0xbe, 0xac,
-    0x01, 0xfa,
-];
-
 /// Longest key any device may want.
 const RSS_KEY_ROOM: usize = 255;
+/// What a device gets that names no length: enough for IPv6 and its ports.
+const RSS_KEY_USUAL: usize = 40;
 
-static RSS_KEY_REPEATED: [u8; RSS_KEY_ROOM] = {
-    let mut key = [0; RSS_KEY_ROOM];
-    let mut i = 0;
-    while i < RSS_KEY_ROOM {
-        key[i] = RSS_KEY[i % RSS_KEY.len()];
-        i += 1;
-    }
-    key
-};
+/// The RSS key of this run. A secret: with a known one, an attacker could aim all flows at one worker.
+fn rss_key() -> &'static [u8; RSS_KEY_ROOM] {
+    static KEY: OnceLock<[u8; RSS_KEY_ROOM]> = OnceLock::new();
+    KEY.get_or_init(|| {
+        let mut key = [0; RSS_KEY_ROOM];
+        if let Err(error) = getrandom::fill(&mut key) {
+            tracing::warn!(%error, "no random RSS key: flows may be aimed at one worker");
+            for (index, octet) in (0_u8..).zip(&mut key) {
+                *octet = index.wrapping_mul(37).wrapping_add(0x6d);
+            }
+        }
+        key
+    })
+}
 
 /// Drivers that accept an RSS configuration and then deliver frames by some other rule.
 const WITHOUT_REAL_RSS: [&str; 1] = ["net_null"];
@@ -235,8 +235,8 @@ impl Found {
             return Err(StartError::PortStart { port, device, reason: eal::error_text(code), log: eal::recent_log() });
         }
         check_mtu(config, &info)?;
-        let rss_key = match usize::from(info.hash_key_size) {
-            0 => RSS_KEY.len(),
+        let key_len = match usize::from(info.hash_key_size) {
+            0 => RSS_KEY_USUAL,
             size => size,
         };
         let wanted_functions =
@@ -248,7 +248,7 @@ impl Found {
             tx_offloads: info.tx_offload_capa & TX_CHECKSUMS,
             mtu: u32::from(config.mtu),
             rss_functions: info.flow_type_rss_offloads & wanted_functions,
-            rss_key: RSS_KEY_REPEATED.get(..rss_key).unwrap_or(&RSS_KEY_REPEATED),
+            rss_key: rss_key().get(..key_len).unwrap_or(rss_key()),
         };
         Ok(Found { id, profile, info })
     }

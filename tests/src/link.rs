@@ -1,5 +1,10 @@
 //! A raw Ethernet interface: frames in, frames out.
 
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::time::TimeSpec;
 use pcap::{Active, Capture, Direction, Error};
 
 use crate::netns::Ns;
@@ -11,23 +16,24 @@ const SNAPLEN: i32 = 65_535;
 pub struct Link {
     capture: Capture<Active>,
     interface: String,
+    frame: Vec<u8>,
 }
 
 impl Link {
-    /// Opens `interface` in the calling thread's namespace. Reads wait at most some milliseconds.
+    /// Opens `interface` in the calling thread's namespace.
     ///
     /// # Panics
     /// Without root, or when there is no such interface.
     #[must_use]
     pub fn open_here(interface: &str) -> Link {
         let opened = Capture::from_device(interface).and_then(|capture| {
-            let capture =
-                capture.promisc(true).snaplen(SNAPLEN).immediate_mode(true).timeout(1).buffer_size(32 << 20).open()?;
+            let capture = capture.promisc(true).snaplen(SNAPLEN).immediate_mode(true).buffer_size(32 << 20).open()?;
             capture.direction(Direction::In)?;
-            Ok(capture)
+            // We wait ourselves: libpcap's timeout on Linux may wait for a frame without end.
+            capture.setnonblock()
         });
         let capture = opened.unwrap_or_else(|error| panic!("cannot open {interface} for raw frames: {error}"));
-        Link { capture, interface: interface.to_owned() }
+        Link { capture, interface: interface.to_owned(), frame: Vec::new() }
     }
 
     /// Opens `interface` in `ns`.
@@ -39,14 +45,31 @@ impl Link {
         ns.run(|| Link::open_here(interface))
     }
 
-    /// The next frame, if one comes within a few milliseconds.
+    /// The next frame, if one comes within `patience`.
     ///
     /// # Panics
     /// When the interface goes away.
-    pub fn receive(&mut self) -> Option<&[u8]> {
+    pub fn receive(&mut self, patience: Duration) -> Option<&[u8]> {
+        if !self.read() {
+            let mut waiting = [PollFd::new(self.capture.as_fd(), PollFlags::POLLIN)];
+            // Interrupted or not: what matters is whether there is a frame now.
+            let _ = ppoll(&mut waiting, Some(TimeSpec::from_duration(patience)), None);
+            if !self.read() {
+                return None;
+            }
+        }
+        Some(&self.frame)
+    }
+
+    /// Copies the next frame to our buffer, if there is one.
+    fn read(&mut self) -> bool {
         match self.capture.next_packet() {
-            Ok(packet) => Some(packet.data),
-            Err(Error::TimeoutExpired | Error::NoMorePackets) => None,
+            Ok(packet) => {
+                self.frame.clear();
+                self.frame.extend_from_slice(packet.data);
+                true
+            }
+            Err(Error::TimeoutExpired | Error::NoMorePackets) => false,
             Err(error) => panic!("cannot read {}: {error}", self.interface),
         }
     }

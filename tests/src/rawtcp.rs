@@ -325,7 +325,7 @@ impl RawTcp {
 
     /// The next segment of this connection, if one comes soon. Answers neighbours who ask for our MAC.
     fn receive(&mut self) -> Option<Arrived> {
-        let frame = self.link.receive()?.to_vec();
+        let frame = self.link.receive(Duration::from_millis(5))?.to_vec();
         let packet = SlicedPacket::from_ethernet(&frame).ok()?;
         if let Some(answer) = neighbour_answer(&packet, &frame, self.me.ip(), self.mac) {
             self.link.send(&answer);

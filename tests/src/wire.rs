@@ -15,6 +15,9 @@ use fastrand::Rng;
 use crate::link::Link;
 use crate::netns::Ns;
 
+/// How often a silent wire looks whether it shall stop.
+const IDLE: Duration = Duration::from_millis(20);
+
 /// What a wire does to each frame, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Impairment {
@@ -136,7 +139,9 @@ struct OneWay {
 impl OneWay {
     fn run(mut self, mut from: Link, stop: &AtomicBool) {
         while !stop.load(Ordering::Relaxed) {
-            if let Some(frame) = from.receive() {
+            let next_due =
+                self.waiting.peek().map(|Reverse((due, _, _))| due.saturating_duration_since(Instant::now()));
+            if let Some(frame) = from.receive(next_due.unwrap_or(IDLE).min(IDLE)) {
                 self.take(frame);
             }
             let now = Instant::now();

@@ -39,6 +39,7 @@ fn main() -> std::io::Result<()> {
             Task::Source => drop(send(&stream, DOWN, u64::MAX)),
             Task::Stall => {
                 stream.read_exact(&mut [0; 65_536])?;
+                println!("stalled");
                 thread::sleep(Duration::from_secs(600));
             }
         }

@@ -163,7 +163,9 @@ fn killed(route: &Route<'_>, task: &str) -> (Ending, SocketAddr) {
     if task == "source" {
         assert_eq!(ear.hear(&client, 4 * MIB), None, "the transfer runs");
     } else {
-        thread::sleep(Duration::from_millis(700));
+        server.wait_for_line("stalled", SOON).expect("the server reads");
+        // Until its buffers are full of what it will never read.
+        thread::sleep(Duration::from_millis(500));
     }
     server.signal(Signal::SIGKILL);
     let ended = ear.finish(&client).ending;

@@ -75,6 +75,14 @@ fn a_missing_device_is_named() {
 }
 
 #[test]
+fn the_default_packet_pool_fits_into_ordinary_memory() {
+    let lab = Lab::two_arms();
+    let mut sluice = Sluice::start(&lab, &setup().runtime(""));
+    assert_eq!(sluice.metrics().sum("sluice_pool_frames_capacity", &[]), 65_535);
+    assert_eq!(sluice.terminate(Duration::from_secs(5)).code(), Some(0));
+}
+
+#[test]
 fn missing_hugepages_are_named_when_required() {
     let lab = Lab::two_arms();
     let file = lab.write("huge.toml", &setup().hugepages("require").toml(&lab));

@@ -949,3 +949,47 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    /// Frames of a live conversation with octets changed, cut or repaired, in any order: parser, cookies, guard, translator and smoltcp
+    /// with overflow checks.
+    #[test]
+    fn no_frame_panics(frames in prop::collection::vec(
+        (0_u8..6, any::<u8>(), any::<u32>(), any::<u16>(), prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
+         prop::option::of(0_usize..120), any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)), 1..40)) {
+        let (mut lab, hand, _) = with_hand();
+        for (kind, flags, wild, window, changes, cut, repair, options) in frames {
+            let (from, to) = match kind {
+                0 => ("203.0.113.99:5000", "198.51.100.10:443"),
+                1 => ("[2001:db8::77]:5000", "[2001:db8::10]:443"),
+                2 => ("10.0.0.5:80", "10.0.0.2:2000"),
+                _ => (HAND, SERVICE),
+            };
+            let near = u32::from(window % 64);
+            let mut frame = tcp(from, to)
+                .flags(Flags(flags))
+                .seq(hand.next.wrapping_add(if kind == 3 { wild } else { near }))
+                .ack(hand.ack.wrapping_add(if kind == 4 { wild } else { 0 }))
+                .window(window)
+                .options([Opt::Raw(options)])
+                .payload(vec![kind; usize::from(window % 1200)])
+                .build();
+            for (at, octet) in changes {
+                let at = at.index(frame.len());
+                frame[at] = octet;
+            }
+            if repair {
+                sluice_filters::testkit::fix_checksums(&mut frame);
+            }
+            if let Some(cut) = cut {
+                frame.truncate(cut);
+            }
+            lab.receive(&frame);
+            lab.turn();
+            lab.now.0 += u64::from(wild % 5000);
+        }
+        prop_assert!(lab.stack.sessions() <= 2);
+    }
+}

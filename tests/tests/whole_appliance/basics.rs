@@ -163,10 +163,10 @@ pub fn five_thousand_connections_come_and_leave_nothing_behind(bench: Bench) {
     let sluice = Sluice::start(&lab, &bench.setup([Service::new("echo", 7)]));
     // Once, so that neighbours are known and every cache has what it keeps.
     visit(&lab.client, Family::V4.service(7), 50, 100, || ());
-    let at_rest = |metrics: &Metrics| {
-        metrics.sum("sluice_sessions_active", &[]) == 0 && metrics.sum("sluice_buffer_bytes", &[]) == 0
-    };
-    let before = sluice.metrics_when("the first visitors leave", SOON, at_rest);
+    let before = sluice.metrics_when("the first visitors leave", SOON, |metrics| {
+        let now = Holdings::of(metrics);
+        (now.sessions, now.flows, now.buffers) == (0, 0, 0)
+    });
     let before = Holdings::of(&before);
 
     let began = Instant::now();

@@ -59,6 +59,12 @@ impl Sum {
         self.plus(Sum(dword.to_be() as u64))
     }
 
+    /// Adds 32-bit numbers, fewer than 2^32 of them, with one carry for all.
+    #[inline(always)]
+    pub fn dwords<const N: usize>(self, dwords: [u32; N]) -> Sum {
+        self.plus(Sum(dwords.into_iter().fold(0, |sum, dword| sum.wrapping_add(u64::from(dword.to_be())))))
+    }
+
     /// Adds octets.
     #[inline]
     pub fn bytes(self, bytes: &[u8]) -> Sum {
@@ -345,6 +351,8 @@ mod tests {
         fn words_and_dwords_are_their_octets(word in any::<u16>(), dword in any::<u32>()) {
             prop_assert_eq!(Sum::ZERO.word(word), sum(&word.to_be_bytes()));
             prop_assert_eq!(Sum::ZERO.dword(dword), sum(&dword.to_be_bytes()));
+            let all = [dword, u32::MAX, word.into()];
+            prop_assert_eq!(Sum::ZERO.dword(dword).dwords(all).fold(), sum(&[all[0], all[0], all[1], all[2]].map(u32::to_be_bytes).concat()).fold());
         }
 
         #[test]

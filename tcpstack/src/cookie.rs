@@ -104,29 +104,24 @@ pub struct SynAckProfile {
 /// One epoch's number and key.
 struct Live {
     epoch: u64,
-    key: [u64; 2],
+    key: sip::Key,
 }
 
 impl Live {
+    /// Before the first [`Jar::tick`].
+    const NONE: Live = Live { epoch: 0, key: sip::Key::new([0; 2]) };
+
     fn derive(seed: &[u8; 32], epoch: u64) -> Live {
-        Live { epoch, key: derive(seed, b"cookie  ", epoch) }
+        Live { epoch, key: sip::Key::new(derive(seed, b"cookie  ", epoch)) }
     }
 
     /// One hash gives both: the cookie's MAC, and the timestamp offset.
     #[inline(always)]
     fn mac<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, options: u8) -> (u32, u32) {
-        let hash = sip::of_flow::<V4>(
-            self.key,
-            key,
-            #[inline(always)]
-            |sip| {
-                sip.write_u64(u64::from(sip::ports(key)) << 32 | u64::from(client_isn.0));
-                // Seven octets, so that with SipHash's length octet they fill the last block: three blocks in all for IPv4.
-                sip.write_u8(options);
-                sip.write_u16((self.epoch >> 32) as u16);
-                sip.write_u32(self.epoch as u32);
-            },
-        );
+        let word = u64::from(sip::ports(key)) << 32 | u64::from(client_isn.0);
+        // Seven octets, so that with SipHash's length octet they fill the last block: three blocks in all for IPv4.
+        let tail = self.epoch << 16 >> 8 | u64::from(options);
+        let hash = self.key.of_flow::<V4, 1>(key, [word], tail, 7);
         (hash as u32 & MAC_MASK, (hash >> 32) as u32)
     }
 }
@@ -150,8 +145,8 @@ fn derive(seed: &[u8; 32], purpose: &[u8; 8], number: u64) -> [u64; 2] {
 /// Mints and checks cookies. One worker's; workers and appliances with the same seed accept each other's cookies.
 pub struct Jar {
     seed: Zeroizing<[u8; 32]>,
-    even: Live,
-    odd: Live,
+    /// The even epoch, then the odd one.
+    live: [Live; 2],
     /// Whether the epoch that mints is the odd one.
     mints_odd: bool,
     epoch: Duration,
@@ -168,8 +163,7 @@ impl Jar {
         let kept = Zeroizing::new(seed);
         seed.zeroize();
         let mut jar = Jar {
-            even: Live { epoch: 0, key: [0; 2] },
-            odd: Live { epoch: 0, key: [0; 2] },
+            live: [Live::NONE; 2],
             mints_odd: false,
             seed: kept,
             epoch: epoch.max(Duration::from_secs(1)),
@@ -205,14 +199,15 @@ impl Jar {
         };
         self.mints_odd = epoch & 1 == 1;
         for number in [epoch, other] {
-            let live = Live::derive(&self.seed, number);
-            if number & 1 == 1 { self.odd = live } else { self.even = live }
+            if let Some(live) = self.live.get_mut((number & 1) as usize) {
+                *live = Live::derive(&self.seed, number);
+            }
         }
     }
 
     #[inline]
     fn live(&self, odd: bool) -> &Live {
-        if odd { &self.odd } else { &self.even }
+        self.live.get(usize::from(odd)).unwrap_or(&self.live[0])
     }
 
     /// The cookie for a SYN: our initial sequence number. `offer.mss` is taken for at least [`MSS_MIN`].
@@ -354,17 +349,10 @@ fn decode<const V4: bool>(options: u8) -> Offer {
     }
 }
 
-impl Drop for Jar {
-    fn drop(&mut self) {
-        self.even.key.zeroize();
-        self.odd.key.zeroize();
-    }
-}
-
 impl std::fmt::Debug for Jar {
     /// Without the secrets.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let epochs = (self.even.epoch, self.odd.epoch);
+        let epochs = (self.live[0].epoch, self.live[1].epoch);
         f.debug_struct("Jar").field("epoch", &self.epoch).field("live", &epochs).finish_non_exhaustive()
     }
 }

@@ -24,9 +24,6 @@
     )
 )]
 
-use std::hash::Hasher;
-
-use siphasher::sip::SipHasher13;
 use sluice_filters::addr::FlowKey;
 use zeroize::Zeroize;
 
@@ -47,7 +44,7 @@ pub struct FlowTable {
     mask: usize,
     len: usize,
     capacity: usize,
-    secret: [u64; 2],
+    secret: sip::Key,
 }
 
 #[inline]
@@ -80,7 +77,7 @@ impl FlowTable {
             mask: slots.wrapping_sub(1),
             len: 0,
             capacity,
-            secret: [whole as u64, (whole >> 64) as u64],
+            secret: sip::Key::new([whole as u64, (whole >> 64) as u64]),
         }
     }
 
@@ -88,11 +85,10 @@ impl FlowTable {
     #[inline]
     #[must_use]
     pub fn hash(&self, key: &FlowKey) -> u64 {
-        let ports = |sip: &mut SipHasher13| sip.write_u32(sip::ports(key));
         if key.src.is_v4() {
-            sip::of_flow::<true>(self.secret, key, ports)
+            self.secret.of_flow::<true, 0>(key, [], ports(key), 4)
         } else {
-            sip::of_flow::<false>(self.secret, key, ports)
+            self.secret.of_flow::<false, 0>(key, [], ports(key), 4)
         }
     }
 
@@ -218,12 +214,6 @@ impl FlowTable {
             at = self.next(at);
             distance = distance.wrapping_add(1);
         }
-    }
-}
-
-impl Drop for FlowTable {
-    fn drop(&mut self) {
-        self.secret.zeroize();
     }
 }
 

@@ -202,7 +202,7 @@ impl Head {
         let ip_len: u32 = if V4 { 20 } else { 40 };
         let (ip, tcp) = packet.split_at_mut(ip_len as usize);
         let addresses = if V4 {
-            Sum::ZERO.dword(self.src.v4_bits()).dword(self.dst.v4_bits())
+            Sum::ZERO.dwords([self.src.v4_bits(), self.dst.v4_bits()])
         } else {
             checksum::pseudo_header(self.src, self.dst, 0, 0)
         };
@@ -224,7 +224,7 @@ impl Head {
         let first = 0x4500_0000 | tcp_len.wrapping_add(20);
         let dont_fragment: u32 = 0x4000;
         let ttl_protocol = u32::from(self.ttl) << 24 | u32::from(TCP) << 16;
-        let check = addresses.dword(first).dword(dont_fragment).dword(ttl_protocol).finish();
+        let check = addresses.dwords([first, dont_fragment, ttl_protocol]).finish();
         header[..4].copy_from_slice(&first.to_be_bytes());
         header[4..8].copy_from_slice(&dont_fragment.to_be_bytes());
         header[8..12].copy_from_slice(&(ttl_protocol | u32::from(check)).to_be_bytes());
@@ -252,8 +252,7 @@ impl Head {
         let check = match tcp_checksum {
             TcpChecksum::Offload => pseudo_header.fold(),
             TcpChecksum::Full => {
-                let header = pseudo_header.dword(ports).dword(self.seq.0).dword(self.ack.0).dword(offset_window);
-                header.dword(a).dword(b).dword(c).dword(d).dword(e).finish()
+                pseudo_header.dwords([ports, self.seq.0, self.ack.0, offset_window, a, b, c, d, e]).finish()
             }
         };
         tcp[..4].copy_from_slice(&ports.to_be_bytes());

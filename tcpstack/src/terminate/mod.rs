@@ -641,6 +641,9 @@ impl Stack {
             };
             let key = FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: lease.port };
             let hash = self.flows.hash(&key);
+            if let Some(FlowRef::Linger(old)) = self.flows.find(hash, &key).map(FlowRef::from_value) {
+                self.forget_linger(old);
+            }
             let making = Making {
                 key,
                 way: route.way,
@@ -816,7 +819,10 @@ impl Stack {
     fn forget_linger(&mut self, index: u32) {
         if let Some(entry) = self.lingers.forget(index) {
             self.wheel.cancel(linger_timer(index));
-            self.flows.remove(entry.hash, &entry.key());
+            // A new connection between the same two ends may have taken its place.
+            if self.flows.find(entry.hash, &entry.key()) == Some(FlowRef::Linger(index).value()) {
+                self.flows.remove(entry.hash, &entry.key());
+            }
         }
     }
 

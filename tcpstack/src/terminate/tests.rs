@@ -26,6 +26,8 @@ struct Below {
     room: bool,
     reach: Reach,
     routed: bool,
+    /// The one source port that is ours, if not all are.
+    only_port: Option<u16>,
 }
 
 impl Lower for Below {
@@ -53,8 +55,8 @@ impl Lower for Below {
         self.reach
     }
 
-    fn owns(&self, _: &FlowKey) -> bool {
-        true
+    fn owns(&self, key: &FlowKey) -> bool {
+        self.only_port.is_none_or(|port| key.dst_port == port)
     }
 
     fn mtu(&self, _: PortId) -> u16 {
@@ -228,7 +230,7 @@ impl Lab {
         });
         Lab {
             stack,
-            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true },
+            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true, only_port: None },
             shared,
             counters,
             client: Host::new("203.0.113.7/24"),
@@ -891,6 +893,34 @@ fn a_fin_whose_ack_was_lost_is_acknowledged_from_time_wait() {
     lab.idle(11_000);
     hand.says(&mut lab, Flags::FIN | Flags::ACK, 0, 0, b"");
     assert!(lab.below.sent.is_empty());
+}
+
+#[test]
+fn a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first() {
+    let mut lab = Lab::new(RAW);
+    lab.below.only_port = Some(5000);
+    for round in 0..2 {
+        let server = lab.server.listen(80);
+        lab.server.get(server).set_tsval_generator(Some(|| 7));
+        let client = lab.client.connect(("203.0.113.7", 40_000 + round), ("198.51.100.10", 443));
+        assert!(lab.run(2000, |lab| lab.client.get(client).may_send() && lab.server.get(server).may_send()));
+        if round == 0 {
+            lab.client.get(client).close();
+            lab.idle(20);
+            lab.server.get(server).close();
+            assert!(lab.run(2000, |lab| lab.stack.sessions() == 0));
+            assert_eq!(lab.record().source.unwrap().port(), 5000);
+            lab.idle(1100);
+            continue;
+        }
+        lab.idle(12_000);
+        lab.client.get(client).send_slice(b"still here").unwrap();
+        let mut got = Vec::new();
+        assert!(lab.run(1000, |lab| {
+            lab.server.read(server, &mut got);
+            got == b"still here"
+        }));
+    }
 }
 
 #[test]

@@ -422,7 +422,7 @@ impl Worker {
             counters.mailbox_occupancy.set(self.mailboxes.waiting(self.id) as u64);
             self.busy = 0;
             self.published = now;
-            self.stack.publish();
+            self.stack.publish(now);
             self.egress.publish();
         }
         if self.nap && self.idle_turns > IDLE_TURNS {

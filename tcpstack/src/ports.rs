@@ -200,7 +200,9 @@ impl PortSpace {
         self.free.len as usize
     }
 
-    fn reap(&mut self, now: Micros) {
+    /// Lets ports go that have rested long enough, [`REAP`] of them at most. [`PortSpace::allocate`] does so too; this is for
+    /// times when nobody allocates.
+    pub fn reap(&mut self, now: Micros) {
         for _ in 0..REAP {
             let Some(Reverse((until, port))) = self.resting.peek().copied() else { return };
             if until > now {

@@ -149,6 +149,13 @@ impl SourcePorts {
         }
     }
 
+    /// Lets ports go that have rested long enough; a bounded number.
+    pub(super) fn reap(&mut self, now: Micros) {
+        for (_, _, ports) in &mut self.spaces {
+            ports.reap(now);
+        }
+    }
+
     /// Ports in use or resting.
     pub(super) fn occupied(&self) -> usize {
         self.spaces.iter().map(|(_, _, ports)| ports.in_use() + ports.resting()).sum()

@@ -875,7 +875,8 @@ impl Stack {
     }
 
     /// Brings the gauges up to date; a few times a second is enough.
-    pub fn publish(&self) {
+    pub fn publish(&mut self, now: Micros) {
+        self.source_ports.reap(now);
         self.counters.flow_entries.set(self.flows.len() as u64);
         self.counters.time_wait.set(self.lingers.len() as u64);
         self.counters.timers.set(self.wheel.armed() as u64);

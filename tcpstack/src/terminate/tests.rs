@@ -419,11 +419,11 @@ fn payload_survives_a_wire_that_loses_one_in_thirty() {
 fn everything_an_ended_connection_held_is_given_back() {
     let mut lab = Lab::new(RAW);
     exchange(&mut lab, b"up", b"down", 5_000);
-    lab.stack.publish();
+    lab.stack.publish(lab.now);
     assert_eq!(lab.counters.buffer_bytes.get(), 0);
     assert_eq!(lab.counters.services[0].active.get(), 0);
     lab.idle(11_000);
-    lab.stack.publish();
+    lab.stack.publish(lab.now);
     assert_eq!(lab.counters.flow_entries.get(), 0);
     assert_eq!(lab.counters.time_wait.get(), 0);
     assert_eq!(lab.counters.timers.get(), 0);
@@ -456,7 +456,7 @@ fn a_syn_keeps_no_state() {
         let from = format!("203.0.{}.{}:1024", source / 250, source % 250 + 1);
         lab.receive(&tcp(&*from, "198.51.100.10:443").flags(Flags::SYN).seq(source).build());
     }
-    lab.stack.publish();
+    lab.stack.publish(lab.now);
     assert_eq!(lab.below.sent.len(), 1000);
     assert_eq!(lab.counters.cookies_sent.get(), 1000);
     assert_eq!((lab.stack.sessions(), lab.counters.flow_entries.get()), (0, 0));
@@ -543,7 +543,7 @@ fn a_client_whose_upstreams_are_all_down_gets_a_reset() {
     let mut lab = Lab::with(RAW, &["10.0.0.5:81", "10.0.0.5:82"]);
     let client = lab.dial();
     assert!(lab.run(1000, |lab| lab.ended(EndCause::DialFailed) == 1 && !lab.client.get(client).is_open()));
-    lab.stack.publish();
+    lab.stack.publish(lab.now);
     assert_eq!(lab.counters.source_ports.get(), 0, "a refused port need not rest");
 }
 
@@ -914,10 +914,10 @@ fn a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first
             continue;
         }
         lab.idle(12_000);
-        lab.client.get(client).send_slice(b"still here").unwrap();
+        lab.server.get(server).send_slice(b"still here").unwrap();
         let mut got = Vec::new();
         assert!(lab.run(1000, |lab| {
-            lab.server.read(server, &mut got);
+            lab.client.read(client, &mut got);
             got == b"still here"
         }));
     }

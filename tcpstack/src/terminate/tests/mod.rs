@@ -1,0 +1,5 @@
+//! Conversations with a whole stack on a virtual clock.
+
+mod lab;
+mod peers_that_break_rules;
+mod sessions;

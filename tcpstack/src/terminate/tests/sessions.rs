@@ -1,0 +1,329 @@
+//! Sessions between well-behaved hosts: payload, closes, resets, dials, timeouts, limits.
+
+use sluice_filters::Flags;
+use sluice_filters::testkit::tcp;
+
+use super::super::*;
+use super::lab::*;
+use crate::counters::{AckResult, DialFailure};
+use crate::net::Reach;
+use crate::record::EndCause;
+
+#[test]
+fn payload_and_close_travel_both_ways() {
+    let mut lab = Lab::new(RAW);
+    exchange(&mut lab, &bytes(300_000), &bytes(200_000), 20_000);
+    let record = lab.record();
+    assert_eq!((record.bytes_to_upstream, record.bytes_to_client), (300_000, 200_000));
+    assert_eq!(record.client.to_string(), "203.0.113.7:40000");
+    assert_eq!(record.target.unwrap().to_string(), "10.0.0.5:80");
+}
+
+#[test]
+fn payload_survives_a_wire_that_loses_one_in_thirty() {
+    let mut lab = Lab::new(RAW);
+    lab.loss = 33;
+    exchange(&mut lab, &bytes(200_000), &bytes(200_000), 600_000);
+}
+
+#[test]
+fn everything_an_ended_connection_held_is_given_back() {
+    let mut lab = Lab::new(RAW);
+    exchange(&mut lab, b"up", b"down", 5_000);
+    lab.stack.publish(lab.now);
+    assert_eq!(lab.counters.buffer_bytes.get(), 0);
+    assert_eq!(lab.counters.services[0].active.get(), 0);
+    lab.idle(11_000);
+    lab.stack.publish(lab.now);
+    assert_eq!(lab.counters.flow_entries.get(), 0);
+    assert_eq!(lab.counters.time_wait.get(), 0);
+    assert_eq!(lab.counters.timers.get(), 0);
+}
+
+#[test]
+fn the_proxy_header_comes_first_and_once() {
+    for (version, start) in
+        [("v1", &b"PROXY TCP4 203.0.113.7 198.51.100.10 40000 443\r\n"[..]), ("v2", b"\r\n\r\n\0\r\nQUIT\n\x21\x11")]
+    {
+        let mut lab = Lab::new(&format!("proxy_protocol = \"{version}\""));
+        let (client, server) = established(&mut lab);
+        lab.client.get(client).send_slice(b"hello").unwrap();
+        let mut got = Vec::new();
+        lab.run(100, |lab| {
+            lab.server.read(server, &mut got);
+            false
+        });
+        assert!(got.starts_with(start), "{}", got.escape_ascii());
+        assert!(got.ends_with(b"hello"));
+        let header = if version == "v1" { start.len() } else { 28 };
+        assert_eq!(got.len(), header + 5);
+    }
+}
+
+#[test]
+fn a_syn_keeps_no_state() {
+    let mut lab = Lab::new(RAW);
+    for source in 0..1000_u32 {
+        let from = format!("203.0.{}.{}:1024", source / 250, source % 250 + 1);
+        lab.receive(&tcp(&*from, "198.51.100.10:443").flags(Flags::SYN).seq(source).build());
+    }
+    lab.stack.publish(lab.now);
+    assert_eq!(lab.below.sent.len(), 1000);
+    assert_eq!(lab.counters.cookies_sent.get(), 1000);
+    assert_eq!((lab.stack.sessions(), lab.counters.flow_entries.get()), (0, 0));
+}
+
+#[test]
+fn an_ack_without_our_cookie_opens_nothing() {
+    let mut lab = Lab::new(RAW);
+    for ack in 0..1000 {
+        lab.receive(&tcp("203.0.113.7:1024", "198.51.100.10:443").flags(Flags::ACK).ack(ack * 77_777).build());
+    }
+    assert_eq!(lab.stack.sessions(), 0);
+    assert_eq!(lab.counters.cookie_acks[AckResult::BadCookie as usize].get(), 1000);
+    assert!(lab.below.sent.is_empty(), "no answer to a flood");
+}
+
+#[test]
+fn a_client_reset_reaches_the_upstream() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    lab.client.get(client).abort();
+    assert!(lab.run(1000, |lab| lab.stack.sessions() == 0 && !lab.server.get(server).is_open()));
+    assert_eq!(lab.ended(EndCause::ClientReset), 1);
+}
+
+#[test]
+fn an_upstream_reset_reaches_the_client_after_what_came_before_it() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    lab.server.get(server).send_slice(b"last words").unwrap();
+    lab.idle(2);
+    lab.server.get(server).abort();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.client.read(client, &mut got);
+        !lab.client.get(client).is_open()
+    }));
+    assert_eq!(got, b"last words");
+    assert_eq!(lab.ended(EndCause::UpstreamReset), 1);
+}
+
+#[test]
+fn half_close_by_the_client_leaves_the_other_direction_open() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    lab.client.get(client).send_slice(b"question").unwrap();
+    lab.client.get(client).close();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.server.read(server, &mut got);
+        !lab.server.get(server).may_recv()
+    }));
+    assert_eq!(got, b"question");
+    lab.server.get(server).send_slice(b"answer").unwrap();
+    lab.server.get(server).close();
+    let mut answer = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.client.read(client, &mut answer);
+        lab.stack.sessions() == 0
+    }));
+    assert_eq!(answer, b"answer");
+    assert_eq!(lab.ended(EndCause::Closed), 1);
+}
+
+#[test]
+fn a_refused_dial_goes_to_the_next_upstream_with_nothing_lost() {
+    let mut lab = Lab::with(RAW, &["10.0.0.5:81", "10.0.0.5:80"]);
+    let server = lab.server.listen(80);
+    let client = lab.dial();
+    assert!(lab.run(1000, |lab| lab.client.get(client).may_send()));
+    lab.client.get(client).send_slice(b"early").unwrap();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"early"
+    }));
+    let refused: u64 =
+        lab.counters.services[0].dial_failures.iter().map(|f| f[DialFailure::Refused as usize].get()).sum();
+    assert!(refused <= 1);
+}
+
+#[test]
+fn a_client_whose_upstreams_are_all_down_gets_a_reset() {
+    let mut lab = Lab::with(RAW, &["10.0.0.5:81", "10.0.0.5:82"]);
+    let client = lab.dial();
+    assert!(lab.run(1000, |lab| lab.ended(EndCause::DialFailed) == 1 && !lab.client.get(client).is_open()));
+    lab.stack.publish(lab.now);
+    assert_eq!(lab.counters.source_ports.get(), 0, "a refused port need not rest");
+}
+
+#[test]
+fn a_silent_upstream_is_given_up_after_the_connect_timeout() {
+    let mut lab = Lab::new("proxy_protocol = \"off\"\n[service.timeouts]\nconnect = \"2s\"");
+    lab.server_answers = false;
+    let client = lab.dial();
+    let begun = lab.now;
+    assert!(lab.run(5000, |lab| lab.ended(EndCause::DialFailed) == 1 && !lab.client.get(client).is_open()));
+    let took = lab.now.since(begun);
+    assert!((Duration::from_secs(2)..Duration::from_millis(2100)).contains(&took), "{took:?}");
+    assert_eq!(lab.counters.services[0].dial_failures[0][DialFailure::Timeout as usize].get(), 1);
+}
+
+#[test]
+fn an_upstream_without_route_or_neighbour_is_unreachable() {
+    for routed in [false, true] {
+        let mut lab = Lab::new(RAW);
+        lab.below.routed = routed;
+        lab.below.reach = Reach::Failed;
+        lab.server_answers = false;
+        let client = lab.dial();
+        assert!(lab.run(1000, |lab| lab.ended(EndCause::DialFailed) == 1 && !lab.client.get(client).is_open()));
+        assert_eq!(lab.counters.services[0].dial_failures[0][DialFailure::Unreachable as usize].get(), 1);
+    }
+}
+
+#[test]
+fn connect_on_data_dials_with_the_first_payload_and_not_before() {
+    let mut lab = Lab::new("proxy_protocol = \"off\"\nconnect = \"on-data\"");
+    let server = lab.server.listen(80);
+    let client = lab.dial();
+    lab.idle(500);
+    assert!(lab.client.get(client).may_send());
+    assert!(lab.server.get(server).is_listening());
+    lab.client.get(client).send_slice(b"now").unwrap();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"now"
+    }));
+}
+
+#[test]
+fn a_client_that_never_speaks_is_cut() {
+    let mut lab = Lab::new("proxy_protocol = \"off\"\n[service.timeouts]\nfirst_data = \"1s\"");
+    let (client, server) = established(&mut lab);
+    assert!(lab.run(1200, |lab| !lab.client.get(client).is_open() && !lab.server.get(server).is_open()));
+    assert_eq!(lab.ended(EndCause::FirstData), 1);
+}
+
+#[test]
+fn idle_sides_and_forgotten_half_closes_are_cut_in_their_time() {
+    for (keys, close, cause) in [
+        ("client_idle = \"2s\"", false, EndCause::ClientIdle),
+        ("upstream_idle = \"2s\"", false, EndCause::UpstreamIdle),
+        ("half_closed = \"2s\"", true, EndCause::HalfClosed),
+    ] {
+        let mut lab = Lab::new(&format!("proxy_protocol = \"off\"\n[service.timeouts]\n{keys}"));
+        let (client, _) = established(&mut lab);
+        if close {
+            lab.client.get(client).close();
+        }
+        lab.idle(1900);
+        assert_eq!(lab.ended(cause), 0, "{keys}");
+        lab.idle(300);
+        assert_eq!(lab.ended(cause), 1, "{keys}");
+        assert_eq!(lab.stack.sessions(), 0);
+    }
+}
+
+#[test]
+fn a_peer_that_stops_acknowledging_is_gone_in_its_time() {
+    let mut lab = Lab::new("proxy_protocol = \"off\"\n[service.timeouts]\nunacknowledged = \"3s\"");
+    let (client, _) = established(&mut lab);
+    lab.server_answers = false;
+    lab.client.get(client).send_slice(b"into the void").unwrap();
+    lab.idle(2800);
+    assert_eq!(lab.ended(EndCause::UpstreamTimeout), 0);
+    assert!(lab.run(400, |lab| lab.ended(EndCause::UpstreamTimeout) == 1));
+}
+
+#[test]
+fn a_reader_that_stops_holds_the_writer_and_loses_nothing() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    let data = bytes(500_000);
+    let mut sent = 0;
+    lab.run(5000, |lab| {
+        let socket = lab.client.get(client);
+        if socket.can_send() && sent < data.len() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        false
+    });
+    assert!(sent < data.len(), "the writer is held: {sent}");
+    let mut got = Vec::new();
+    assert!(lab.run(60_000, |lab| {
+        let socket = lab.client.get(client);
+        if socket.can_send() && sent < data.len() {
+            sent += socket.send_slice(&data[sent..]).unwrap();
+        }
+        lab.server.read(server, &mut got);
+        got.len() == data.len()
+    }));
+    assert!(got == data);
+}
+
+#[test]
+fn a_device_without_room_delays_payload_and_loses_none() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    lab.below.room = false;
+    lab.client.get(client).send_slice(b"patience").unwrap();
+    let mut got = Vec::new();
+    lab.run(50, |lab| {
+        lab.server.read(server, &mut got);
+        false
+    });
+    assert!(got.is_empty());
+    lab.below.room = true;
+    assert!(lab.run(50, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"patience"
+    }));
+}
+
+#[test]
+fn limits_refuse_with_a_reset_and_are_counted() {
+    let mut lab = Lab::new("proxy_protocol = \"off\"\n[service.limits]\nconnections = 1");
+    established(&mut lab);
+    let second = lab.client.connect(("203.0.113.7", 40_001), ("198.51.100.10", 443));
+    assert!(lab.run(1000, |lab| lab.counters.services[0].refused_limit.get() == 1));
+    assert!(lab.run(1000, |lab| !lab.client.get(second).is_open()));
+    assert_eq!(lab.stack.sessions(), 1);
+}
+
+#[test]
+fn draining_lets_nobody_in_and_lets_the_rest_finish() {
+    let mut lab = Lab::new(RAW);
+    let (client, server) = established(&mut lab);
+    lab.stack.drain();
+    let late = lab.client.connect(("203.0.113.7", 40_001), ("198.51.100.10", 443));
+    lab.client.get(client).send_slice(b"still").unwrap();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"still"
+    }));
+    assert!(!lab.client.get(late).may_send());
+    lab.stack.reset_all(lab.now, &mut lab.below);
+    lab.deliver();
+    assert!(lab.run(1000, |lab| !lab.client.get(client).is_open() && !lab.server.get(server).is_open()));
+    assert_eq!(lab.ended(EndCause::Shutdown), 1);
+}
+
+#[test]
+fn ipv6_clients_reach_ipv4_upstreams() {
+    let mut lab = Lab::new("proxy_protocol = \"v2\"");
+    lab.client = Host::new("2001:db8:7::7/64");
+    let server = lab.server.listen(80);
+    let client = lab.client.connect(("2001:db8:7::7", 40_000), ("2001:db8::10", 443));
+    assert!(lab.run(1000, |lab| lab.client.get(client).may_send()));
+    lab.client.get(client).send_slice(b"six").unwrap();
+    let mut got = Vec::new();
+    assert!(lab.run(1000, |lab| {
+        lab.server.read(server, &mut got);
+        got.ends_with(b"six")
+    }));
+    assert_eq!(got[12..16], [0x21, 0x21, 0, 36]);
+}

@@ -19,9 +19,9 @@ pub mod sources;
 pub mod testkit;
 pub mod units;
 
-pub use options::TcpOptions;
+pub use options::{SynOffer, TcpOptions};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
-pub use parse::parse;
+pub use parse::{parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
 pub use sources::{AddressSet, SourceFilter};

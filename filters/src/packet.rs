@@ -17,7 +17,7 @@
 use std::ops::{BitOr, Range};
 
 use crate::addr::{Addr, FlowKey};
-use crate::options::TcpOptions;
+use crate::options::{SynOffer, TcpOptions};
 use crate::units::Seq;
 
 /// What the NIC said about one checksum.
@@ -201,6 +201,13 @@ impl Segment {
         let range = self.options_range();
         let start = range.start;
         TcpOptions::read(frame.get(range).unwrap_or_default(), start)
+    }
+
+    /// What the segment, a SYN, offers.
+    #[inline(always)]
+    #[must_use]
+    pub fn syn_offer(&self, frame: &[u8]) -> SynOffer {
+        SynOffer::read(frame.get(self.options_range()).unwrap_or_default())
     }
 
     /// Whether the segment travelled in IPv4.

@@ -47,25 +47,47 @@ const ICMP_HEADER: usize = 8;
 /// The reason to drop the frame under.
 #[inline]
 pub fn parse(frame: &[u8], checksums: RxChecksums) -> Result<Parsed, DropReason> {
-    let Some((ethernet, packet)) = frame.split_first_chunk::<14>() else { return Err(DropReason::Truncated) };
+    parse_then(frame, checksums, |_, parsed| parsed)
+}
+
+/// [`parse`] that hands its result, and the frame, on to `then`. Inlined with it, once for each family: what `then` does not
+/// look at is not computed, and a [`Segment`] that stays in its hands never goes through memory. (A segment is written in
+/// small pieces; copied as a whole right after, it would make the processor wait for them.)
+#[inline(always)]
+pub fn parse_then<F: AsRef<[u8]>, R>(
+    frame: F,
+    checksums: RxChecksums,
+    then: impl FnOnce(F, Result<Parsed, DropReason>) -> R,
+) -> R {
+    let Some((ethernet, packet)) = frame.as_ref().split_first_chunk::<14>() else {
+        return then(frame, Err(DropReason::Truncated));
+    };
     if ethernet[6] & 1 != 0 {
-        return Err(DropReason::BadEthernetSource);
+        return then(frame, Err(DropReason::BadEthernetSource));
     }
+    let to_group = ethernet[0] & 1 != 0;
     let ether_type = u16::from_be_bytes([ethernet[12], ethernet[13]]);
     let (l2, ether_type, packet) = if ether_type == VLAN {
-        let Some((tag, packet)) = packet.split_first_chunk::<4>() else { return Err(DropReason::Truncated) };
+        let Some((tag, packet)) = packet.split_first_chunk::<4>() else {
+            return then(frame, Err(DropReason::Truncated));
+        };
         let l2 = L2 { len: 18, vlan: u16::from_be_bytes([tag[0], tag[1]]) & 0x0fff };
         (l2, u16::from_be_bytes([tag[2], tag[3]]), packet)
     } else {
         (L2 { len: 14, vlan: 0 }, ether_type, packet)
     };
-    let to_group = ethernet[0] & 1 != 0;
     match ether_type {
-        IPV4 => ipv4(packet, l2, to_group, checksums),
-        IPV6 => ipv6(packet, l2, to_group, checksums),
-        ARP => Ok(Parsed::Arp(l2)),
-        VLAN | SERVICE_VLAN | OLD_SERVICE_VLAN => Err(DropReason::VlanStacked),
-        _ => Err(DropReason::UnknownEtherType),
+        IPV4 => {
+            let parsed = ipv4(packet, l2, to_group, checksums);
+            then(frame, parsed)
+        }
+        IPV6 => {
+            let parsed = ipv6(packet, l2, to_group, checksums);
+            then(frame, parsed)
+        }
+        ARP => then(frame, Ok(Parsed::Arp(l2))),
+        VLAN | SERVICE_VLAN | OLD_SERVICE_VLAN => then(frame, Err(DropReason::VlanStacked)),
+        _ => then(frame, Err(DropReason::UnknownEtherType)),
     }
 }
 
@@ -163,16 +185,20 @@ fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result
         return Err(DropReason::BadFlags);
     }
     if checksums.l4 != ChecksumState::Good {
-        // At most fifteen words of 32 bits: no carry leaves the 64.
+        // At most twenty words of 32 bits: no carry leaves the 64.
         let mut sum =
             addresses.wrapping_add((segment.len() as u32).to_be().into()).wrapping_add(u16::from(TCP).to_be().into());
         for at in (0..20).step_by(4) {
             sum = sum.wrapping_add(word(header, at));
         }
-        let mut sum = Sum::of_ne(sum);
-        if !rest.is_empty() {
-            sum = sum.bytes(rest);
-        }
+        // Nothing follows the header of most floods' SYNs, and Linux's options that of most others.
+        let sum = if rest.is_empty() {
+            Sum::of_ne(sum)
+        } else if let Ok(options) = <&[u8; 20]>::try_from(rest) {
+            Sum::of_ne((0..20).step_by(4).fold(sum, |sum, at| sum.wrapping_add(word(options, at))))
+        } else {
+            Sum::of_ne(sum).bytes(rest)
+        };
         if !sum.is_valid() {
             return Err(DropReason::BadTcpChecksum);
         }

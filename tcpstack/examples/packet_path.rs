@@ -13,8 +13,8 @@ use crossbeam::queue::ArrayQueue;
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::units::{Micros, PortId, WorkerId};
-use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse};
-use sluice_tcpstack::cookie::{Jar, SYN_ACK_MAX};
+use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse_then};
+use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
 use sluice_tcpstack::limits::SharedLimits;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
@@ -57,6 +57,18 @@ impl Lower for Nothing {
     }
     fn mtu(&self, _: PortId) -> u16 {
         1500
+    }
+}
+
+/// A frame with room behind it.
+struct Buffer<'a> {
+    octets: &'a mut [u8; 256],
+    len: usize,
+}
+
+impl AsRef<[u8]> for Buffer<'_> {
+    fn as_ref(&self) -> &[u8] {
+        &self.octets[..self.len]
     }
 }
 
@@ -104,6 +116,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut lower = Nothing;
     let mut buffer = [0; 256];
+    let mut later = Vec::with_capacity(1);
     let (mut answered, mut dropped) = (0_u64, 0_u64);
     let begun = Instant::now();
     for n in 0..count {
@@ -113,27 +126,40 @@ fn main() -> Result<(), Box<dyn Error>> {
             black_box(&mut buffer);
             continue;
         }
-        let Ok(Parsed::Tcp(segment)) = parse(&buffer[..frame.len()], RxChecksums::default()) else {
-            dropped += 1;
-            continue;
-        };
-        let service = services.get(segment.key.dst, segment.key.dst_port);
-        let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
-            dropped += 1;
-            continue;
-        };
-        if segment.flags.is_initial_syn() {
-            let room = frame.len().max(SYN_ACK_MAX);
-            let answer =
-                stack.answer_syn(&mut buffer[..room], &segment, service, PortId(0), [2, 0, 0, 0, 0, 9], Micros(0));
-            answered += u64::from(black_box(answer).is_ok());
-        } else {
-            let hash = stack.hash(&segment.key);
+        let len = frame.len();
+        // As the worker does: an opening SYN is judged where it was parsed, other segments a little later.
+        parse_then(
+            Buffer { octets: &mut buffer, len },
+            RxChecksums::default(),
+            #[inline(always)]
+            |buffer, parsed| {
+                let Ok(Parsed::Tcp(segment)) = parsed else {
+                    dropped += 1;
+                    return;
+                };
+                if !segment.flags.is_initial_syn() {
+                    return later.push((segment, stack.hash(&segment.key)));
+                }
+                let service = services.get(segment.key.dst, segment.key.dst_port);
+                let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
+                    dropped += 1;
+                    return;
+                };
+                let answer =
+                    stack.answer_syn(buffer.octets, &segment, service, PortId(0), [2, 0, 0, 0, 0, 9], Micros(0));
+                answered += u64::from(black_box(answer).is_ok());
+            },
+        );
+        for (segment, hash) in later.drain(..) {
             stack.touch(hash);
+            let service = services.get(segment.key.dst, segment.key.dst_port);
+            let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
+                dropped += 1;
+                continue;
+            };
             let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1] };
-            let room = frame.len();
             let result =
-                stack.segment(&segment, &mut buffer[..room], hash, arrival, Some(service), Micros(0), &mut lower);
+                stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), Micros(0), &mut lower);
             dropped += u64::from(black_box(result).is_err());
         }
     }

@@ -36,7 +36,7 @@ use std::time::Duration;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::Seq;
-use sluice_filters::{Flags, Segment, TcpOptions};
+use sluice_filters::{Flags, Segment};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::options::SynOptions;
@@ -269,7 +269,7 @@ impl Jar {
     ///
     /// Ethernet goes back where it came from, in the same VLAN. Everything above is written anew from `segment`.
     /// None, and nothing written, when the client's MSS is below [`MSS_MIN`] or the buffer too short.
-    #[inline]
+    #[inline(always)]
     pub fn answer_syn(
         &self,
         frame: &mut [u8],
@@ -292,8 +292,7 @@ impl Jar {
         profile: &SynAckProfile,
         now_ms: u32,
     ) -> Option<usize> {
-        // Many floods carry no options: nothing to read then.
-        let offered = if segment.tcp_len > 20 { segment.options(frame) } else { TcpOptions::default() };
+        let offered = segment.syn_offer(frame);
         let offer = Offer {
             mss: offered.mss.unwrap_or(if V4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 }),
             wscale: offered.wscale.filter(|_| profile.wscale.is_some()),
@@ -308,9 +307,9 @@ impl Jar {
             wscale: profile.wscale.filter(|_| offer.wscale.is_some()),
             sack: offer.sack,
             timestamp: offered
-                .timestamp
+                .tsval
                 .filter(|_| profile.timestamps)
-                .map(|(value, _)| (now_ms.wrapping_add(ts_offset), value)),
+                .map(|value| (now_ms.wrapping_add(ts_offset), value)),
         };
         let mut head = Head::between(&segment.key, Direction::ToPeer);
         head.seq = cookie;

@@ -134,27 +134,40 @@ impl Egress {
     /// Stages a finished frame for `port`.
     #[inline]
     pub(crate) fn stage(&mut self, port: PortId, frame: Frame) {
-        match self.ports.get_mut(usize::from(port.0)).map(|out| &mut out.tx) {
-            Some(Exit::Queue(queue, staged)) => {
-                if staged.is_full() {
-                    offer(queue, staged, port, &self.counters);
-                }
-                if let Err(frame) = staged.push(frame) {
-                    drop(frame);
-                    self.count_drop(DropReason::TxFull);
-                    if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
-                        counters.tx_full.bump();
-                    }
-                }
+        if let Some(PortOut { tx: Exit::Queue(_, staged), .. }) = self.ports.get_mut(usize::from(port.0)) {
+            if let Err(frame) = staged.push(frame) {
+                self.stage_full(port, frame);
             }
-            Some(Exit::Peer(sender)) => {
-                let letter = Letter::Transmit(frame.into(), port);
-                if self.mailboxes.post(*sender, letter).is_err() {
-                    self.count_drop(DropReason::HandoverFull);
-                    self.counters.handover_full.bump();
-                }
+        } else {
+            self.stage_elsewhere(port, frame);
+        }
+    }
+
+    /// Stages a frame behind a full buffer: once more after an offer, or it is dropped.
+    #[cold]
+    fn stage_full(&mut self, port: PortId, frame: Frame) {
+        let Some(PortOut { tx: Exit::Queue(queue, staged), .. }) = self.ports.get_mut(usize::from(port.0)) else {
+            return;
+        };
+        offer(queue, staged, port, &self.counters);
+        if staged.push(frame).is_err() {
+            self.count_drop(DropReason::TxFull);
+            if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
+                counters.tx_full.bump();
             }
-            None => self.count_drop(DropReason::NoRoute),
+        }
+    }
+
+    /// Stages a frame for a port we have no queue of.
+    #[cold]
+    fn stage_elsewhere(&mut self, port: PortId, frame: Frame) {
+        let Some(PortOut { tx: Exit::Peer(sender), .. }) = self.ports.get(usize::from(port.0)) else {
+            return self.count_drop(DropReason::NoRoute);
+        };
+        let letter = Letter::Transmit(frame.into(), port);
+        if self.mailboxes.post(*sender, letter).is_err() {
+            self.count_drop(DropReason::HandoverFull);
+            self.counters.handover_full.bump();
         }
     }
 

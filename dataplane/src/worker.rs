@@ -1,8 +1,9 @@
 //! One worker: the packet's way. Receive, parse, filter, answer or hand to the stack, apply; then timers, letters from other
 //! workers, and one offer to the devices. Everything here belongs to one core.
 //!
-//! A burst is walked twice: first every frame is parsed, its flow hashed and the flow's cache line called for; then each is
-//! judged. A received frame is sent, handed over or freed in [`Worker::apply`], nowhere else.
+//! A burst is walked twice. First every frame is parsed; what cannot belong to a flow (broken frames, opening SYNs) is judged
+//! and done with, and of everything else the flow is hashed. Then the flows' cache lines are called for, and the rest is judged,
+//! in the order of its arrival. A received frame is sent, handed over or freed in [`Worker::apply`], nowhere else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -10,9 +11,8 @@ use std::time::Duration;
 
 use sluice_filters::units::{Micros, PortId, WorkerId};
 use sluice_filters::{
-    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, src_mac,
+    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
 };
-use sluice_tcpstack::cookie::SYN_ACK_MAX;
 use sluice_tcpstack::terminate::{Arrival, Stack};
 
 use crate::clock::Clock;
@@ -76,7 +76,7 @@ pub(crate) struct Worker {
     clock: Clock,
     rx: Vec<Option<RxQueue>>,
     burst: Burst,
-    parsed: Box<[Looked; BURST]>,
+    later: Vec<Later>,
     free: FreeList,
     services: ServiceMap,
     sources: SourceFilter,
@@ -95,13 +95,12 @@ pub(crate) struct Worker {
     last_was_busy: bool,
 }
 
-/// A frame after the first pass.
-#[derive(Clone, Copy)]
-struct Looked {
-    parsed: Result<Parsed, DropReason>,
+/// A frame that the first pass leaves to the second.
+struct Later {
+    frame: Frame,
+    parsed: Parsed,
     /// The flow's hash, where there may be a flow.
     hash: u64,
-    has_flow: bool,
 }
 
 /// What a [`Worker`] is made of.
@@ -153,7 +152,7 @@ impl Worker {
             clock: parts.clock,
             rx: parts.rx,
             burst: Burst::new(),
-            parsed: Box::new([Looked { parsed: Err(DropReason::Truncated), hash: 0, has_flow: false }; BURST]),
+            later: Vec::with_capacity(BURST),
             free: FreeList::new(),
             services: parts.services,
             sources: parts.sources,
@@ -180,72 +179,90 @@ impl Worker {
         if received == 0 {
             return 0;
         }
-        self.look(port, received);
-        for index in 0..received {
-            let Some(mut frame) = self.burst.take(index) else { continue };
-            let Looked { parsed, hash, .. } = self.parsed[index];
-            let verdict = match parsed {
-                Ok(parsed) => self.judge(port, &mut frame, parsed, hash, now),
-                Err(reason) => Verdict::Drop(reason),
-            };
+        let octets = self.look(port, received, now);
+        if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
+            counters.rx_packets.add(received as u64);
+            counters.rx_bytes.add(octets);
+        }
+        if self.later.is_empty() {
+            return received;
+        }
+        // In a loop of its own: loads overlap only when nothing long stands between them.
+        for later in &self.later {
+            self.stack.touch(later.hash);
+        }
+        let mut later = std::mem::take(&mut self.later);
+        for Later { mut frame, parsed, hash } in later.drain(..) {
+            let verdict = self.judge(port, &mut frame, &parsed, hash, now);
             self.apply(port, frame, verdict);
         }
+        self.later = later;
         received
     }
 
-    /// The first pass: parse everything, call for the flows' cache lines.
-    fn look(&mut self, port: PortId, received: usize) {
-        let (mut octets, mut flows) = (0, 0);
+    /// The first pass; returns the octets received.
+    fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
+        let mut octets = 0;
         for index in 0..received.min(PREFETCH) {
             self.burst.prefetch(index);
         }
         for index in 0..received {
             self.burst.prefetch(index + PREFETCH);
-            let Some(frame) = self.burst.get(index) else { continue };
+            let Some(frame) = self.burst.take(index) else { continue };
             octets += frame.len() as u64;
-            let looked = &mut self.parsed[index];
-            looked.parsed = if frame.is_single_segment() {
-                parse(frame.data(), frame.checksums())
-            } else {
-                Err(DropReason::MultiSegment)
-            };
-            if let Ok(Parsed::Tcp(segment)) = &looked.parsed
-                && !segment.flags.is_initial_syn()
-            {
-                looked.hash = self.stack.hash(&segment.key);
-                looked.has_flow = true;
-                flows += 1;
-            } else {
-                looked.has_flow = false;
+            if !frame.is_single_segment() {
+                self.apply(port, frame, Verdict::Drop(DropReason::MultiSegment));
+                continue;
             }
+            let checksums = frame.checksums();
+            parse_then(
+                frame,
+                checksums,
+                // A segment that is judged here stays in registers.
+                #[inline(always)]
+                |mut frame, parsed| match parsed {
+                    Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
+                        let verdict = match self.syn(port, &mut frame, &segment, now) {
+                            Ok(len) => Verdict::Reply(len),
+                            Err(reason) => Verdict::Drop(reason),
+                        };
+                        self.apply(port, frame, verdict);
+                    }
+                    Ok(parsed) => {
+                        let hash = if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
+                        self.later.push(Later { frame, parsed, hash });
+                    }
+                    Err(reason) => self.apply(port, frame, Verdict::Drop(reason)),
+                },
+            );
         }
-        // In a loop of its own: loads overlap only when nothing long stands between them.
-        if flows > 0 {
-            for looked in self.parsed.iter().take(received).filter(|looked| looked.has_flow) {
-                self.stack.touch(looked.hash);
-            }
-        }
-        if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
-            counters.rx_packets.add(received as u64);
-            counters.rx_bytes.add(octets);
-        }
+        octets
     }
 
-    /// The second pass: what a frame is, and what becomes of it.
-    #[inline]
-    fn judge(&mut self, port: PortId, frame: &mut Frame, parsed: Parsed, hash: u64, now: Micros) -> Verdict {
+    /// What a frame is, and what becomes of it.
+    fn judge(&mut self, port: PortId, frame: &mut Frame, parsed: &Parsed, hash: u64, now: Micros) -> Verdict {
         match parsed {
-            Parsed::Tcp(segment) => match self.tcp(port, frame, &segment, hash, now) {
+            Parsed::Tcp(segment) => match self.tcp(port, frame, segment, hash, now) {
                 Ok(verdict) => verdict,
                 Err(reason) => Verdict::Drop(reason),
             },
-            Parsed::Arp(l2) => self.arp(port, frame, l2, now),
-            Parsed::Icmp(packet) => self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, &packet, now)),
+            Parsed::Arp(l2) => self.arp(port, frame, *l2, now),
+            Parsed::Icmp(packet) => self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, packet, now)),
             Parsed::Icmp6(packet) => self.icmp6(port, frame, packet, now),
         }
     }
 
-    /// TCP: filters, then the cookie's SYN-ACK, or the stack.
+    /// An opening SYN: filters, then the cookie's SYN-ACK in the same frame; returns its length.
+    #[inline(always)]
+    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
+        self.egress.net.accepts(port, frame.data(), segment.l2)?;
+        let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
+        self.sources.check(segment.key.src)?;
+        let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
+        self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac, now)
+    }
+
+    /// Other TCP: filters, then the stack.
     #[inline]
     fn tcp(
         &mut self,
@@ -259,15 +276,6 @@ impl Worker {
         let service = self.services.get(segment.key.dst, segment.key.dst_port);
         let Some(service) = service else { return self.upstream(port, frame, segment, hash, now) };
         self.sources.check(segment.key.src)?;
-        if segment.flags.is_initial_syn() {
-            let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
-            let room = frame.len().max(SYN_ACK_MAX);
-            if !frame.set_len(room) {
-                return Err(DropReason::Truncated);
-            }
-            let len = self.stack.answer_syn(frame.data_mut(), segment, service, port, mac, now)?;
-            return Ok(Verdict::Reply(len));
-        }
         let owner = self.steer.client(hash, self.id);
         if owner != self.id {
             return Ok(Verdict::HandOver(owner));
@@ -286,7 +294,7 @@ impl Worker {
         hash: u64,
         now: Micros,
     ) -> Result<Verdict, DropReason> {
-        if !self.egress.net.is_local(segment.key.dst) || segment.flags.is_initial_syn() {
+        if !self.egress.net.is_local(segment.key.dst) {
             return Err(DropReason::NotAService);
         }
         let owner = self.steer.upstream(segment.key.dst_port, self.id);
@@ -307,10 +315,10 @@ impl Worker {
         })
     }
 
-    fn icmp6(&mut self, port: PortId, frame: &mut Frame, packet: Datagram, now: Micros) -> Verdict {
+    fn icmp6(&mut self, port: PortId, frame: &mut Frame, packet: &Datagram, now: Micros) -> Verdict {
         let (mailboxes, id) = (self.mailboxes.clone(), self.id);
         self.local(frame, |egress, octets, _| {
-            egress.net.icmp6(port, octets, &packet, now, &mut |learned| mailboxes.tell_others(id, learned))
+            egress.net.icmp6(port, octets, packet, now, &mut |learned| mailboxes.tell_others(id, learned))
         })
     }
 
@@ -372,7 +380,7 @@ impl Worker {
                         Ok(parsed) => {
                             let hash =
                                 if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
-                            self.judge(port, &mut frame, parsed, hash, now)
+                            self.judge(port, &mut frame, &parsed, hash, now)
                         }
                         Err(reason) => Verdict::Drop(reason),
                     };

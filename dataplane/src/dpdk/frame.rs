@@ -91,6 +91,17 @@ impl Frame {
         unsafe { std::slice::from_raw_parts_mut(self.start(), self.len()) }
     }
 
+    /// The octets and all the room behind them, which holds whatever was there before: for writing an answer over what was
+    /// received, and then [`Self::set_len`].
+    #[inline]
+    #[must_use]
+    pub fn buffer_mut(&mut self) -> &mut [u8] {
+        let mbuf = self.mbuf();
+        let room = usize::from(mbuf.buf_len).saturating_sub(usize::from(mbuf.data_off));
+        // SAFETY: as in `data_mut`: from `data_off` to `buf_len` everything is the buffer's, initialised, and nobody else's.
+        unsafe { std::slice::from_raw_parts_mut(self.start(), room) }
+    }
+
     /// Whether all of the frame is in [`Self::data`].
     #[inline]
     #[must_use]
@@ -153,14 +164,14 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn set_len(&mut self, len: usize) -> bool {
-        let limit = self.len().saturating_add(self.tailroom());
-        let Ok(new) = u16::try_from(len) else { return false };
-        if len > limit || !self.is_single_segment() {
+        let mbuf = self.mbuf_mut();
+        let limit = usize::from(mbuf.buf_len).saturating_sub(usize::from(mbuf.data_off));
+        if len > limit || mbuf.nb_segs != 1 {
             return false;
         }
-        let mbuf = self.mbuf_mut();
-        mbuf.data_len = new;
-        mbuf.pkt_len = u32::from(new);
+        // Not above `buf_len`: nothing is lost.
+        mbuf.data_len = len as u16;
+        mbuf.pkt_len = len as u32;
         true
     }
 
@@ -220,6 +231,14 @@ impl Frame {
         unsafe {
             std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(self.start().cast::<i8>());
         }
+    }
+}
+
+impl AsRef<[u8]> for Frame {
+    /// [`Frame::data`].
+    #[inline]
+    fn as_ref(&self) -> &[u8] {
+        self.data()
     }
 }
 

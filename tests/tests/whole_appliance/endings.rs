@@ -1,6 +1,6 @@
 //! How sessions end: the other side sees what it would see without sluice, and the log says why and whose doing it was.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::net::SocketAddr;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -158,7 +158,7 @@ fn killed(route: &Route<'_>, task: &str) -> (Ending, SocketAddr) {
     let client = route.dial();
     let address = client.local_addr().expect("a connected socket has an address");
     let writer = client.try_clone().expect("a socket can be cloned");
-    let sending = (task == "stall").then(|| thread::spawn(move || drop(send(&writer, UP, 64 * MIB))));
+    let sending = (task == "stall").then(|| thread::spawn(move || send(&writer, UP, 64 * MIB)));
     let mut ear = Ear::default();
     if task == "source" {
         assert_eq!(ear.hear(&client, 4 * MIB), None, "the transfer runs");
@@ -168,9 +168,13 @@ fn killed(route: &Route<'_>, task: &str) -> (Ending, SocketAddr) {
         thread::sleep(Duration::from_millis(500));
     }
     server.signal(Signal::SIGKILL);
-    let ended = ear.finish(&client).ending;
+    let mut ended = ear.finish(&client).ending;
     drop(client);
-    sending.map(thread::JoinHandle::join);
+    // A reset is told once, to the reader or to the writer; the other one then finds the stream at its end.
+    let told_writer = sending.map(|sending| sending.join().expect("the sender's thread"));
+    if told_writer.is_some_and(|sent| sent.is_err_and(|error| error.kind() == ErrorKind::ConnectionReset)) {
+        ended = Ending::Reset;
+    }
     (ended, address)
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use sluice_config::Congestion;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq};
-use sluice_filters::{Flags, Segment, checksum};
+use sluice_filters::{Flags, Segment, TcpOptions, checksum};
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{CongestionControl, Socket, SocketBuffer, State};
 use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
@@ -21,6 +21,8 @@ use crate::translate::Translator;
 
 /// Rule 1 of the guard: a larger receive buffer would need a window shift.
 const BUFFER_MAX: usize = 65_535;
+/// How long a peer's timestamp can be compared (RFC 7323 section 5.5).
+const TIMESTAMP_LIFE: Duration = Duration::from_secs(24 * 24 * 3600);
 /// Packets one endpoint may emit in a row before others have their turn.
 const EGRESS_BURST: usize = 48;
 
@@ -108,6 +110,23 @@ impl Leg {
     /// Whether both ends send timestamps.
     pub(super) fn timestamps(&self) -> bool {
         self.peer_timestamp.is_some()
+    }
+
+    /// Whether a segment is older than one already seen, by its timestamp (PAWS, RFC 7323 section 5.3). RSTs are not asked.
+    pub(super) fn is_stale(&self, segment: &Segment, options: &TcpOptions, silent_for: Duration) -> bool {
+        let (Some(recent), Some((value, _))) = (self.peer_timestamp, options.timestamp) else { return false };
+        let older = (value.wrapping_sub(recent) as i32) < 0;
+        // Section 5.5: after so long a silence the peer's clock may have wrapped.
+        older && !segment.flags.rst() && !segment.flags.syn() && silent_for < TIMESTAMP_LIFE
+    }
+
+    /// Keeps the timestamp to echo: the peer's newest at or before what we acknowledged (RFC 7323 section 4.3).
+    fn note_timestamp(&mut self, segment: &Segment, options: &TcpOptions, opening: bool) {
+        let Some((value, _)) = options.timestamp else { return };
+        let newer = self.peer_timestamp.is_some_and(|recent| value.wrapping_sub(recent) as i32 >= 0);
+        if opening || (newer && !self.guard.rcv_ack().precedes(segment.seq)) {
+            self.peer_timestamp = Some(value);
+        }
     }
 
     /// An ACK that says where we are (RFC 5961), built without smoltcp.
@@ -290,22 +309,18 @@ impl Endpoint {
     pub(super) fn feed<N: Lower>(
         &mut self,
         segment: &Segment,
+        options: &TcpOptions,
         frame: &mut [u8],
         interfaces: &mut Interfaces,
         now: Micros,
         net: &mut N,
     ) {
         let opening = !self.leg.guard.synchronized() && segment.flags.syn();
-        let options = segment.options(frame);
         if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
             if opening {
                 self.leg.guard.peer_shift(options.wscale.unwrap_or(0));
             }
-            if let Some((value, _)) = options.timestamp
-                && (opening || self.leg.peer_timestamp.is_some())
-            {
-                self.leg.peer_timestamp = Some(value);
-            }
+            self.leg.note_timestamp(segment, options, opening);
             if let Some(translator) = &self.leg.translator {
                 translator.incoming::<false>(tcp);
             }

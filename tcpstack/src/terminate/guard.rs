@@ -8,7 +8,9 @@
 //! 4. an old ACK is raised to the newest, with the newest window, or smoltcp would drop the payload it comes with;
 //! 5. a RST counts only with the exact sequence number; another one inside the window gets a challenge ACK (RFC 5961 section 3.2);
 //! 6. a FIN beyond the advertised window is stripped with the payload it follows;
-//! 8. a SYN on a connection gets a challenge ACK (RFC 5961 section 4.2).
+//! 8. a SYN on a connection gets a challenge ACK (RFC 5961 section 4.2);
+//! 9. a segment outside the window changes nothing here: one beyond it, or from long ago, gets a challenge ACK (RFC 9293 section
+//!    3.10.7.4), one that was received already is fed only so that smoltcp acknowledges it again.
 
 #![cfg_attr(
     not(test),
@@ -23,6 +25,9 @@
 
 use sluice_filters::units::Seq;
 use sluice_filters::{DropReason, Segment};
+
+/// How far back a retransmission may lie behind what we acknowledged, octets: further than any window we advertise.
+const OLD_MAX: u32 = 1 << 17;
 
 /// What to do with a segment.
 #[must_use]
@@ -165,13 +170,21 @@ impl Guard {
         if !flags.ack() {
             return Gate::Drop(DropReason::BadAck);
         }
+        let end = segment.seq.plus(u32::from(segment.payload_len));
+        let old =
+            if segment.payload_len == 0 { segment.seq.precedes(self.rcv_ack) } else { !self.rcv_ack.precedes(end) };
+        if self.rcv_edge.precedes(segment.seq) || (old && self.rcv_ack.minus(end) > OLD_MAX) {
+            return Gate::Challenge(DropReason::OutOfWindow);
+        }
         if self.snd_max.precedes(segment.ack) {
             return Gate::Challenge(DropReason::BadAck);
         }
-        if segment.ack.precedes(self.snd_una) {
-            if self.snd_una.minus(segment.ack) > self.max_window.max(u32::from(u16::MAX)) {
-                return Gate::Challenge(DropReason::OldAck);
-            }
+        if segment.ack.precedes(self.snd_una)
+            && self.snd_una.minus(segment.ack) > self.max_window.max(u32::from(u16::MAX))
+        {
+            return Gate::Challenge(DropReason::OldAck);
+        }
+        if old || segment.ack.precedes(self.snd_una) {
             set_ack_and_window(tcp, self.snd_una, self.peer_window);
         } else {
             self.snd_una = segment.ack;
@@ -181,11 +194,8 @@ impl Guard {
         if self.closing && self.peer_window == 0 {
             set_ack_and_window(tcp, self.snd_una, 1);
         }
-        if flags.fin() {
-            let end = segment.seq.plus(u32::from(segment.payload_len));
-            if self.rcv_edge.precedes(end) {
-                clear_fin(tcp);
-            }
+        if flags.fin() && self.rcv_edge.precedes(end) {
+            clear_fin(tcp);
         }
         Gate::Feed
     }

@@ -48,9 +48,12 @@ impl Stack {
             Some(FlowRef::Session(side, index)) => {
                 match self.known(side, index, inbound, frame, now, net) {
                     // A client that lost its state may come back from the same port, with a cookie of today.
-                    Err(DropReason::BadAck | DropReason::OldAck) if side == Side::Client => {
-                        self.restarted(index, inbound, frame, now, net)
-                    }
+                    Err(
+                        reason @ (DropReason::BadAck
+                        | DropReason::OldAck
+                        | DropReason::OutOfWindow
+                        | DropReason::StaleTimestamp),
+                    ) if side == Side::Client => self.restarted(index, reason, inbound, frame, now, net),
                     result => result,
                 }
             }
@@ -78,14 +81,20 @@ impl Stack {
             // So that the guard knows the newest ACK: a RST must match it exactly.
             endpoint.emit(&mut self.interfaces, now, net);
         }
+        let options = segment.options(frame);
         let range = segment.l4()..segment.end();
         let Some(tcp) = frame.get_mut(range) else { return Err(DropReason::Truncated) };
-        match endpoint.leg.guard.judge(segment, tcp) {
+        let gate = if endpoint.leg.is_stale(segment, &options, now.since(endpoint.heard)) {
+            Gate::Challenge(DropReason::StaleTimestamp)
+        } else {
+            endpoint.leg.guard.judge(segment, tcp)
+        };
+        match gate {
             Gate::Feed => {
                 if side == Side::Client {
                     endpoint.leg.way = Way::Reply { port: arrival.port, mac: arrival.mac };
                 }
-                endpoint.feed(segment, frame, &mut self.interfaces, now, net);
+                endpoint.feed(segment, &options, frame, &mut self.interfaces, now, net);
             }
             Gate::Reset => {
                 endpoint.reset = true;
@@ -109,10 +118,12 @@ impl Stack {
         Ok(())
     }
 
-    /// A client's segment that does not fit its session, yet brings a valid cookie of another handshake.
+    /// A client's segment that does not fit its session, which is `reason` to drop it, unless it brings a valid cookie of another
+    /// handshake.
     fn restarted<N: Lower>(
         &mut self,
         index: u32,
+        reason: DropReason,
         inbound: Inbound<'_>,
         frame: &mut [u8],
         now: Micros,
@@ -122,7 +133,7 @@ impl Stack {
         let same_handshake =
             self.sessions.get_mut(index).is_some_and(|session| session.client.leg.is_first_number(cookie));
         if same_handshake || self.check(inbound.segment).is_none() {
-            return Err(DropReason::BadAck);
+            return Err(reason);
         }
         if let Some(mut session) = self.sessions.take(index) {
             // Its peer is gone; a RST would hit the new connection.
@@ -255,7 +266,7 @@ impl Stack {
             self.sessions.release(index);
             return None;
         }
-        client.feed(segment, frame, &mut self.interfaces, now, net);
+        client.feed(segment, &options, frame, &mut self.interfaces, now, net);
         let (remote, local) = (segment.key.remote(), segment.key.local());
         let header = match settings.proxy_protocol {
             ProxyProtocol::Off => None,

@@ -50,6 +50,56 @@ fn an_ack_of_data_never_sent_is_challenged() {
 }
 
 #[test]
+fn a_blind_segment_outside_the_window_moves_nothing() {
+    let (mut lab, mut hand, server) = with_hand();
+    lab.server.get(server).send_slice(&[7; 5000]).unwrap();
+    lab.idle(5);
+    // Someone guessed an acknowledgment number, but not the sequence number: beyond the window, and long before it.
+    hand.says(&mut lab, Flags::ACK, 70_000, 2000, b"x");
+    hand.says(&mut lab, Flags::ACK, 0_u32.wrapping_sub(200_000), 2000, b"x");
+    assert_eq!(lab.drops, [DropReason::OutOfWindow, DropReason::OutOfWindow]);
+    // One octet, received before: acknowledged again, and otherwise not believed.
+    hand.says(&mut lab, Flags::ACK, 0, 0, b"a");
+    hand.next = hand.next.wrapping_add(1);
+    hand.says(&mut lab, Flags::ACK, 0_u32.wrapping_sub(1), 2000, b"a");
+    // The client has none of it: everything is sent again, from the first octet on.
+    lab.client.wire.incoming.clear();
+    lab.idle(1500);
+    let first = lab.client.wire.incoming.iter().filter_map(|packet| {
+        let Ok(Parsed::Tcp(segment)) = parse(&Lab::framed(packet), RxChecksums::default()) else { return None };
+        (segment.payload_len > 0).then_some(segment.seq.0)
+    });
+    assert_eq!(first.min_by_key(|seq| seq.wrapping_sub(hand.ack)), Some(hand.ack));
+}
+
+#[test]
+fn a_segment_with_an_old_timestamp_is_challenged() {
+    let mut lab = Lab::new(RAW);
+    lab.client_answers = false;
+    let server = lab.server.listen(80);
+    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
+        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
+        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
+    };
+    lab.receive(&stamped(Flags::SYN, 99, 0, 1000, b""));
+    let (_, packet) = lab.below.sent.pop_back().unwrap();
+    let Ok(Parsed::Tcp(answer)) = parse(&Lab::framed(&packet), RxChecksums::default()) else { panic!() };
+    let ack = answer.seq.0.wrapping_add(1);
+    lab.receive(&stamped(Flags::ACK, 100, ack, 1001, b""));
+    lab.receive(&stamped(Flags::ACK, 100, ack, 1002, b"new"));
+    assert_eq!(lab.drops, []);
+    lab.receive(&stamped(Flags::ACK, 103, ack, 999, b"old"));
+    assert_eq!(lab.drops, [DropReason::StaleTimestamp]);
+    lab.receive(&stamped(Flags::ACK, 103, ack, 1002, b"er"));
+    let mut got = Vec::new();
+    assert!(lab.run(100, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"newer"
+    }));
+}
+
+#[test]
 fn a_segment_with_an_older_ack_keeps_its_payload() {
     let (mut lab, mut hand, server) = with_hand();
     lab.server.get(server).send_slice(b"0123456789").unwrap();

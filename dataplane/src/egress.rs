@@ -1,8 +1,9 @@
 //! A worker's way out: frames for the stack, Ethernet headers, next hops, the transmit queues.
 //!
-//! Each port has a staging buffer that is offered to the device once a turn. What the device does not take stays staged for
-//! the next turn; while a port is half full the stack keeps its payload ([`Lower::room`]), so a slow device slows senders
-//! down instead of losing their segments. Answers to floods find no room in a full buffer, and are dropped and counted.
+//! Each port has a staging buffer that is offered to the device after the received frames and after the stack. What the device
+//! does not take stays staged for the next turn; while the buffer is nearly full the stack keeps its payload
+//! ([`Lower::room`]), so a slow device slows senders down instead of losing their segments. Answers to received frames, floods
+//! among them, get half of the buffer at most; what finds no room is dropped and counted.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,6 +21,12 @@ use crate::steer::Steer;
 
 /// Frames that may wait for a neighbour's answer, all neighbours together.
 const WAITING_MAX: usize = 64;
+/// Staged frames up to which an answer to a received frame is staged too: a full burst's.
+const ANSWERS: usize = TX_BUFFER / 2;
+/// Staged frames up to which the stack may emit payload; the rest is for what it must not lose.
+const PAYLOAD: usize = TX_BUFFER - 8;
+/// Staged frames of the stack's that are worth an offer in the middle of a turn.
+const OFFERED: usize = TX_BUFFER / 2;
 /// How long they wait.
 const WAITING_TIME: Duration = Duration::from_secs(3);
 /// Largest IP packet there is room for when the pool is empty.
@@ -48,6 +55,8 @@ struct PortOut {
     tx: Exit,
     l2_len: usize,
     mtu: u16,
+    /// The device took less than it was offered this turn.
+    full: bool,
 }
 
 #[allow(clippy::large_enum_variant, reason = "one a port, side by side in one vector")]
@@ -100,6 +109,7 @@ impl Egress {
                     },
                     l2_len: if port.is_some_and(|port| port.vlan != 0) { 18 } else { 14 },
                     mtu: port.map_or(1500, |port| port.mtu),
+                    full: false,
                 }
             })
             .collect();
@@ -121,6 +131,9 @@ impl Egress {
     /// Starts a turn.
     pub(crate) fn begin_turn(&mut self, now: Micros) {
         self.now = now;
+        for out in &mut self.ports {
+            out.full = false;
+        }
     }
 
     /// Counts a frame that was dropped.
@@ -131,8 +144,53 @@ impl Egress {
         }
     }
 
+    /// Stages an answer to a received frame, which nobody will miss: it leaves half of the buffer to the stack.
+    #[inline(always)]
+    pub(crate) fn answer(&mut self, port: PortId, frame: Frame) {
+        match self.ports.get_mut(usize::from(port.0)) {
+            Some(PortOut { tx: Exit::Queue(_, staged), .. }) if staged.len() < ANSWERS => {
+                if let Err(frame) = staged.push(frame) {
+                    drop(frame);
+                }
+            }
+            Some(PortOut { tx: Exit::Queue(..), .. }) => self.answer_behind_others(port, frame),
+            _ => self.stage_elsewhere(port, frame),
+        }
+    }
+
+    /// Stages an answer once the device took some of those before it, or drops it.
+    #[cold]
+    fn answer_behind_others(&mut self, port: PortId, frame: Frame) {
+        let Some(PortOut { tx: Exit::Queue(queue, staged), .. }) = self.ports.get_mut(usize::from(port.0)) else {
+            return;
+        };
+        offer(queue, staged, port, &self.counters);
+        if staged.len() >= ANSWERS || staged.push(frame).is_err() {
+            self.count_full(port);
+        }
+    }
+
+    fn count_full(&self, port: PortId) {
+        self.count_drop(DropReason::TxFull);
+        if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
+            counters.tx_full.bump();
+        }
+    }
+
+    /// Stages a frame of the stack's, and offers what is staged when it is a good part, unless the device is full this turn.
+    fn stage_payload(&mut self, port: PortId, frame: Frame) {
+        self.stage(port, frame);
+        if let Some(PortOut { tx: Exit::Queue(queue, staged), full, .. }) = self.ports.get_mut(usize::from(port.0))
+            && staged.len() >= OFFERED
+            && !*full
+        {
+            offer(queue, staged, port, &self.counters);
+            *full = !staged.is_empty();
+        }
+    }
+
     /// Stages a finished frame for `port`.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn stage(&mut self, port: PortId, frame: Frame) {
         if let Some(PortOut { tx: Exit::Queue(_, staged), .. }) = self.ports.get_mut(usize::from(port.0)) {
             if let Err(frame) = staged.push(frame) {
@@ -151,10 +209,7 @@ impl Egress {
         };
         offer(queue, staged, port, &self.counters);
         if staged.push(frame).is_err() {
-            self.count_drop(DropReason::TxFull);
-            if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
-                counters.tx_full.bump();
-            }
+            self.count_full(port);
         }
     }
 
@@ -266,7 +321,7 @@ impl Lower for Egress {
     fn room(&self, way: Way) -> bool {
         let (Way::Reply { port, .. } | Way::Neighbor { port, .. }) = way;
         match self.ports.get(usize::from(port.0)).map(|out| &out.tx) {
-            Some(Exit::Queue(_, staged)) => staged.len() < TX_BUFFER / 2,
+            Some(Exit::Queue(_, staged)) => staged.len() < PAYLOAD,
             Some(Exit::Peer(sender)) => self.mailboxes.waiting(*sender) < PEER_BUSY,
             None => true,
         }
@@ -291,7 +346,7 @@ impl Lower for Egress {
         self.net.ethernet(port, destination, ipv6, &mut draft);
         header.copy_from_slice(&draft[..l2_len]);
         match (mac, hop) {
-            (Mac::Known(_), _) => self.stage(port, frame),
+            (Mac::Known(_), _) => self.stage_payload(port, frame),
             (Mac::Resolving, Some(hop)) if self.waiting.len() < WAITING_MAX => {
                 self.waiting.push(Waiting { hop, frame, until: self.now.after(WAITING_TIME) });
             }

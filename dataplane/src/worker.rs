@@ -3,7 +3,8 @@
 //!
 //! A burst is walked twice. First every frame is parsed; what cannot belong to a flow (broken frames, opening SYNs) is judged
 //! and done with, and of everything else the flow is hashed. Then the flows' cache lines are called for, and the rest is judged,
-//! in the order of its arrival. A received frame is sent, handed over or freed in [`Worker::apply`], nowhere else.
+//! in the order of its arrival. A received frame is sent, handed over or freed in [`Worker::apply`] or the two functions before it,
+//! nowhere else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -131,8 +132,10 @@ impl Turn for Worker {
             work += self.receive(PortId(port as u8), now);
         }
         work += self.read_letters(now);
+        self.stack.run_timers(now, TIMER_BUDGET);
+        // A flood's answers leave first, so that they do not stand in the payload's way.
+        self.egress.flush();
         self.stack.serve(now, &mut self.egress);
-        self.stack.run_timers(now, TIMER_BUDGET, &mut self.egress);
         self.egress.poll_neighbors();
         self.egress.flush();
         self.free.flush();
@@ -211,7 +214,7 @@ impl Worker {
             let Some(frame) = self.burst.take(index) else { continue };
             octets += frame.len() as u64;
             if !frame.is_single_segment() {
-                self.apply(port, frame, Verdict::Drop(DropReason::MultiSegment));
+                self.discard(frame, DropReason::MultiSegment);
                 continue;
             }
             let checksums = frame.checksums();
@@ -222,17 +225,16 @@ impl Worker {
                 #[inline(always)]
                 |mut frame, parsed| match parsed {
                     Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
-                        let verdict = match self.syn(port, &mut frame, &segment, now) {
-                            Ok(len) => Verdict::Reply(len),
-                            Err(reason) => Verdict::Drop(reason),
-                        };
-                        self.apply(port, frame, verdict);
+                        match self.syn(port, &mut frame, &segment, now) {
+                            Ok(len) => self.reply(port, frame, len),
+                            Err(reason) => self.discard(frame, reason),
+                        }
                     }
                     Ok(parsed) => {
                         let hash = if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
                         self.later.push(Later { frame, parsed, hash });
                     }
-                    Err(reason) => self.apply(port, frame, Verdict::Drop(reason)),
+                    Err(reason) => self.discard(frame, reason),
                 },
             );
         }
@@ -342,16 +344,26 @@ impl Worker {
         }
     }
 
-    /// The only place where a received frame is sent, handed over or freed.
+    /// Sends a frame that was rewritten back out of its port.
+    #[inline(always)]
+    fn reply(&mut self, port: PortId, mut frame: Frame, len: usize) {
+        // An answer that does not fit its frame was not written.
+        if frame.set_len(len) {
+            self.egress.answer(port, frame);
+        }
+    }
+
+    /// Drops a frame.
     #[inline]
-    fn apply(&mut self, port: PortId, mut frame: Frame, verdict: Verdict) {
+    fn discard(&mut self, frame: Frame, reason: DropReason) {
+        self.egress.count_drop(reason);
+        self.free.push(frame);
+    }
+
+    /// Sends, hands over or frees a received frame.
+    fn apply(&mut self, port: PortId, frame: Frame, verdict: Verdict) {
         match verdict {
-            Verdict::Reply(len) => {
-                // An answer that does not fit its frame was not written.
-                if frame.set_len(len) {
-                    self.egress.stage(port, frame);
-                }
-            }
+            Verdict::Reply(len) => self.reply(port, frame, len),
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
@@ -360,10 +372,7 @@ impl Worker {
                     self.egress.count_drop(DropReason::HandoverFull);
                 }
             }
-            Verdict::Drop(reason) => {
-                self.egress.count_drop(reason);
-                self.free.push(frame);
-            }
+            Verdict::Drop(reason) => self.discard(frame, reason),
         }
     }
 
@@ -401,7 +410,7 @@ impl Worker {
         }
         self.stack.drain();
         if stage == Stage::RESETTING && self.stack.sessions() > 0 {
-            self.stack.reset_all(now, &mut self.egress);
+            self.stack.reset_some(now, &mut self.egress);
             self.egress.flush();
         }
         if self.stack.sessions() == 0 {

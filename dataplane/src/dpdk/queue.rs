@@ -132,7 +132,7 @@ impl TxBuffer {
     ///
     /// # Errors
     /// Hands the frame back if the buffer is full.
-    #[inline]
+    #[inline(always)]
     pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
         let Some(slot) = self.frames.get_mut(self.len) else { return Err(frame) };
         self.bytes = self.bytes.wrapping_add(frame.len());

@@ -45,9 +45,8 @@ impl<'a, N: Lower> Device for Wire<'a, N> {
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_, N>> {
-        if !self.swallow && !self.net.room(self.leg.way) {
-            return None;
-        }
+        // Whether there is room is asked before smoltcp is polled: one that is refused in the middle of a dispatch has already
+        // disarmed its timers.
         Some(Outgoing { net: self.net, leg: self.leg, swallow: self.swallow })
     }
 

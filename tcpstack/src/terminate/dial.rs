@@ -13,9 +13,10 @@ use crate::ports::PortSpace;
 /// An upstream that failed is dialled last for this long.
 const SHUNNED: Duration = Duration::from_secs(5);
 /// TIME-WAIT of a kernel (RFC 9293 section 3.4.2; Linux waits 60 s): before that a source port is not used again.
-const REST: Duration = Duration::from_secs(60);
-/// The same where the upstream sends timestamps: a SYN with a later one takes the place of TIME-WAIT (RFC 6191).
-const REST_WITH_TIMESTAMPS: Duration = Duration::from_secs(1);
+const TIME_WAIT: Duration = Duration::from_secs(60);
+/// Where no TIME-WAIT stands in the way, long enough for what is still on the wire. With timestamps it does not: a SYN with a later
+/// one takes its place (RFC 6191).
+const BRIEF_REST: Duration = Duration::from_secs(1);
 
 /// One service's turn-taking among its upstreams.
 pub(super) struct Balancer {
@@ -117,19 +118,21 @@ impl SourcePorts {
         SourcePorts { spaces: Vec::new(), seed }
     }
 
-    /// A port from which `upstream` may be dialled now, such that its answers come to this worker; none when all are taken.
+    /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which is not `listened` on at
+    /// `source`; none when all are taken.
     pub(super) fn lease<N: Lower>(
         &mut self,
         source: Addr,
         upstream: SocketAddr,
         now: Micros,
         net: &N,
+        listened: impl Fn(u16) -> bool,
     ) -> Option<Lease> {
         let found = self.spaces.iter().position(|(s, u, _)| *s == source && *u == upstream);
         let space = found.unwrap_or_else(|| {
             let key =
                 |port| FlowKey { src: upstream.ip().into(), dst: source, src_port: upstream.port(), dst_port: port };
-            let ports = PortSpace::new(self.seed, |port| net.owns(&key(port)));
+            let ports = PortSpace::new(self.seed, |port| !listened(port) && net.owns(&key(port)));
             self.spaces.push((source, upstream, ports));
             self.spaces.len() - 1
         });
@@ -138,11 +141,11 @@ impl SourcePorts {
     }
 
     /// Gives a port back. It rests first when the upstream may still remember the connection.
-    pub(super) fn release(&mut self, lease: Lease, after: Ended, now: Micros) {
-        let rest = match after {
-            Ended::Refused => Duration::ZERO,
-            Ended::WithTimestamps => REST_WITH_TIMESTAMPS,
-            Ended::Otherwise => REST,
+    pub(super) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
+        let rest = match rest {
+            Rest::None => Duration::ZERO,
+            Rest::Brief => BRIEF_REST,
+            Rest::TimeWait => TIME_WAIT,
         };
         if let Some((_, _, ports)) = self.spaces.get_mut(lease.space) {
             ports.release(lease.port, now, rest);
@@ -162,15 +165,15 @@ impl SourcePorts {
     }
 }
 
-/// What an upstream may remember of a connection.
+/// How long a source port rests: by what the upstream may remember of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ended {
-    /// Nothing: it never accepted.
-    Refused,
-    /// A TIME-WAIT that a later timestamp overrides.
-    WithTimestamps,
-    /// A TIME-WAIT, or a connection it does not know to be over.
-    Otherwise,
+pub(super) enum Rest {
+    /// It remembers nothing: it refused, or reset.
+    None,
+    /// What it remembers does not stand in the way of a new connection.
+    Brief,
+    /// A TIME-WAIT that nothing overrides.
+    TimeWait,
 }
 
 #[cfg(test)]

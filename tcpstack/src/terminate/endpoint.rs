@@ -102,9 +102,9 @@ impl Leg {
         }
     }
 
-    /// Whether our first sequence number is this one.
-    pub(super) fn is_first_number(&self, seq: Seq) -> bool {
-        self.isn == seq
+    /// Our first sequence number.
+    pub(super) fn isn(&self) -> Seq {
+        self.isn
     }
 
     /// Whether both ends send timestamps.
@@ -202,6 +202,13 @@ pub(super) struct ClientOffer {
     pub(super) advertised: u16,
 }
 
+/// Whether room below is asked for, or taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Room {
+    Asked,
+    Taken,
+}
+
 /// One end of a connection.
 pub(super) struct Endpoint {
     pub(super) leg: Leg,
@@ -218,6 +225,11 @@ pub(super) struct Endpoint {
     pub(super) reset: bool,
     /// When the last challenge ACK went out.
     pub(super) challenged: Option<Micros>,
+    /// When the peer last acknowledged something new.
+    pub(super) progress: Micros,
+    acknowledged: Seq,
+    /// When the socket entered TIME-WAIT.
+    parted: Option<Micros>,
 }
 
 impl Endpoint {
@@ -254,6 +266,9 @@ impl Endpoint {
             waiting_since: None,
             reset: false,
             challenged: None,
+            progress: now,
+            acknowledged: making.isn,
+            parted: None,
         }
     }
 
@@ -326,6 +341,10 @@ impl Endpoint {
             }
         }
         self.heard = now;
+        if self.leg.guard.snd_una() != self.acknowledged {
+            self.acknowledged = self.leg.guard.snd_una();
+            self.progress = now;
+        }
         let (interface, mtu) = interfaces.get(self.interface);
         let mut wire = Wire { net, leg: &mut self.leg, received: frame.get(segment.ip_range()), swallow: false, mtu };
         match interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets) {
@@ -336,29 +355,44 @@ impl Endpoint {
         self.note_waiting(now);
     }
 
-    /// Emits what the socket has to say. True when it may have more.
+    /// Emits what the socket has to say, as far as there is room. True when it has more.
     pub(super) fn emit<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) -> bool {
+        self.emit_as(Room::Asked, interfaces, now, net)
+    }
+
+    /// Emits whether or not there is room: the last words of a connection, which nobody will repeat.
+    pub(super) fn emit_last<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) {
+        self.emit_as(Room::Taken, interfaces, now, net);
+    }
+
+    fn emit_as<N: Lower>(&mut self, room: Room, interfaces: &mut Interfaces, now: Micros, net: &mut N) -> bool {
         if self.reset {
             return false;
         }
+        // smoltcp's TIME-WAIT ends with its buffers emptied, unread payload included. Its clock stands still there; the session
+        // decides when it is over.
+        let at = if self.state() == State::TimeWait { *self.parted.get_or_insert(now) } else { now };
+        let time = clock::stack_time(at);
         let (interface, mtu) = interfaces.get(self.interface);
-        let time = clock::stack_time(now);
         let mut more = false;
         let mut wire = Wire { net, leg: &mut self.leg, received: None, swallow: false, mtu };
         for _ in 0..EGRESS_BURST {
+            if room == Room::Asked && !wire.net.room(wire.leg.way) {
+                more = interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
+                break;
+            }
             more = interface.poll_egress(time, &mut wire, &mut self.sockets) != PollResult::None;
             if !more {
                 break;
             }
         }
         self.note_waiting(now);
-        // Without room smoltcp says that it has nothing to emit.
-        more || !net.room(self.leg.way)
+        more
     }
 
     /// When the socket wants [`Endpoint::emit`] next.
     pub(super) fn emit_at(&mut self, interfaces: &mut Interfaces, now: Micros) -> Option<Micros> {
-        if self.reset {
+        if self.reset || self.state() == State::TimeWait {
             return None;
         }
         let (interface, _) = interfaces.get(self.interface);
@@ -396,7 +430,9 @@ impl Endpoint {
 
     /// The peer sent FIN, and everything before it was read.
     pub(super) fn drained(&self) -> bool {
-        matches!(self.state(), State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+        let state = self.state();
+        (matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+            || (state == State::Closed && self.leg.guard.fin_acknowledged()))
             && self.socket().recv_queue() == 0
     }
 

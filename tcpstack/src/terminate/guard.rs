@@ -117,8 +117,9 @@ impl Guard {
                 self.rcv_edge = ack;
             }
             self.rcv_ack = ack;
-            // No window scale of ours: rule 1.
-            let edge = ack.plus(u32::from(window));
+            // No window scale of ours: rule 1. smoltcp forgets the window it advertises in a probe of the peer's zero window.
+            let probe = payload == 1 && self.peer_window == 0;
+            let edge = if probe { ack } else { ack.plus(u32::from(window)) };
             if self.rcv_edge.precedes(edge) {
                 self.rcv_edge = edge;
             }
@@ -210,6 +211,11 @@ impl Guard {
         } else {
             Gate::Drop(DropReason::BadRst)
         }
+    }
+
+    /// SND.UNA.
+    pub(super) fn snd_una(&self) -> Seq {
+        self.snd_una
     }
 
     /// The highest sequence number sent.

@@ -94,6 +94,8 @@ impl Stack {
                 if side == Side::Client {
                     endpoint.leg.way = Way::Reply { port: arrival.port, mac: arrival.mac };
                 }
+                let trimmed = without_old_payload(segment, endpoint.leg.guard.rcv_ack(), frame);
+                let segment = trimmed.as_ref().unwrap_or(segment);
                 endpoint.feed(segment, &options, frame, &mut self.interfaces, now, net);
             }
             Gate::Reset => {
@@ -130,8 +132,7 @@ impl Stack {
         net: &mut N,
     ) -> Result<(), DropReason> {
         let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
-        let same_handshake =
-            self.sessions.get_mut(index).is_some_and(|session| session.client.leg.is_first_number(cookie));
+        let same_handshake = self.sessions.get_mut(index).is_some_and(|session| session.client.leg.isn() == cookie);
         if same_handshake || self.check(inbound.segment).is_none() {
             return Err(reason);
         }
@@ -152,7 +153,10 @@ impl Stack {
         net: &mut N,
     ) -> Result<(), DropReason> {
         let Some(answer) = self.lingers.answer(index, inbound.segment) else {
-            if inbound.service.is_some() && self.check(inbound.segment).is_some() {
+            if inbound.service.is_some()
+                && !self.lingers.same_handshake(index, inbound.segment)
+                && self.check(inbound.segment).is_some()
+            {
                 self.forget_linger(index);
                 return self.unknown(inbound, frame, now, net);
             }
@@ -303,4 +307,22 @@ impl Stack {
             send_bare(&reset, way, net);
         }
     }
+}
+
+/// A FIN behind nothing but payload that was received before, made a segment of its own: smoltcp measures segments without their
+/// FIN, and would take this one for a copy (RFC 9293 section 3.4 counts the FIN).
+fn without_old_payload(segment: &Segment, expected: Seq, frame: &mut [u8]) -> Option<Segment> {
+    let end = segment.seq.plus(u32::from(segment.payload_len));
+    if !segment.flags.fin() || segment.payload_len == 0 || end != expected {
+        return None;
+    }
+    let mut bare = *segment;
+    bare.seq = end;
+    bare.payload_len = 0;
+    let (l3, l4) = (bare.l3(), bare.l4());
+    frame.get_mut(l4 + 4..l4 + 8)?.copy_from_slice(&end.0.to_be_bytes());
+    // IPv4's total length, IPv6's payload length.
+    let (at, len) = if bare.is_v4() { (l3 + 2, bare.end() - l3) } else { (l3 + 4, bare.end() - l4) };
+    frame.get_mut(at..at + 2)?.copy_from_slice(&u16::try_from(len).ok()?.to_be_bytes());
+    Some(bare)
 }

@@ -1,24 +1,41 @@
-//! TIME-WAIT without a socket (RFC 9293 section 3.10.7.8): what it takes to acknowledge a FIN again, and nothing more.
+//! What is left of a connection: TIME-WAIT without a socket (RFC 9293 section 3.10.7.8), an answer for a peer that missed our RST,
+//! and the memory that a handshake was used, so that a late copy of a client's first segment does not open a second session and
+//! bring its payload to the upstream twice.
 
 use std::time::Duration;
 
 use sluice_filters::Segment;
 use sluice_filters::addr::FlowKey;
-use sluice_filters::units::Micros;
+use sluice_filters::units::{Micros, Seq};
 
 use super::endpoint::Endpoint;
 use crate::net::Way;
-use crate::segment::BareSegment;
+use crate::segment::{BareSegment, reset_for};
 use crate::slab::Slab;
 
 /// Connections in TIME-WAIT one worker keeps; what comes beyond is forgotten at once.
-pub(super) const MAX: usize = 1 << 16;
+pub(super) const MAX: usize = 1 << 17;
 /// How long a FIN whose ACK was lost finds an answer. The port's own rest is longer, and kept elsewhere.
 const TIME_WAIT: Duration = Duration::from_secs(10);
 
+/// How we took leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Both FINs were exchanged; a late one is acknowledged again.
+    Closed,
+    /// We reset it: whoever does not know it yet is told again.
+    Reset,
+    /// The peer reset it: there is nothing to say.
+    Silent,
+}
+
 /// A connection that is over, though its peer may not know.
 pub(super) struct Linger {
+    /// Our last word: where we were.
     ack: BareSegment,
+    /// Our first number, which the handshake's last segment acknowledges.
+    isn: Seq,
+    end: Left,
     way: Way,
     pub(super) hash: u64,
     pub(super) until: Micros,
@@ -28,6 +45,11 @@ impl Linger {
     /// The flow, as received.
     pub(super) fn key(&self) -> FlowKey {
         self.ack.key
+    }
+
+    /// Whether a segment's ACK lies among the numbers this connection sent.
+    fn plausible(&self, segment: &Segment) -> bool {
+        segment.ack.minus(self.isn) <= self.ack.seq.minus(self.isn)
     }
 }
 
@@ -42,8 +64,9 @@ impl Lingers {
     }
 
     /// What must be kept of `endpoint`.
-    pub(super) fn entry(endpoint: &Endpoint, hash: u64, now: Micros) -> Linger {
-        Linger { ack: endpoint.leg.bare_ack(now), way: endpoint.leg.way, hash, until: now.after(TIME_WAIT) }
+    pub(super) fn entry(endpoint: &Endpoint, end: Left, hash: u64, now: Micros) -> Linger {
+        let (ack, isn, way) = (endpoint.leg.bare_ack(now), endpoint.leg.isn(), endpoint.leg.way);
+        Linger { ack, isn, end, way, hash, until: now.after(TIME_WAIT) }
     }
 
     /// Keeps an entry; none when there are too many.
@@ -63,12 +86,28 @@ impl Lingers {
         Some(entry)
     }
 
-    /// The ACK that `segment` asks for again: it carries payload or FIN from before the end. None for anything else.
+    /// The answer that `segment` asks for: to payload or FIN from before an orderly end the ACK again, to anything after our RST
+    /// another RST. None for anything else.
     pub(super) fn answer(&mut self, index: u32, segment: &Segment) -> Option<(BareSegment, Way)> {
         let entry = self.entries.get_mut(index)?;
-        let old = !entry.ack.ack.precedes(segment.seq_end());
-        let asks = segment.seq_len() > 0 && old && !segment.flags.rst() && !segment.flags.syn();
-        asks.then_some((entry.ack, entry.way))
+        if segment.flags.rst() || segment.flags.syn() {
+            return None;
+        }
+        match entry.end {
+            Left::Closed => {
+                let old = !entry.ack.ack.precedes(segment.seq_end());
+                (segment.seq_len() > 0 && old).then_some((entry.ack, entry.way))
+            }
+            // A new connection of the client's acknowledges other numbers.
+            Left::Reset if !entry.plausible(segment) => None,
+            Left::Reset => reset_for(segment).map(|reset| (reset, entry.way)),
+            Left::Silent => None,
+        }
+    }
+
+    /// Whether `segment` acknowledges the very handshake that this connection began with.
+    pub(super) fn same_handshake(&mut self, index: u32, segment: &Segment) -> bool {
+        self.entries.get_mut(index).is_some_and(|entry| segment.ack == entry.isn.plus(1))
     }
 
     /// Entries kept.

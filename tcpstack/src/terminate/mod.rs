@@ -249,9 +249,9 @@ impl Stack {
         self.sessions.len()
     }
 
-    /// Resets every connection: the end of the drain.
-    pub fn reset_all<N: Lower>(&mut self, now: Micros, net: &mut N) {
-        let indices: Vec<u32> = self.sessions.indices().collect();
+    /// Resets connections, [`RESETS`] of them at most: the end of the drain. To be called until there are none.
+    pub fn reset_some<N: Lower>(&mut self, now: Micros, net: &mut N) {
+        let indices: Vec<u32> = self.sessions.indices().take(RESETS).collect();
         for index in indices {
             if let Some(session) = self.sessions.take(index) {
                 self.end(index, session, EndCause::Shutdown, now, net);
@@ -269,6 +269,8 @@ impl Stack {
     }
 }
 
+/// Connections reset a turn when the drain is over: as many as a device's queue takes.
+const RESETS: usize = 128;
 /// Most flow entries of live connections one worker's table is made for.
 const FLOWS_MAX: usize = 1 << 23;
 

@@ -1,32 +1,37 @@
 //! What sessions do: dial, relay, emit, wait, end.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 use sluice_config::{Connect, Service};
+use sluice_filters::Flags;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use smoltcp::socket::tcp::State;
 
-use super::dial::Ended;
+use super::dial::Rest;
 use super::endpoint::{Endpoint, Making};
-use super::linger::{self, Lingers};
+use super::linger::{self, Left, Lingers};
 use super::session::{Dialled, Phase, Relayed, Session, Side};
-use super::{FlowRef, Stack, count, linger_timer, session_timer};
+use super::{FlowRef, Stack, count, linger_timer, send_bare, session_timer};
 use crate::counters::DialFailure;
 use crate::net::{Lower, Reach};
 use crate::record::{EndCause, SessionRecord};
 
+/// Sessions served a turn.
+const SERVED: usize = 1024;
 /// While a dial waits for its next hop, it looks again this often.
 const DIAL_LOOK: Duration = Duration::from_millis(100);
 /// A session whose device had no room looks again this soon.
 const ROOM_LOOK: Duration = Duration::from_micros(200);
 
 impl Stack {
-    /// Serves every session that the turn's segments and timers concern: relays, emits, ends.
+    /// Serves the sessions that the turn's segments and timers concern, [`SERVED`] of them at most: relays, emits, ends.
     pub fn serve<N: Lower>(&mut self, now: Micros, net: &mut N) {
         let mut round = std::mem::take(&mut self.dirty);
-        for index in round.drain(..) {
+        let served = round.len().min(SERVED);
+        for index in round.drain(..served) {
             let Some(mut session) = self.sessions.take(index) else { continue };
             session.dirty = false;
             match self.advance(index, &mut session, now, net) {
@@ -37,14 +42,13 @@ impl Stack {
                 Relayed::Over(cause) => self.end(index, session, cause, now, net),
             }
         }
-        // Sessions with more to emit were put on the list anew: they come next turn, after the others' segments.
-        if self.dirty.is_empty() {
-            self.dirty = round;
-        }
+        // Sessions with more to emit were put on the list anew: they come next turn, after those that had no turn yet.
+        round.append(&mut self.dirty);
+        self.dirty = round;
     }
 
-    /// Runs timers that are due, `budget` of them at most.
-    pub fn run_timers<N: Lower>(&mut self, now: Micros, budget: usize, net: &mut N) {
+    /// Marks the sessions whose timers are due, `budget` of them at most, for the next [`Stack::serve`].
+    pub fn run_timers(&mut self, now: Micros, budget: usize) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now, budget, &mut due);
         for id in due.drain(..) {
@@ -60,7 +64,6 @@ impl Stack {
             }
         }
         self.due = due;
-        self.serve(now, net);
     }
 
     /// One session's step: dial, relay, emit.
@@ -130,10 +133,15 @@ impl Stack {
             let Some(balancer) = self.balancers.get_mut(service) else {
                 return Err(Relayed::Over(EndCause::Internal));
             };
-            let ports = &mut self.source_ports;
-            let leased = balancer
-                .sources(settings, address, route.source)
-                .find_map(|source| Some((source, ports.lease(source, address, now, net)?)));
+            let (ports, config) = (&mut self.source_ports, &self.config);
+            let leased = balancer.sources(settings, address, route.source).find_map(|source| {
+                // A port that a service listens on at the same address is the clients'.
+                let listened = |port| {
+                    let end = SocketAddr::new(source.to_ip(), port);
+                    config.services.iter().any(|service| service.listen.contains(&end))
+                };
+                Some((source, ports.lease(source, address, now, net, listened)?))
+            });
             let Some((source, lease)) = leased else {
                 self.dial_failed(session.service, upstream, DialFailure::NoSourcePort, now);
                 continue;
@@ -157,7 +165,7 @@ impl Stack {
             let inserted = self.flows.insert(hash, &key, FlowRef::Session(Side::Upstream, index).value());
             let (Some(endpoint), Ok(())) = (endpoint, inserted) else {
                 self.flows.remove(hash, &key);
-                self.source_ports.release(lease, Ended::Refused, now);
+                self.source_ports.release(lease, Rest::None, now);
                 return Err(Relayed::Over(EndCause::Internal));
             };
             self.counters.buffer_bytes.add(endpoint.leased as u64);
@@ -198,8 +206,8 @@ impl Stack {
         };
         let upstream = dialled.index;
         self.dial_failed(session.service, upstream, failure, now);
-        let ended = if failure == DialFailure::Refused { Ended::Refused } else { Ended::Otherwise };
-        self.hang_up(session, ended, now);
+        let rest = if failure == DialFailure::Refused { Rest::None } else { Rest::Brief };
+        self.hang_up(session, rest, now);
         self.dial(index, session, settings, now, net)
     }
 
@@ -215,10 +223,10 @@ impl Stack {
     }
 
     /// Lets go of the upstream's endpoint: its flow, its source port, its buffers. Nothing is sent.
-    fn hang_up(&mut self, session: &mut Session, ended: Ended, now: Micros) {
+    fn hang_up(&mut self, session: &mut Session, rest: Rest, now: Micros) {
         if let Some(Dialled { endpoint, lease, hash, .. }) = session.upstream.take() {
             self.flows.remove(hash, &endpoint.leg.key);
-            self.source_ports.release(lease, ended, now);
+            self.source_ports.release(lease, rest, now);
             self.give_back(endpoint.leased);
         }
     }
@@ -240,26 +248,28 @@ impl Stack {
         self.wheel.cancel(session_timer(index));
         let client_key = session.client.leg.key;
         let client_hash = self.flows.hash(&client_key);
-        let linger = self.part(&mut session.client, now, net);
+        let left = self.part(&mut session.client, now, net);
         self.flows.remove(client_hash, &client_key);
-        if linger {
-            self.linger(&session.client, client_hash, now);
+        // A client that came back from the same port takes this very place.
+        if cause != EndCause::ClientRestarted {
+            self.keep_linger(Lingers::entry(&session.client, left, client_hash, now));
         }
         let mut target = None;
         if let Some(dialled) = &mut session.upstream {
-            let key = dialled.endpoint.leg.key;
+            let (key, hash) = (dialled.endpoint.leg.key, dialled.hash);
             target = Some((dialled.index, key));
-            let refused = dialled.endpoint.reset;
-            let timestamps = dialled.endpoint.leg.timestamps();
-            let (hash, linger) = (dialled.hash, self.part(&mut dialled.endpoint, now, net));
-            let ended = match (refused, timestamps) {
-                (true, _) => Ended::Refused,
-                (false, true) => Ended::WithTimestamps,
-                (false, false) => Ended::Otherwise,
+            let left = self.part(&mut dialled.endpoint, now, net);
+            let rest = match left {
+                Left::Silent => Rest::None,
+                // No TIME-WAIT follows a RST; a later timestamp ends it early (RFC 6191).
+                Left::Reset => Rest::Brief,
+                Left::Closed if dialled.endpoint.leg.timestamps() => Rest::Brief,
+                Left::Closed => Rest::TimeWait,
             };
-            let lingering = linger.then(|| Lingers::entry(&dialled.endpoint, hash, now));
-            self.hang_up(&mut session, ended, now);
-            if let Some(entry) = lingering {
+            let ours = left == Left::Closed && dialled.endpoint.state() == State::TimeWait;
+            let entry = ours.then(|| Lingers::entry(&dialled.endpoint, left, hash, now));
+            self.hang_up(&mut session, rest, now);
+            if let Some(entry) = entry {
                 self.keep_linger(entry);
             }
         }
@@ -290,25 +300,25 @@ impl Stack {
         }
     }
 
-    /// Takes leave of a peer: a RST unless it knows that the connection is over. True when TIME-WAIT must follow.
-    fn part<N: Lower>(&mut self, endpoint: &mut Endpoint, now: Micros, net: &mut N) -> bool {
-        if endpoint.reset || !endpoint.leg.guard.synchronized() {
-            return false;
+    /// Takes leave of a peer: with a RST, unless it knows that the connection is over.
+    fn part<N: Lower>(&mut self, endpoint: &mut Endpoint, now: Micros, net: &mut N) -> Left {
+        if endpoint.reset {
+            return Left::Silent;
         }
         if endpoint.finished() {
-            return endpoint.state() == State::TimeWait;
+            return Left::Closed;
         }
-        if endpoint.state() != State::Closed {
+        self.counters.resets_sent.bump();
+        if endpoint.leg.guard.synchronized() {
             endpoint.abort();
-            self.counters.resets_sent.bump();
+            endpoint.emit_last(&mut self.interfaces, now, net);
+        } else if endpoint.leg.guard.outstanding() {
+            // The upstream may hold a half-open connection, which the number after our SYN ends.
+            let mut reset = endpoint.leg.bare_ack(now);
+            (reset.ack, reset.flags, reset.window, reset.timestamp) = (Seq(0), Flags::RST, 0, None);
+            send_bare(&reset, endpoint.leg.way, net);
         }
-        endpoint.emit(&mut self.interfaces, now, net);
-        false
-    }
-
-    fn linger(&mut self, endpoint: &Endpoint, hash: u64, now: Micros) {
-        let entry = Lingers::entry(endpoint, hash, now);
-        self.keep_linger(entry);
+        Left::Reset
     }
 
     fn keep_linger(&mut self, entry: linger::Linger) {

@@ -200,7 +200,8 @@ impl Session {
                 }
             }
             if self.client_closed || self.upstream_closed {
-                consider(self.moved.after(timeouts.half_closed), EndCause::HalfClosed);
+                let moved = self.moved.max(self.client.progress).max(upstream.progress);
+                consider(moved.after(timeouts.half_closed), EndCause::HalfClosed);
             }
         }
         first

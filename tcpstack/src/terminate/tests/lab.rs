@@ -25,8 +25,8 @@ pub(super) struct Below {
     pub(super) room: bool,
     pub(super) reach: Reach,
     pub(super) routed: bool,
-    /// The one source port that is ours, if not all are.
-    pub(super) only_port: Option<u16>,
+    /// The source ports that are ours, if not all are.
+    pub(super) only_ports: Option<std::ops::Range<u16>>,
 }
 
 impl Lower for Below {
@@ -55,7 +55,7 @@ impl Lower for Below {
     }
 
     fn owns(&self, key: &FlowKey) -> bool {
-        self.only_port.is_none_or(|port| key.dst_port == port)
+        self.only_ports.as_ref().is_none_or(|ports| ports.contains(&key.dst_port))
     }
 
     fn mtu(&self, _: PortId) -> u16 {
@@ -229,7 +229,7 @@ impl Lab {
         });
         Lab {
             stack,
-            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true, only_port: None },
+            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true, only_ports: None },
             shared,
             counters,
             client: Host::new("203.0.113.7/24"),
@@ -304,8 +304,8 @@ impl Lab {
                 self.receive(&Lab::framed(&packet));
             }
         }
+        self.stack.run_timers(self.now, 256);
         self.stack.serve(self.now, &mut self.below);
-        self.stack.run_timers(self.now, 256, &mut self.below);
         self.deliver();
     }
 
@@ -408,12 +408,16 @@ pub(super) const SERVICE: &str = "198.51.100.10:443";
 
 impl Hand {
     pub(super) fn shake(lab: &mut Lab) -> Hand {
+        Hand::shake_from(lab, u32::MAX - 10)
+    }
+
+    pub(super) fn shake_from(lab: &mut Lab, isn: u32) -> Hand {
         lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
-        let syn = tcp(HAND, SERVICE).flags(Flags::SYN).seq(u32::MAX - 10).options([Opt::Mss(1000)]).build();
+        let syn = tcp(HAND, SERVICE).flags(Flags::SYN).seq(isn).options([Opt::Mss(1000)]).build();
         lab.receive(&syn);
         let (_, packet) = lab.below.sent.pop_back().unwrap();
         let Ok(Parsed::Tcp(answer)) = parse(&Lab::framed(&packet), RxChecksums::default()) else { panic!() };
-        let hand = Hand { next: u32::MAX - 9, ack: answer.seq.0.wrapping_add(1) };
+        let hand = Hand { next: isn.wrapping_add(1), ack: answer.seq.0.wrapping_add(1) };
         hand.says(lab, Flags::ACK, 0, 0, b"");
         hand
     }

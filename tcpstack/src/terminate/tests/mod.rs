@@ -1,5 +1,6 @@
 //! Conversations with a whole stack on a virtual clock.
 
+mod found_by_review;
 mod lab;
 mod peers_that_break_rules;
 mod sessions;

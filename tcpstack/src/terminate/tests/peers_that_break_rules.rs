@@ -194,7 +194,7 @@ fn a_fin_whose_ack_was_lost_is_acknowledged_from_time_wait() {
 #[test]
 fn a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first() {
     let mut lab = Lab::new(RAW);
-    lab.below.only_port = Some(5000);
+    lab.below.only_ports = Some(5000..5001);
     for round in 0..2 {
         let server = lab.server.listen(80);
         lab.server.get(server).set_tsval_generator(Some(|| 7));

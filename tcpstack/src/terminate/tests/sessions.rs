@@ -306,7 +306,7 @@ fn draining_lets_nobody_in_and_lets_the_rest_finish() {
         got == b"still"
     }));
     assert!(!lab.client.get(late).may_send());
-    lab.stack.reset_all(lab.now, &mut lab.below);
+    lab.stack.reset_some(lab.now, &mut lab.below);
     lab.deliver();
     assert!(lab.run(1000, |lab| !lab.client.get(client).is_open() && !lab.server.get(server).is_open()));
     assert_eq!(lab.ended(EndCause::Shutdown), 1);

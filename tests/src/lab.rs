@@ -5,7 +5,7 @@
 //! One arm:   client c0 --- bridge --- p0 appliance       (server s0 on the same bridge)
 //! Cable:     client c0 ------------------------------------- s0 server (which owns the service addresses itself)
 //! ```
-//! With an [`Impairment`] the client's link goes through a lossy [`Wire`](crate::wire::Wire) in a namespace of its own.
+//! With an [`Impairment`] the client's link goes through a lossy [`Wire`] in a namespace of its own.
 //!
 //! The cable shows what peers see without sluice: a conversation run over it and through the appliance must look the same.
 //! The peers' ends have no offloads (or the kernel would hand over unfinished checksums); the appliance's ends have no

@@ -19,7 +19,7 @@ struct Arguments {
     /// Interface to send from.
     #[arg(long)]
     iface: String,
-    /// Address and port of the service, such as 198.51.100.10:443 or [2001:db8::10]:443.
+    /// Address and port of the service, such as `198.51.100.10:443` or `[2001:db8::10]:443`.
     #[arg(long)]
     to: SocketAddr,
     /// MAC address of the service or of the gateway to it; resolved when left out.

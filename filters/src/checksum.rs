@@ -99,6 +99,15 @@ impl Sum {
         Sum(sum as u64).plus(Sum((sum >> 64) as u64))
     }
 
+    /// Adds the options of Linux's SYN.
+    #[inline(always)]
+    pub(crate) fn fixed(self, bytes: &[u8; 20]) -> Sum {
+        let &[a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, ref last @ ..] = bytes;
+        self.plus(Sum(u64::from_ne_bytes([a, b, c, d, e, f, g, h])))
+            .plus(Sum(u64::from_ne_bytes([i, j, k, l, m, n, o, p])))
+            .plus(Sum(u32::from_ne_bytes(*last).into()))
+    }
+
     /// The sum in 16 bits, not complemented: what a device that finishes checksums wants in the field, given a pseudo-header.
     #[inline]
     #[must_use]
@@ -338,6 +347,9 @@ mod tests {
         #[test]
         fn sums_agree_with_the_naive_one(octets in any_octets(0..=2000)) {
             prop_assert_eq!(sum(&octets).finish(), naive(&octets));
+            if let Some(first) = octets.first_chunk() {
+                prop_assert_eq!(Sum(7).fixed(first).fold(), Sum(7).bytes(first).fold());
+            }
         }
 
         #[test]

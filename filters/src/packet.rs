@@ -17,7 +17,7 @@
 use std::ops::{BitOr, Range};
 
 use crate::addr::{Addr, FlowKey};
-use crate::options::{SynOffer, TcpOptions};
+use crate::options::TcpOptions;
 use crate::units::Seq;
 
 /// What the NIC said about one checksum.
@@ -198,16 +198,14 @@ impl Segment {
     #[inline]
     #[must_use]
     pub fn options(&self, frame: &[u8]) -> TcpOptions {
-        let range = self.options_range();
-        let start = range.start;
-        TcpOptions::read(frame.get(range).unwrap_or_default(), start)
+        TcpOptions::read(self.option_octets(frame), self.options_range().start)
     }
 
-    /// What the segment, a SYN, offers.
-    #[inline(always)]
+    /// The TCP options' octets.
+    #[inline]
     #[must_use]
-    pub fn syn_offer(&self, frame: &[u8]) -> SynOffer {
-        SynOffer::read(frame.get(self.options_range()).unwrap_or_default())
+    pub fn option_octets<'a>(&self, frame: &'a [u8]) -> &'a [u8] {
+        frame.get(self.options_range()).unwrap_or_default()
     }
 
     /// Whether the segment travelled in IPv4.

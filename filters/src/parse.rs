@@ -185,7 +185,7 @@ fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result
         return Err(DropReason::BadFlags);
     }
     if checksums.l4 != ChecksumState::Good {
-        // At most twenty words of 32 bits: no carry leaves the 64.
+        // At most fifteen words of 32 bits: no carry leaves the 64.
         let mut sum =
             addresses.wrapping_add((segment.len() as u32).to_be().into()).wrapping_add(u16::from(TCP).to_be().into());
         for at in (0..20).step_by(4) {
@@ -195,7 +195,7 @@ fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result
         let sum = if rest.is_empty() {
             Sum::of_ne(sum)
         } else if let Ok(options) = <&[u8; 20]>::try_from(rest) {
-            Sum::of_ne((0..20).step_by(4).fold(sum, |sum, at| sum.wrapping_add(word(options, at))))
+            Sum::of_ne(sum).fixed(options)
         } else {
             Sum::of_ne(sum).bytes(rest)
         };

@@ -80,7 +80,7 @@ impl ServiceMap {
     }
 
     /// The service that listens at `addr` and `port`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn get(&self, addr: Addr, port: u16) -> Option<ServiceId> {
         let mut at = self.home(addr, port);

@@ -36,7 +36,7 @@ use std::time::Duration;
 use siphasher::sip128::{Hasher128, SipHasher24};
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::Seq;
-use sluice_filters::{Flags, Segment};
+use sluice_filters::{Flags, Segment, SynOffer};
 use zeroize::{Zeroize, Zeroizing};
 
 use crate::options::SynOptions;
@@ -292,7 +292,27 @@ impl Jar {
         profile: &SynAckProfile,
         now_ms: u32,
     ) -> Option<usize> {
-        let offered = segment.syn_offer(frame);
+        let options = segment.option_octets(frame);
+        // The usual floods, Linux's SYN and the bare one, each get their own copy of what follows, with all that is known of
+        // them folded in.
+        if let Some(offered) = SynOffer::of_linux(options) {
+            self.answer_offer::<V4>(frame, segment, offered, profile, now_ms)
+        } else if options.is_empty() {
+            self.answer_offer::<V4>(frame, segment, SynOffer::default(), profile, now_ms)
+        } else {
+            self.answer_offer::<V4>(frame, segment, SynOffer::read(options), profile, now_ms)
+        }
+    }
+
+    #[inline(always)]
+    fn answer_offer<const V4: bool>(
+        &self,
+        frame: &mut [u8],
+        segment: &Segment,
+        offered: SynOffer,
+        profile: &SynAckProfile,
+        now_ms: u32,
+    ) -> Option<usize> {
         let offer = Offer {
             mss: offered.mss.unwrap_or(if V4 { MSS_DEFAULT_V4 } else { MSS_DEFAULT_V6 }),
             wscale: offered.wscale.filter(|_| profile.wscale.is_some()),
@@ -332,9 +352,11 @@ impl Jar {
 #[inline(always)]
 fn encode<const V4: bool>(offer: Offer) -> u8 {
     let table = if V4 { &MSS_V4 } else { &MSS_V6 };
-    let at_most = table.partition_point(|mss| *mss <= offer.mss) as u8;
+    let [_, above @ ..] = table;
+    // Comparisons side by side: a search would be a chain of eight loads and decisions in front of the hash.
+    let index = above.iter().fold(0_u8, |index, mss| index.wrapping_add(u8::from(*mss <= offer.mss)));
     let wscale = offer.wscale.map_or(SCALE_NONE, |shift| shift.min(SCALE_MAX));
-    at_most.saturating_sub(1) << 5 | wscale << 1 | u8::from(offer.sack)
+    index << 5 | wscale << 1 | u8::from(offer.sack)
 }
 
 #[inline(always)]

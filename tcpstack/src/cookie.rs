@@ -354,7 +354,10 @@ fn encode<const V4: bool>(offer: Offer) -> u8 {
     let table = if V4 { &MSS_V4 } else { &MSS_V6 };
     let [_, above @ ..] = table;
     // Comparisons side by side: a search would be a chain of eight loads and decisions in front of the hash.
-    let index = above.iter().fold(0_u8, |index, mss| index.wrapping_add(u8::from(*mss <= offer.mss)));
+    let mut index = 0_u8;
+    for mss in above {
+        index = index.wrapping_add(u8::from(*mss <= offer.mss));
+    }
     let wscale = offer.wscale.map_or(SCALE_NONE, |shift| shift.min(SCALE_MAX));
     index << 5 | wscale << 1 | u8::from(offer.sack)
 }

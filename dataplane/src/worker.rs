@@ -182,7 +182,7 @@ impl Worker {
         if received == 0 {
             return 0;
         }
-        let octets = self.look(port, received, now);
+        let octets = self.look(port, received);
         if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
             counters.rx_packets.add(received as u64);
             counters.rx_bytes.add(octets);
@@ -204,7 +204,7 @@ impl Worker {
     }
 
     /// The first pass; returns the octets received.
-    fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
+    fn look(&mut self, port: PortId, received: usize) -> u64 {
         let mut octets = 0;
         for index in 0..received.min(PREFETCH) {
             self.burst.prefetch(index);
@@ -225,7 +225,7 @@ impl Worker {
                 #[inline(always)]
                 |mut frame, parsed| match parsed {
                     Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
-                        match self.syn(port, &mut frame, &segment, now) {
+                        match self.syn(port, &mut frame, &segment) {
                             Ok(len) => self.reply(port, frame, len),
                             Err(reason) => self.discard(frame, reason),
                         }
@@ -256,12 +256,12 @@ impl Worker {
 
     /// An opening SYN: filters, then the cookie's SYN-ACK in the same frame; returns its length.
     #[inline(always)]
-    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
+    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment) -> Result<usize, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
         let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
         self.sources.check(segment.key.src)?;
         let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
-        self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac, now)
+        self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac)
     }
 
     /// Other TCP: filters, then the stack.

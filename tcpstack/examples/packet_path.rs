@@ -145,8 +145,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                     dropped += 1;
                     return;
                 };
-                let answer =
-                    stack.answer_syn(buffer.octets, &segment, service, PortId(0), [2, 0, 0, 0, 0, 9], Micros(0));
+                let answer = stack.answer_syn(buffer.octets, &segment, service, PortId(0), [2, 0, 0, 0, 0, 9]);
                 answered += u64::from(black_box(answer).is_ok());
             },
         );

@@ -102,6 +102,8 @@ pub struct Stack {
     balancers: Vec<Balancer>,
     mtus: Vec<u16>,
     isn_key: [u64; 2],
+    /// The timestamp clock of this turn.
+    timestamp_ms: u32,
     dirty: Vec<u32>,
     due: Vec<u32>,
     draining: bool,
@@ -174,6 +176,7 @@ impl Stack {
             balancers,
             mtus,
             isn_key: [word(3), word(5)],
+            timestamp_ms: clock::timestamp_ms(now),
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
             draining: false,
@@ -183,6 +186,7 @@ impl Stack {
 
     /// Starts a turn: the clock's reading for all that follows in it. `wall` is Unix time, for the cookies' epochs.
     pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
+        self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
         self.jar.tick(wall);
     }
@@ -205,7 +209,8 @@ impl Stack {
     ///
     /// # Errors
     /// [`DropReason::Draining`] while no new connections are wanted.
-    #[inline]
+    // Called once, in the middle of a worker's first pass: there the segment stays in registers.
+    #[inline(always)]
     pub fn answer_syn(
         &mut self,
         frame: &mut [u8],
@@ -213,7 +218,6 @@ impl Stack {
         service: ServiceId,
         port: PortId,
         our_mac: [u8; 6],
-        now: Micros,
     ) -> Result<usize, DropReason> {
         if self.draining {
             return Err(DropReason::Draining);
@@ -232,8 +236,7 @@ impl Stack {
             src_mac: our_mac,
             tcp_checksum: TcpChecksum::Full,
         };
-        let len =
-            self.jar.answer_syn(frame, segment, &profile, clock::timestamp_ms(now)).ok_or(DropReason::Truncated)?;
+        let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();
         Ok(len)
     }

@@ -262,7 +262,7 @@ impl Lab {
         let service = self.services.contains(&segment.key.local()).then_some(ServiceId(0));
         if let (Some(service), true) = (service, segment.flags.is_initial_syn()) {
             buffer.resize(buffer.len().max(SYN_ACK_MAX), 0);
-            match self.stack.answer_syn(&mut buffer, &segment, service, PortId(0), OUR_MAC, self.now) {
+            match self.stack.answer_syn(&mut buffer, &segment, service, PortId(0), OUR_MAC) {
                 Ok(len) => {
                     buffer.truncate(len);
                     assert_eq!(buffer[6..12], OUR_MAC);

@@ -377,6 +377,10 @@ impl Lower for Egress {
     }
 
     fn owns(&self, key: &FlowKey) -> bool {
+        // Asked for every port there is when an upstream is first dialled: no route look-up where it would change nothing.
+        if !self.steer.depends_on_port() {
+            return self.steer.owns(key, PortId(0), self.worker);
+        }
         self.net.route(key.src).is_none_or(|route| self.steer.owns(key, route.port, self.worker))
     }
 

@@ -36,6 +36,12 @@ impl Steer {
         self.in_software
     }
 
+    /// Whether the answer of [`Steer::owns`] depends on the port.
+    #[must_use]
+    pub fn depends_on_port(&self) -> bool {
+        self.workers > 1 && !self.in_software
+    }
+
     /// The owner of a client's flow with this keyed hash, which arrived at `here`.
     #[inline]
     #[must_use]

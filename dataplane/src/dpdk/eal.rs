@@ -362,11 +362,18 @@ fn check_pci(port: &Port) -> Result<(), StartError> {
     }
 }
 
+/// Whether this process's network namespace has an interface of this name. (/sys shows those of the namespace it was mounted in.)
+fn interface_exists(name: &str) -> bool {
+    let Ok(name) = CString::new(name) else { return false };
+    // SAFETY: `name` is a terminated string that outlives the call.
+    unsafe { libc::if_nametoindex(name.as_ptr()) != 0 }
+}
+
 /// Checks what a virtual device's arguments refer to.
 fn check_arguments(port: &Port) -> Result<(), StartError> {
     let takes_interface = ["net_af_packet", "eth_af_packet", "net_af_xdp"].iter().any(|d| port.device.starts_with(d));
     for (key, value) in port.args.split(',').filter_map(|argument| argument.split_once('=')) {
-        let missing_interface = takes_interface && key == "iface" && !Path::new("/sys/class/net").join(value).exists();
+        let missing_interface = takes_interface && key == "iface" && !interface_exists(value);
         if missing_interface {
             return Err(StartError::InterfaceMissing {
                 port: port.name.clone(),

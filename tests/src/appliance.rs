@@ -129,6 +129,7 @@ pub struct Setup {
     runtime: String,
     filters: String,
     wan_device: Option<(String, String)>,
+    wan_vlan: u16,
     services: Vec<Service>,
 }
 
@@ -145,6 +146,7 @@ impl Setup {
             runtime: "mbufs = 16383".to_owned(),
             filters: String::new(),
             wan_device: None,
+            wan_vlan: 0,
             services: Vec::new(),
         }
     }
@@ -197,6 +199,12 @@ impl Setup {
         Setup { wan_device: Some((device.to_owned(), args.to_owned())), ..self }
     }
 
+    /// Sets port `wan`'s VLAN.
+    #[must_use]
+    pub fn wan_vlan(self, vlan: u16) -> Setup {
+        Setup { wan_vlan: vlan, ..self }
+    }
+
     /// The file's text for `lab`.
     ///
     /// # Panics
@@ -245,6 +253,9 @@ impl Setup {
             text,
             "\n[[port]]\nname = \"{name}\"\ndevice = \"{device}\"\nargs = \"{args}\"\naddresses = {addresses:?}\n"
         );
+        if self.wan_vlan != 0 && name == "wan" {
+            let _ = writeln!(text, "vlan = {}", self.wan_vlan);
+        }
         if !gateway.is_empty() {
             let _ = writeln!(text, "gateway = {gateway:?}");
         }

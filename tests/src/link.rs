@@ -17,6 +17,8 @@ pub struct Link {
     capture: Capture<Active>,
     interface: String,
     frame: Vec<u8>,
+    /// The VLAN it speaks in.
+    vlan: Option<u16>,
 }
 
 impl Link {
@@ -33,7 +35,7 @@ impl Link {
             capture.setnonblock()
         });
         let capture = opened.unwrap_or_else(|error| panic!("cannot open {interface} for raw frames: {error}"));
-        Link { capture, interface: interface.to_owned(), frame: Vec::new() }
+        Link { capture, interface: interface.to_owned(), frame: Vec::new(), vlan: None }
     }
 
     /// Opens `interface` in `ns`.
@@ -43,6 +45,12 @@ impl Link {
     #[must_use]
     pub fn open(ns: &Ns, interface: &str) -> Link {
         ns.run(|| Link::open_here(interface))
+    }
+
+    /// From now on speaks and listens in one VLAN only: adds 802.1Q tags, and takes them off.
+    #[must_use]
+    pub fn tagged(self, vlan: u16) -> Link {
+        Link { vlan: Some(vlan), ..self }
     }
 
     /// The next frame, if one comes within `patience`.
@@ -63,20 +71,31 @@ impl Link {
 
     /// Copies the next frame to our buffer, if there is one.
     fn read(&mut self) -> bool {
-        match self.capture.next_packet() {
-            Ok(packet) => {
-                self.frame.clear();
-                self.frame.extend_from_slice(packet.data);
-                true
+        loop {
+            match self.capture.next_packet() {
+                Ok(packet) => {
+                    self.frame.clear();
+                    self.frame.extend_from_slice(packet.data);
+                }
+                Err(Error::TimeoutExpired | Error::NoMorePackets) => return false,
+                Err(error) => panic!("cannot read {}: {error}", self.interface),
             }
-            Err(Error::TimeoutExpired | Error::NoMorePackets) => false,
-            Err(error) => panic!("cannot read {}: {error}", self.interface),
+            let Some(vlan) = self.vlan else { return true };
+            let [high, low] = vlan.to_be_bytes();
+            if self.frame.get(12..16) == Some(&[0x81, 0, high, low]) {
+                self.frame.drain(12..16);
+                return true;
+            }
         }
     }
 
     /// Sends a frame. False when the kernel had no room for it.
     pub fn send(&mut self, frame: &[u8]) -> bool {
-        self.capture.sendpacket(frame).is_ok()
+        let Some((vlan, (macs, rest))) = self.vlan.zip(frame.split_at_checked(12)) else {
+            return self.capture.sendpacket(frame).is_ok();
+        };
+        let [high, low] = vlan.to_be_bytes();
+        self.capture.sendpacket([macs, &[0x81, 0, high, low], rest].concat()).is_ok()
     }
 
     /// Frames the kernel dropped because we read too slowly.

@@ -21,6 +21,9 @@ const REPEAT: Duration = Duration::from_millis(250);
 /// How long any one step may take.
 const PATIENCE: Duration = Duration::from_secs(8);
 
+/// The raw client's MAC address.
+pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+
 /// What the SYN looks like, and the client after it.
 #[derive(Clone, Debug)]
 pub struct Shape {
@@ -136,12 +139,27 @@ impl RawTcp {
     /// # Errors
     /// What happened instead of a handshake.
     pub fn connect(ns: &Ns, interface: &str, me: SocketAddr, peer: SocketAddr, shape: Shape) -> Result<RawTcp, String> {
+        let peer_mac = ns.run(|| resolve(peer.ip()))?;
+        RawTcp::over(Link::open(ns, interface), peer_mac, me, peer, shape)
+    }
+
+    /// Connects over an open link to a peer whose MAC address is known.
+    ///
+    /// # Errors
+    /// As [`RawTcp::connect`].
+    pub fn over(
+        link: Link,
+        peer_mac: [u8; 6],
+        me: SocketAddr,
+        peer: SocketAddr,
+        shape: Shape,
+    ) -> Result<RawTcp, String> {
         let mut tcp = RawTcp {
-            link: Link::open(ns, interface),
+            link,
             me,
             peer,
-            mac: [2, 0, 0, 0, 0, 0x77],
-            peer_mac: ns.run(|| resolve(peer.ip()))?,
+            mac: MAC,
+            peer_mac,
             born: Instant::now(),
             next: fastrand::u32(..),
             unacked: 0,

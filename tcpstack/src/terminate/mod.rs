@@ -252,7 +252,7 @@ impl Stack {
         self.sessions.len()
     }
 
-    /// Resets connections, [`RESETS`] of them at most: the end of the drain. To be called until there are none.
+    /// Resets connections, 128 of them at most: the end of the drain. To be called until there are none.
     pub fn reset_some<N: Lower>(&mut self, now: Micros, net: &mut N) {
         let indices: Vec<u32> = self.sessions.indices().take(RESETS).collect();
         for index in indices {

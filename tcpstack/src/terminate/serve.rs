@@ -27,7 +27,7 @@ const DIAL_LOOK: Duration = Duration::from_millis(100);
 const ROOM_LOOK: Duration = Duration::from_micros(200);
 
 impl Stack {
-    /// Serves the sessions that the turn's segments and timers concern, [`SERVED`] of them at most: relays, emits, ends.
+    /// Serves the sessions that the turn's segments and timers concern, 1,024 of them at most: relays, emits, ends.
     pub fn serve<N: Lower>(&mut self, now: Micros, net: &mut N) {
         let mut round = std::mem::take(&mut self.dirty);
         let served = round.len().min(SERVED);

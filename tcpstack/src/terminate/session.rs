@@ -64,7 +64,7 @@ pub(super) struct Dialled {
     /// Index into the service's upstreams.
     pub(super) index: u16,
     pub(super) lease: Lease,
-    /// When the upstream answered with timestamps, its source port may rest for less (RFC 6191).
+    /// Its flow's hash.
     pub(super) hash: u64,
 }
 

@@ -54,7 +54,6 @@ pub(crate) struct Egress {
 struct PortOut {
     tx: Exit,
     l2_len: usize,
-    mtu: u16,
     /// The device took less than it was offered this turn.
     full: bool,
 }
@@ -108,7 +107,6 @@ impl Egress {
                         None => Exit::Peer(sender),
                     },
                     l2_len: if port.is_some_and(|port| port.vlan != 0) { 18 } else { 14 },
-                    mtu: port.map_or(1500, |port| port.mtu),
                     full: false,
                 }
             })
@@ -382,10 +380,6 @@ impl Lower for Egress {
             return self.steer.owns(key, PortId(0), self.worker);
         }
         self.net.route(key.src).is_none_or(|route| self.steer.owns(key, route.port, self.worker))
-    }
-
-    fn mtu(&self, port: PortId) -> u16 {
-        self.ports.get(usize::from(port.0)).map_or(1500, |out| out.mtu)
     }
 }
 

@@ -55,9 +55,6 @@ impl Lower for Nothing {
     fn owns(&self, _: &FlowKey) -> bool {
         true
     }
-    fn mtu(&self, _: PortId) -> u16 {
-        1500
-    }
 }
 
 /// A frame with room behind it.

@@ -61,7 +61,4 @@ pub trait Lower {
 
     /// Whether segments with `key` (as received) come to this worker.
     fn owns(&self, key: &FlowKey) -> bool;
-
-    /// Largest IP packet on `port`, octets.
-    fn mtu(&self, port: PortId) -> u16;
 }

@@ -57,10 +57,6 @@ impl Lower for Below {
     fn owns(&self, key: &FlowKey) -> bool {
         self.only_ports.as_ref().is_none_or(|ports| ports.contains(&key.dst_port))
     }
-
-    fn mtu(&self, _: PortId) -> u16 {
-        1500
-    }
 }
 
 /// A kernel's stand-in with one address of each family.

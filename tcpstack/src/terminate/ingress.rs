@@ -113,10 +113,7 @@ impl Stack {
                 return Err(reason);
             }
         }
-        if !session.dirty {
-            session.dirty = true;
-            self.dirty.push(index);
-        }
+        session.mark(index, &mut self.dirty);
         Ok(())
     }
 
@@ -279,9 +276,8 @@ impl Stack {
         };
         self.counters.buffer_bytes.add(client.leased as u64);
         let mut session = Session::new(service, client, header, now);
-        session.dirty = true;
+        session.mark(index, &mut self.dirty);
         self.sessions.put(index, Box::new(session));
-        self.dirty.push(index);
         if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
             counters.opened.bump();
             counters.active.add(1);

@@ -158,7 +158,7 @@ impl Stack {
             octets.copy_from_slice(&entropy[at..at + 16]);
             octets
         };
-        // Two entries a connection, and room for as many in TIME-WAIT.
+        // Two entries a connection, and one for what is left of an ended one.
         let connections: u64 = config.services.iter().map(|service| u64::from(service.limits.connections)).sum();
         let flows = usize::try_from(connections.saturating_mul(2)).unwrap_or(usize::MAX).min(FLOWS_MAX);
         let balancers = config.services.iter().map(Balancer::new).collect();
@@ -171,11 +171,12 @@ impl Stack {
             sessions: Slab::new(),
             lingers: Lingers::new(),
             wheel: Wheel::new(now),
-            interfaces: Interfaces::new(word(2)),
-            source_ports: SourcePorts::new(half(24)),
+            // No secret: the numbers smoltcp draws are translated before anyone sees them.
+            interfaces: Interfaces::new(u64::from(worker.0)),
+            source_ports: SourcePorts::new(half(16)),
             balancers,
             mtus,
-            isn_key: [word(3), word(5)],
+            isn_key: [word(4), word(5)],
             timestamp_ms: clock::timestamp_ms(now),
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),

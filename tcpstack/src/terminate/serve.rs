@@ -34,12 +34,13 @@ impl Stack {
         for index in round.drain(..served) {
             let Some(mut session) = self.sessions.take(index) else { continue };
             session.dirty = false;
-            match self.advance(index, &mut session, now, net) {
-                Relayed::Goes => {
-                    self.wake_later(index, &mut session, now);
-                    self.sessions.put(index, session);
-                }
-                Relayed::Over(cause) => self.end(index, session, cause, now, net),
+            let over = match self.advance(index, &mut session, now, net) {
+                Relayed::Goes => self.wake_later(index, &mut session, now),
+                Relayed::Over(cause) => Some(cause),
+            };
+            match over {
+                None => self.sessions.put(index, session),
+                Some(cause) => self.end(index, session, cause, now, net),
             }
         }
         // Sessions with more to emit were put on the list anew: they come next turn, after those that had no turn yet.
@@ -57,10 +58,7 @@ impl Stack {
                 self.forget_linger(index);
             } else if let Some(session) = self.sessions.get_mut(index) {
                 session.wakes = None;
-                if !session.dirty {
-                    session.dirty = true;
-                    self.dirty.push(index);
-                }
+                session.mark(index, &mut self.dirty);
             }
         }
         self.due = due;
@@ -101,12 +99,10 @@ impl Stack {
         if let Some(dialled) = &mut session.upstream {
             more |= dialled.endpoint.emit(&mut self.interfaces, now, net);
         }
-        if more && !session.dirty {
-            session.dirty = true;
-            self.dirty.push(index);
+        if more {
+            session.mark(index, &mut self.dirty);
         }
-        let (at, cause) = session.deadline(&settings.timeouts);
-        if now >= at { Relayed::Over(cause) } else { Relayed::Goes }
+        Relayed::Goes
     }
 
     /// Dials the next upstream that this session has not tried.
@@ -342,14 +338,18 @@ impl Stack {
         }
     }
 
-    /// Arms the session's timer for the first thing that can happen without a segment.
-    fn wake_later(&mut self, index: u32, session: &mut Session, now: Micros) {
-        if session.dirty {
-            return;
+    /// Arms the session's timer for the first thing that can happen without a segment; the cause when a limit of it has passed.
+    fn wake_later(&mut self, index: u32, session: &mut Session, now: Micros) -> Option<EndCause> {
+        let Some(settings) = self.config.services.get(usize::from(session.service.0)) else {
+            return Some(EndCause::Internal);
+        };
+        let (mut at, cause) = session.deadline(&settings.timeouts);
+        if now >= at {
+            return Some(cause);
         }
-        let config = &self.config;
-        let Some(settings) = config.services.get(usize::from(session.service.0)) else { return };
-        let (mut at, _) = session.deadline(&settings.timeouts);
+        if session.dirty {
+            return None;
+        }
         let mut sooner = |moment: Micros| at = at.min(moment);
         let emits = session.client.emit_at(&mut self.interfaces, now);
         let upstream_emits =
@@ -367,6 +367,7 @@ impl Stack {
             session.wakes = Some(at);
             self.wheel.arm(session_timer(index), at);
         }
+        None
     }
 
     /// Our first sequence number towards an upstream (RFC 6528): a clock of 4 us ticks plus a keyed hash of the 4-tuple.

@@ -99,6 +99,14 @@ impl Session {
         }
     }
 
+    /// Puts the session, which has this index, on the list of those to serve, once.
+    pub(super) fn mark(&mut self, index: u32, dirty: &mut Vec<u32>) {
+        if !self.dirty {
+            self.dirty = true;
+            dirty.push(index);
+        }
+    }
+
     /// The endpoint of `side`, once there is one.
     pub(super) fn endpoint(&mut self, side: Side) -> Option<&mut Endpoint> {
         match side {

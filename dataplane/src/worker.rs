@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
-use sluice_filters::units::{Micros, PortId, WorkerId};
+use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
     Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
 };
@@ -231,7 +231,7 @@ impl Worker {
                         }
                     }
                     Ok(parsed) => {
-                        let hash = if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
+                        let hash = self.flow_hash(&parsed);
                         self.later.push(Later { frame, parsed, hash });
                     }
                     Err(reason) => self.discard(frame, reason),
@@ -239,6 +239,12 @@ impl Worker {
             );
         }
         octets
+    }
+
+    /// The hash of a segment's flow; 0 for what has none.
+    #[inline]
+    fn flow_hash(&self, parsed: &Parsed) -> u64 {
+        if let Parsed::Tcp(segment) = parsed { self.stack.hash(&segment.key) } else { 0 }
     }
 
     /// What a frame is, and what becomes of it.
@@ -279,12 +285,7 @@ impl Worker {
         let Some(service) = service else { return self.upstream(port, frame, segment, hash, now) };
         self.sources.check(segment.key.src)?;
         let owner = self.steer.client(hash, self.id);
-        if owner != self.id {
-            return Ok(Verdict::HandOver(owner));
-        }
-        let arrival = Arrival { port, mac: src_mac(frame.data()).ok_or(DropReason::Truncated)? };
-        self.stack.segment(segment, frame.data_mut(), hash, arrival, Some(service), now, &mut self.egress)?;
-        Ok(Verdict::Consumed)
+        self.deliver(owner, port, frame, segment, hash, Some(service), now)
     }
 
     /// TCP that is not for a service: an upstream's answer, or nobody's.
@@ -300,11 +301,27 @@ impl Worker {
             return Err(DropReason::NotAService);
         }
         let owner = self.steer.upstream(segment.key.dst_port, self.id);
+        self.deliver(owner, port, frame, segment, hash, None, now)
+    }
+
+    /// Gives a segment to its owner's stack.
+    #[inline]
+    #[allow(clippy::too_many_arguments, reason = "one packet's facts, each from another place")]
+    fn deliver(
+        &mut self,
+        owner: WorkerId,
+        port: PortId,
+        frame: &mut Frame,
+        segment: &Segment,
+        hash: u64,
+        service: Option<ServiceId>,
+        now: Micros,
+    ) -> Result<Verdict, DropReason> {
         if owner != self.id {
             return Ok(Verdict::HandOver(owner));
         }
         let arrival = Arrival { port, mac: src_mac(frame.data()).ok_or(DropReason::Truncated)? };
-        self.stack.segment(segment, frame.data_mut(), hash, arrival, None, now, &mut self.egress)?;
+        self.stack.segment(segment, frame.data_mut(), hash, arrival, service, now, &mut self.egress)?;
         Ok(Verdict::Consumed)
     }
 
@@ -387,8 +404,7 @@ impl Worker {
                     let mut frame = Frame::from(transfer);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
                         Ok(parsed) => {
-                            let hash =
-                                if let Parsed::Tcp(segment) = &parsed { self.stack.hash(&segment.key) } else { 0 };
+                            let hash = self.flow_hash(&parsed);
                             self.judge(port, &mut frame, &parsed, hash, now)
                         }
                         Err(reason) => Verdict::Drop(reason),

@@ -12,7 +12,7 @@ use sluice_filters::{ServiceMap, SourceFilter};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::limits::SharedLimits;
 use sluice_tcpstack::record::SessionRecord;
-use sluice_tcpstack::terminate::{Setup, Shared, Stack};
+use sluice_tcpstack::stack::{Setup, Shared, Stack};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;

@@ -14,7 +14,7 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
     Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
 };
-use sluice_tcpstack::terminate::{Arrival, Stack};
+use sluice_tcpstack::stack::{Arrival, Stack};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;

@@ -18,7 +18,7 @@ use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
 use sluice_tcpstack::limits::SharedLimits;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
-use sluice_tcpstack::terminate::{Arrival, Setup, Shared, Stack};
+use sluice_tcpstack::stack::{Arrival, Setup, Shared, Stack};
 
 const CONFIG: &str = r#"
 [[port]]

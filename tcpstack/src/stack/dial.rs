@@ -19,7 +19,7 @@ const TIME_WAIT: Duration = Duration::from_secs(60);
 const BRIEF_REST: Duration = Duration::from_secs(1);
 
 /// One service's turn-taking among its upstreams.
-pub(super) struct Balancer {
+pub(crate) struct Balancer {
     upstreams: Vec<Candidate>,
     next_source: usize,
 }
@@ -33,7 +33,7 @@ struct Candidate {
 }
 
 impl Balancer {
-    pub(super) fn new(service: &Service) -> Balancer {
+    pub(crate) fn new(service: &Service) -> Balancer {
         let upstreams = service
             .upstreams
             .iter()
@@ -48,7 +48,7 @@ impl Balancer {
     }
 
     /// The next upstream that is not in the set `tried` (one bit an index, so the first 64 count); failed ones last.
-    pub(super) fn choose(&mut self, tried: u64, now: Micros) -> Option<(u16, SocketAddr)> {
+    pub(crate) fn choose(&mut self, tried: u64, now: Micros) -> Option<(u16, SocketAddr)> {
         let open = |index: usize| index < 64 && tried >> index & 1 == 0;
         let healthy = |candidate: &Candidate| candidate.shunned_until <= now;
         let any_healthy = self.upstreams.iter().enumerate().any(|(index, c)| open(index) && healthy(c));
@@ -71,21 +71,21 @@ impl Balancer {
     }
 
     /// Notes a failed dial.
-    pub(super) fn failed(&mut self, index: u16, now: Micros) {
+    pub(crate) fn failed(&mut self, index: u16, now: Micros) {
         if let Some(candidate) = self.upstreams.get_mut(usize::from(index)) {
             candidate.shunned_until = now.after(SHUNNED);
         }
     }
 
     /// Notes a connection: the upstream is dialled in its turn again.
-    pub(super) fn connected(&mut self, index: u16) {
+    pub(crate) fn connected(&mut self, index: u16) {
         if let Some(candidate) = self.upstreams.get_mut(usize::from(index)) {
             candidate.shunned_until = Micros(0);
         }
     }
 
     /// The addresses to dial `upstream` from, in turn: the service's own of its family, or `default`.
-    pub(super) fn sources(
+    pub(crate) fn sources(
         &mut self,
         service: &Service,
         upstream: SocketAddr,
@@ -102,25 +102,25 @@ impl Balancer {
 
 /// A source port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lease {
+pub(crate) struct Lease {
     space: usize,
-    pub(super) port: u16,
+    pub(crate) port: u16,
 }
 
 /// The source ports of all (source address, upstream) pairs, of which configuration bounds the number.
-pub(super) struct SourcePorts {
+pub(crate) struct SourcePorts {
     spaces: Vec<(Addr, SocketAddr, PortSpace)>,
     seed: [u8; 16],
 }
 
 impl SourcePorts {
-    pub(super) fn new(seed: [u8; 16]) -> SourcePorts {
+    pub(crate) fn new(seed: [u8; 16]) -> SourcePorts {
         SourcePorts { spaces: Vec::new(), seed }
     }
 
     /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which is not `listened` on at
     /// `source`; none when all are taken.
-    pub(super) fn lease<N: Lower>(
+    pub(crate) fn lease<N: Lower>(
         &mut self,
         source: Addr,
         upstream: SocketAddr,
@@ -141,7 +141,7 @@ impl SourcePorts {
     }
 
     /// Gives a port back. It rests first when the upstream may still remember the connection.
-    pub(super) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
+    pub(crate) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
         let rest = match rest {
             Rest::None => Duration::ZERO,
             Rest::Brief => BRIEF_REST,
@@ -153,21 +153,21 @@ impl SourcePorts {
     }
 
     /// Lets ports go that have rested long enough; a bounded number.
-    pub(super) fn reap(&mut self, now: Micros) {
+    pub(crate) fn reap(&mut self, now: Micros) {
         for (_, _, ports) in &mut self.spaces {
             ports.reap(now);
         }
     }
 
     /// Ports in use or resting.
-    pub(super) fn occupied(&self) -> usize {
+    pub(crate) fn occupied(&self) -> usize {
         self.spaces.iter().map(|(_, _, ports)| ports.in_use() + ports.resting()).sum()
     }
 }
 
 /// How long a source port rests: by what the upstream may remember of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rest {
+pub(crate) enum Rest {
     /// It remembers nothing: it refused, or reset.
     None,
     /// What it remembers does not stand in the way of a new connection.

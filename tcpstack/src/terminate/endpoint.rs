@@ -290,6 +290,7 @@ impl Endpoint {
         let len = segment::synthesize_syn(
             &SynSegment {
                 key: making.key,
+                direction: Direction::FromPeer,
                 isn: offer.isn,
                 mss: offer.mss,
                 wscale: offer.window_scale,

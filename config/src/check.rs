@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::address;
 use crate::error::{Diagnostics, Located, nearest, quoted};
-use crate::model::{Config, Filters, Limits, Metrics, Mode, Port, Route, Service, Upstream};
+use crate::model::{Config, Filters, Limits, Metrics, Port, Route, Service, Upstream};
 use crate::schema::{Draft, PortDraft, RouteDraft, ServiceDraft};
 
 /// Checks the draft; the configuration, if `diag` holds no mistake afterwards.

@@ -127,6 +127,8 @@ reasons! {
     StaleTimestamp = "stale_timestamp",
     /// A SYN on an established flow (RFC 5961 section 4).
     SynOnFlow = "syn_on_flow",
+    /// Too much is held for connections whose upstream has not accepted yet.
+    DialBacklog = "dial_backlog",
     /// The service's `limits.connections` is reached.
     ConnectionLimit = "connection_limit",
     /// The service's `limits.connections_per_source` is reached.

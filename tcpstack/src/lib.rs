@@ -14,6 +14,7 @@ pub mod record;
 pub mod segment;
 mod sip;
 mod slab;
+mod splice;
 pub mod stack;
 mod terminate;
 pub mod translate;

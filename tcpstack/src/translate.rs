@@ -76,7 +76,7 @@ impl<'a> Patch<'a> {
 
     /// Adds `delta` to the 32-bit number at `at`; nothing when it lies outside.
     #[inline]
-    fn add(&mut self, at: usize, delta: u32) {
+    pub(crate) fn add(&mut self, at: usize, delta: u32) {
         let Some(field) = self.tcp.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { return };
         let old = u32::from_be_bytes(*field);
         let new = old.wrapping_add(delta);

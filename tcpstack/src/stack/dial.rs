@@ -9,6 +9,7 @@ use sluice_filters::units::Micros;
 
 use crate::net::Lower;
 use crate::ports::PortSpace;
+use crate::splice::End;
 
 /// An upstream that failed is dialled last for this long.
 const SHUNNED: Duration = Duration::from_secs(5);
@@ -100,22 +101,26 @@ impl Balancer {
     }
 }
 
+const NOBODY: Addr = Addr { hi: 0, lo: 0 };
+
 /// A source port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    space: usize,
+    pub(crate) space: usize,
     pub(crate) port: u16,
 }
 
 /// The source ports of all (source address, upstream) pairs, of which configuration bounds the number.
 pub(crate) struct SourcePorts {
     spaces: Vec<(Addr, SocketAddr, PortSpace)>,
+    /// The same pairs, close together, for the packet path.
+    ends: Vec<(Addr, End)>,
     seed: [u8; 16],
 }
 
 impl SourcePorts {
     pub(crate) fn new(seed: [u8; 16]) -> SourcePorts {
-        SourcePorts { spaces: Vec::new(), seed }
+        SourcePorts { spaces: Vec::new(), ends: Vec::new(), seed }
     }
 
     /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which is not `listened` on at
@@ -134,6 +139,7 @@ impl SourcePorts {
                 |port| FlowKey { src: upstream.ip().into(), dst: source, src_port: upstream.port(), dst_port: port };
             let ports = PortSpace::new(self.seed, |port| !listened(port) && net.owns(&key(port)));
             self.spaces.push((source, upstream, ports));
+            self.ends.push((source, End { addr: upstream.ip().into(), port: upstream.port() }));
             self.spaces.len() - 1
         });
         let port = self.spaces[space].2.allocate(now)?;
@@ -157,6 +163,12 @@ impl SourcePorts {
         for (_, _, ports) in &mut self.spaces {
             ports.reap(now);
         }
+    }
+
+    /// The source address and the upstream of the pair that a lease's `space` names; zeroes where there is none.
+    #[inline]
+    pub(crate) fn pair(&self, space: u32) -> (Addr, End) {
+        self.ends.get(space as usize).copied().unwrap_or((NOBODY, End { addr: NOBODY, port: 0 }))
     }
 
     /// Ports in use or resting.

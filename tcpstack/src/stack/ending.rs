@@ -15,7 +15,7 @@ use crate::net::{Lower, Route};
 use crate::record::{EndCause, SessionRecord};
 
 /// An upstream about to be dialled.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Target {
     /// Its index among the service's.
     pub(crate) index: u16,

@@ -1,9 +1,10 @@
 //! What comes in: to a session, to what is left of one, or, with a cookie of ours, to a new one.
 
+use sluice_config::Mode;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
-use super::{Arrival, FlowRef, Side, Stack, count, send_bare};
+use super::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
 use crate::cookie::Offer;
 use crate::counters::AckResult;
 use crate::limits::Refusal;
@@ -19,6 +20,20 @@ pub(crate) struct Inbound<'a> {
     pub(crate) arrival: Arrival,
     /// What its destination names.
     pub(crate) service: Option<ServiceId>,
+}
+
+/// What a client's valid cookie tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validated {
+    /// What the handshake agreed on.
+    pub(crate) offer: Offer,
+    /// What our timestamps towards this client are ahead of the clock.
+    pub(crate) ts_offset: u32,
+}
+
+/// Whether a segment refused for this reason may belong to a later connection between the same ends.
+fn may_be_another(reason: DropReason) -> bool {
+    matches!(reason, DropReason::BadAck | DropReason::OldAck | DropReason::OutOfWindow | DropReason::StaleTimestamp)
 }
 
 impl Stack {
@@ -37,20 +52,31 @@ impl Stack {
         service: Option<ServiceId>,
         now: Micros,
         net: &mut N,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Outcome, DropReason> {
         let inbound = Inbound { segment, hash, arrival, service };
         match self.flows.find(hash, &segment.key).map(FlowRef::from_value) {
             Some(FlowRef::Session(side, index)) => {
-                match self.terminated(side, index, inbound, frame, now, net) {
+                let result = self.terminated(side, index, inbound, frame, now, net).map(|()| Outcome::Consumed);
+                match result {
                     // A client that lost its state may come back from the same port, with a cookie of today.
-                    Err(
-                        reason @ (DropReason::BadAck
-                        | DropReason::OldAck
-                        | DropReason::OutOfWindow
-                        | DropReason::StaleTimestamp),
-                    ) if side == Side::Client => self.restarted(index, reason, inbound, frame, now, net),
+                    Err(reason) if side == Side::Client && may_be_another(reason) => {
+                        self.restarted(FlowRef::Session(side, index), reason, inbound, frame, now, net)
+                    }
                     result => result,
                 }
+            }
+            Some(FlowRef::Splice(side, index)) => {
+                let result = self.spliced(side, index, inbound, frame, now, net);
+                match result {
+                    Err(reason) if side == Side::Client && may_be_another(reason) => {
+                        self.restarted(FlowRef::Splice(side, index), reason, inbound, frame, now, net)
+                    }
+                    result => result,
+                }
+            }
+            Some(FlowRef::Probe(index)) => {
+                let options = segment.options(frame);
+                self.probed(index, segment, &options, now, net)
             }
             Some(FlowRef::Linger(index)) => self.lingering(index, inbound, frame, now, net),
             None => self.unknown(inbound, frame, now, net),
@@ -61,22 +87,32 @@ impl Stack {
     /// handshake.
     fn restarted<N: Lower>(
         &mut self,
-        index: u32,
+        flow: FlowRef,
         reason: DropReason,
         inbound: Inbound<'_>,
         frame: &mut [u8],
         now: Micros,
         net: &mut N,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Outcome, DropReason> {
         let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
-        let same_handshake = self.sessions.get_mut(index).is_some_and(|session| session.client.leg.isn() == cookie);
-        if same_handshake || self.check(inbound.segment).is_none() {
+        let ours = match flow {
+            FlowRef::Session(_, index) => self.sessions.get_mut(index).map(|session| session.client.leg.isn()),
+            FlowRef::Splice(_, index) => self.splices.get_mut(index).map(|splice| splice.cookie()),
+            FlowRef::Linger(_) | FlowRef::Probe(_) => None,
+        };
+        if ours == Some(cookie) || self.check(inbound.segment).is_none() {
             return Err(reason);
         }
-        if let Some(mut session) = self.sessions.take(index) {
-            // Its peer is gone; a RST would hit the new connection.
-            session.client.reset = true;
-            self.end(index, session, EndCause::ClientRestarted, now, net);
+        match flow {
+            FlowRef::Session(_, index) => {
+                if let Some(mut session) = self.sessions.take(index) {
+                    // Its peer is gone; a RST would hit the new connection.
+                    session.client.reset = true;
+                    self.end(index, session, EndCause::ClientRestarted, now, net);
+                }
+            }
+            FlowRef::Splice(_, index) => self.end_spliced(index, EndCause::ClientRestarted, now, net),
+            FlowRef::Linger(_) | FlowRef::Probe(_) => {}
         }
         self.unknown(inbound, frame, now, net)
     }
@@ -88,7 +124,7 @@ impl Stack {
         frame: &mut [u8],
         now: Micros,
         net: &mut N,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Outcome, DropReason> {
         let Some(answer) = self.lingers.answer(index, inbound.segment) else {
             if inbound.service.is_some()
                 && !self.lingers.same_handshake(index, inbound.segment)
@@ -100,7 +136,7 @@ impl Stack {
             return Err(DropReason::NoFlow);
         };
         send_bare(&answer.0, answer.1, net);
-        Ok(())
+        Ok(Outcome::Consumed)
     }
 
     fn unknown<N: Lower>(
@@ -109,7 +145,7 @@ impl Stack {
         frame: &mut [u8],
         now: Micros,
         net: &mut N,
-    ) -> Result<(), DropReason> {
+    ) -> Result<Outcome, DropReason> {
         let Inbound { segment, arrival, service, .. } = inbound;
         let Some(service) = service else { return self.stray(segment, arrival, net) };
         let flags = segment.flags;
@@ -140,15 +176,29 @@ impl Stack {
                 Refusal::Source => DropReason::SourceLimit,
             });
         }
-        let opened = self.open_terminated(inbound, frame, service, offer, now, net);
+        let ts_offset =
+            self.jar.ts_offset(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), Seq(segment.ack.0.wrapping_sub(1)));
+        let validated = Validated { offer, ts_offset };
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.opened.bump();
+            counters.active.add(1);
+        }
+        let opened = match self.config.services.get(usize::from(service.0)).map(|settings| settings.mode) {
+            Some(Mode::Splice) => self.open_spliced(inbound, frame, service, validated, now, net),
+            _ => self.open_terminated(inbound, frame, service, validated, 0, now, net).map(|_| ()),
+        };
         if opened.is_none() {
+            if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+                counters.opened.set(counters.opened.get().saturating_sub(1));
+                counters.active.set(counters.active.get().saturating_sub(1));
+            }
             self.shared.limits.close(service, segment.key.src);
             self.count_ack(AckResult::Limit);
             self.refuse(segment, way, net);
             return Err(DropReason::ConnectionLimit);
         }
         self.count_ack(AckResult::Accepted);
-        Ok(())
+        Ok(Outcome::Consumed)
     }
 
     fn count_ack(&self, result: AckResult) {
@@ -165,7 +215,7 @@ impl Stack {
 
     /// A segment to an address of ours that is no service and no flow: from an upstream that still holds a connection we no longer
     /// know it gets a RST, so that it does not hold it for long; from anyone else nothing.
-    fn stray<N: Lower>(&mut self, segment: &Segment, arrival: Arrival, net: &mut N) -> Result<(), DropReason> {
+    fn stray<N: Lower>(&mut self, segment: &Segment, arrival: Arrival, net: &mut N) -> Result<Outcome, DropReason> {
         let remote = segment.key.remote();
         let upstream = self.config.services.iter().flat_map(|s| &s.upstreams).any(|u| u.address == remote);
         if upstream && !segment.flags.rst() {
@@ -175,7 +225,7 @@ impl Stack {
     }
 
     /// Answers with the RST that RFC 9293 section 3.10.7.1 gives to a segment without a connection.
-    fn refuse<N: Lower>(&self, segment: &Segment, way: Way, net: &mut N) {
+    pub(crate) fn refuse<N: Lower>(&self, segment: &Segment, way: Way, net: &mut N) {
         if let Some(reset) = segment::reset_for(segment) {
             self.counters.resets_sent.bump();
             send_bare(&reset, way, net);

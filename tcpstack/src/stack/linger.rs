@@ -65,7 +65,11 @@ impl Lingers {
 
     /// What must be kept of `endpoint`.
     pub(crate) fn entry(endpoint: &Endpoint, end: Left, hash: u64, now: Micros) -> Linger {
-        let (ack, isn, way) = (endpoint.leg.bare_ack(now), endpoint.leg.isn(), endpoint.leg.way);
+        Lingers::made(endpoint.leg.bare_ack(now), endpoint.leg.isn(), end, endpoint.leg.way, hash, now)
+    }
+
+    /// An entry for a connection whose last word would be `ack`, and whose first number was `isn`.
+    pub(crate) fn made(ack: BareSegment, isn: Seq, end: Left, way: Way, hash: u64, now: Micros) -> Linger {
         Linger { ack, isn, end, way, hash, until: now.after(TIME_WAIT) }
     }
 

@@ -13,13 +13,14 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
-use sluice_config::Config;
-use sluice_filters::addr::FlowKey;
+use sluice_config::{Config, Mode, Service};
+use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::counter::Counter;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Segment};
@@ -34,11 +35,14 @@ use crate::net::{Lower, Way};
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
+use crate::splice::promise::{Board, Probe, SynOffers, probes};
+use crate::splice::{End, Splices};
 use crate::terminate::clock;
 use crate::terminate::endpoint::Interfaces;
 use crate::terminate::session::Session;
 use crate::wheel::Wheel;
 
+pub use crate::splice::Forward;
 pub use crate::terminate::clock::timestamp_ms;
 
 /// A challenge ACK goes to one connection at most this often (RFC 5961 section 7).
@@ -51,6 +55,20 @@ pub struct Shared {
     pub limits: SharedLimits,
     /// Ended connections, on their way to the connection log.
     pub records: ArrayQueue<SessionRecord>,
+    /// What is known of spliced services' upstreams.
+    pub(crate) board: Board,
+}
+
+impl Shared {
+    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources.
+    #[must_use]
+    pub fn new(config: &Config, secret: [u64; 2], records: usize) -> Shared {
+        Shared {
+            limits: SharedLimits::new(config, secret),
+            records: ArrayQueue::new(records),
+            board: Board::new(config),
+        }
+    }
 }
 
 /// What a stack is made with.
@@ -80,6 +98,18 @@ pub struct Arrival {
     pub port: PortId,
     /// From this Ethernet address.
     pub mac: [u8; 6],
+    /// The frame's checksum was never computed, since it did not cross a wire; its contents are intact.
+    pub unfinished: bool,
+}
+
+/// What becomes of a segment that was taken.
+#[must_use = "a frame to forward still has to be sent"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its content was taken.
+    Consumed,
+    /// It was rewritten: send it on.
+    Forward(Forward),
 }
 
 /// One worker's TCP.
@@ -92,6 +122,17 @@ pub struct Stack {
     pub(crate) jar: Jar,
     pub(crate) flows: FlowTable,
     pub(crate) sessions: Slab<Session>,
+    pub(crate) splices: Splices,
+    pub(crate) splice_wheel: Wheel,
+    /// Octets of clients' segments that wait for an upstream to accept.
+    pub(crate) held_octets: usize,
+    /// Where services listen, each once, and the places in that list.
+    pub(crate) listens: Vec<End>,
+    pub(crate) listen_index: HashMap<(Addr, u16), u32>,
+    /// By service: what its SYN-ACKs say.
+    pub(crate) offers: Vec<SynOffers>,
+    pub(crate) probes: Vec<Probe>,
+    pub(crate) next_probe: Micros,
     pub(crate) lingers: Lingers,
     pub(crate) wheel: Wheel,
     pub(crate) interfaces: Interfaces,
@@ -117,23 +158,31 @@ pub(crate) enum Side {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FlowRef {
     Session(Side, u32),
+    Splice(Side, u32),
     Linger(u32),
+    Probe(u32),
 }
 
 impl FlowRef {
     pub(crate) fn value(self) -> u32 {
         match self {
-            FlowRef::Session(Side::Client, index) => index << 2,
-            FlowRef::Session(Side::Upstream, index) => index << 2 | 1,
-            FlowRef::Linger(index) => index << 2 | 2,
+            FlowRef::Session(Side::Client, index) => index << 3,
+            FlowRef::Session(Side::Upstream, index) => index << 3 | 1,
+            FlowRef::Splice(Side::Client, index) => index << 3 | 2,
+            FlowRef::Splice(Side::Upstream, index) => index << 3 | 3,
+            FlowRef::Linger(index) => index << 3 | 4,
+            FlowRef::Probe(index) => index << 3 | 5,
         }
     }
 
     pub(crate) fn from_value(value: u32) -> FlowRef {
-        match value & 3 {
-            0 => FlowRef::Session(Side::Client, value >> 2),
-            1 => FlowRef::Session(Side::Upstream, value >> 2),
-            _ => FlowRef::Linger(value >> 2),
+        match value & 7 {
+            0 => FlowRef::Session(Side::Client, value >> 3),
+            1 => FlowRef::Session(Side::Upstream, value >> 3),
+            2 => FlowRef::Splice(Side::Client, value >> 3),
+            3 => FlowRef::Splice(Side::Upstream, value >> 3),
+            4 => FlowRef::Linger(value >> 3),
+            _ => FlowRef::Probe(value >> 3),
         }
     }
 }
@@ -165,14 +214,35 @@ impl Stack {
         // Two entries a connection, and one for what is left of an ended one.
         let connections: u64 = config.services.iter().map(|service| u64::from(service.limits.connections)).sum();
         let flows = usize::try_from(connections.saturating_mul(2)).unwrap_or(usize::MAX).min(FLOWS_MAX);
+        let spliced = config.services.iter().filter(|service| service.mode == Mode::Splice);
+        let spliced: u64 = spliced.map(|service| u64::from(service.limits.connections)).sum();
+        let spliced = usize::try_from(spliced).unwrap_or(usize::MAX).min(FLOWS_MAX / 2);
+        let mut listens = Vec::new();
+        let mut listen_index = HashMap::new();
+        for listen in config.services.iter().flat_map(|service| &service.listen) {
+            let end = End { addr: listen.ip().into(), port: listen.port() };
+            listen_index.insert((end.addr, end.port), listens.len() as u32);
+            listens.push(end);
+        }
+        let offers = config.services.iter().map(terminated_offers).collect();
+        // One worker's probes are enough.
+        let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
         let balancers = config.services.iter().map(Balancer::new).collect();
-        Stack {
+        let mut stack = Stack {
             worker,
             counters,
             shared,
             jar,
-            flows: FlowTable::new(flows + linger::MAX, half(0)),
+            flows: FlowTable::new(flows + linger::MAX + probes.len(), half(0)),
             sessions: Slab::new(),
+            splices: Splices::new(spliced),
+            splice_wheel: Wheel::new(now),
+            held_octets: 0,
+            listens,
+            listen_index,
+            offers,
+            probes,
+            next_probe: now,
             lingers: Lingers::new(),
             wheel: Wheel::new(now),
             // No secret: the numbers smoltcp draws are translated before anyone sees them.
@@ -186,7 +256,9 @@ impl Stack {
             due: Vec::with_capacity(256),
             draining: false,
             config: Rc::new(Config::clone(&config)),
-        }
+        };
+        stack.refresh_offers();
+        stack
     }
 
     /// Starts a turn: the clock's reading for all that follows in it. `wall` is Unix time, for the cookies' epochs.
@@ -209,6 +281,14 @@ impl Stack {
         self.flows.touch(hash);
     }
 
+    /// Brings the flow's session into the cache, once its table entry is there.
+    #[inline]
+    pub fn touch_session(&self, hash: u64, key: &FlowKey) {
+        if let Some(FlowRef::Splice(_, index)) = self.flows.find(hash, key).map(FlowRef::from_value) {
+            self.splices.touch(index);
+        }
+    }
+
     /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing. The frame's buffer must reach to
     /// [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
     ///
@@ -227,17 +307,13 @@ impl Stack {
         if self.draining {
             return Err(DropReason::Draining);
         }
-        let mtu = self.mtus.get(usize::from(port.0)).copied().unwrap_or(1500);
-        let Some(buffer) = self.config.services.get(usize::from(service.0)).map(|service| service.buffer) else {
-            return Err(DropReason::NotAService);
-        };
-        let headers = if segment.is_v4() { 40 } else { 60 };
+        let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
         let profile = SynAckProfile {
-            mss: mtu.saturating_sub(headers),
-            wscale: Some(0),
-            window: advertised(buffer),
-            sack: true,
-            timestamps: true,
+            mss: self.mss_on(offers, port, segment.is_v4()),
+            wscale: offers.wscale,
+            window: offers.window,
+            sack: offers.sack,
+            timestamps: offers.timestamps,
             src_mac: our_mac,
             tcp_checksum: TcpChecksum::Full,
         };
@@ -254,7 +330,7 @@ impl Stack {
     /// Live sessions.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.sessions.len()
+        self.sessions.len() + self.splices.len()
     }
 
     /// Resets connections, 128 of them at most: the end of the drain. To be called until there are none.
@@ -265,6 +341,10 @@ impl Stack {
                 self.end(index, session, EndCause::Shutdown, now, net);
             }
         }
+        let indices: Vec<u32> = self.splices.indices().take(RESETS).collect();
+        for index in indices {
+            self.end_spliced(index, EndCause::Shutdown, now, net);
+        }
     }
 
     /// Brings the gauges up to date; a few times a second is enough.
@@ -272,7 +352,9 @@ impl Stack {
         self.source_ports.reap(now);
         self.counters.flow_entries.set(self.flows.len() as u64);
         self.counters.time_wait.set(self.lingers.len() as u64);
-        self.counters.timers.set(self.wheel.armed() as u64);
+        self.refresh_offers();
+        self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
+        self.counters.held_bytes.set(self.held_octets as u64);
         self.counters.source_ports.set(self.source_ports.occupied() as u64);
     }
 }
@@ -281,6 +363,11 @@ impl Stack {
 const RESETS: usize = 128;
 /// Most flow entries of live connections one worker's table is made for.
 const FLOWS_MAX: usize = 1 << 23;
+
+/// What a terminated service's SYN-ACKs say: what this stack can do.
+fn terminated_offers(service: &Service) -> SynOffers {
+    SynOffers { mss: u16::MAX, wscale: Some(0), window: advertised(service.buffer), sack: true, timestamps: true }
+}
 
 /// The window in a SYN-ACK of a service with buffers of `buffer` octets.
 pub(crate) fn advertised(buffer: usize) -> u16 {

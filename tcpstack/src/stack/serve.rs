@@ -31,8 +31,9 @@ impl Stack {
         self.dirty = round;
     }
 
-    /// Marks the sessions whose timers are due, `budget` of them at most, for the next [`Stack::serve`].
-    pub fn run_timers(&mut self, now: Micros, budget: usize) {
+    /// Marks the sessions whose timers are due, `budget` of them at most, for the next [`Stack::serve`]; spliced ones, as many, are
+    /// served at once.
+    pub fn run_timers<N: Lower>(&mut self, now: Micros, budget: usize, net: &mut N) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now, budget, &mut due);
         for id in due.drain(..) {
@@ -43,6 +44,10 @@ impl Stack {
                 session.wakes = None;
                 session.mark(index, &mut self.dirty);
             }
+        }
+        self.splice_wheel.advance(now, budget, &mut due);
+        for index in due.drain(..) {
+            self.splice_due(index, now, net);
         }
         self.due = due;
     }

@@ -66,6 +66,8 @@ pub(crate) struct Leg {
     isn: Seq,
     translator: Option<Translator>,
     timestamp_offset: u32,
+    /// The peer scales our windows by this; the socket does not know.
+    window_shift: u8,
     /// The newest TSval of the peer, to echo in segments built without smoltcp.
     peer_timestamp: Option<u32>,
 }
@@ -79,12 +81,16 @@ impl Leg {
         let translator =
             self.translator.get_or_insert(Translator { seq_delta: isn.minus(emitted.seq), ts_delta: offset });
         translator.outgoing::<false>(tcp);
+        if self.window_shift > 0 {
+            scale_window(tcp, self.window_shift);
+        }
         if let Some(emitted) = Emitted::read(tcp)
             && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
             let ack = emitted.flags.ack().then_some(emitted.ack);
-            self.guard.sent(emitted.seq, ack, emitted.window, emitted.flags.syn(), emitted.flags.fin(), payload);
+            let window = emitted.window << self.window_shift;
+            self.guard.sent(emitted.seq, ack, window, emitted.flags.syn(), emitted.flags.fin(), payload);
         }
         checksum::fill_tcp(tcp, self.key.dst, self.key.src);
         if let Ok(header) = header.try_into() {
@@ -137,12 +143,19 @@ impl Leg {
             seq: self.guard.snd_max(),
             ack: self.guard.rcv_ack(),
             flags: Flags::ACK,
-            window: self.guard.rcv_window(),
+            window: self.guard.rcv_window() >> self.window_shift,
             ttl: segment::TTL,
             timestamp: self
                 .peer_timestamp
                 .map(|echo| (clock::timestamp_ms(now).wrapping_add(self.timestamp_offset), echo)),
         }
+    }
+}
+
+/// Scales the window field of a segment without SYN: what does not divide is not advertised.
+fn scale_window(tcp: &mut [u8], shift: u8) {
+    if let Some([a, b]) = tcp.get_mut(14..16) {
+        [*a, *b] = (u16::from_be_bytes([*a, *b]) >> shift).to_be_bytes();
     }
 }
 
@@ -188,6 +201,8 @@ pub(crate) struct Making {
     pub(crate) timestamp_offset: u32,
     /// Use timestamps when the peer does.
     pub(crate) timestamps: bool,
+    /// By how much our windows are scaled on the wire.
+    pub(crate) window_shift: u8,
 }
 
 /// What the cookie remembered of the client's SYN.
@@ -256,6 +271,7 @@ impl Endpoint {
                 isn: making.isn,
                 translator: None,
                 timestamp_offset: making.timestamp_offset,
+                window_shift: making.window_shift,
                 peer_timestamp: None,
             },
             sockets,

@@ -1,17 +1,15 @@
 //! A terminated connection's segments: judged by the guard, fed to the socket; and the session that a cookie opens.
 
-use sluice_config::ProxyProtocol;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
 use super::endpoint::{ClientOffer, Endpoint, Making};
 use super::guard::Gate;
 use super::session::Session;
-use crate::cookie::Offer;
 use crate::net::{Lower, Way};
 use crate::proxy::Header;
-use crate::stack::ingress::Inbound;
-use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Side, Stack, advertised, send_bare};
+use crate::stack::ingress::{Inbound, Validated};
+use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Side, Stack, send_bare};
 
 impl Stack {
     /// A segment of a session's.
@@ -70,18 +68,20 @@ impl Stack {
         Ok(())
     }
 
-    /// The session a valid cookie opens.
+    /// The session a valid cookie opens; its index. Our windows were promised to be scaled by `shift`.
     pub(crate) fn open_terminated<N: Lower>(
         &mut self,
         inbound: Inbound<'_>,
         frame: &mut [u8],
         service: ServiceId,
-        offer: Offer,
+        validated: Validated,
+        shift: u8,
         now: Micros,
         net: &mut N,
-    ) -> Option<()> {
+    ) -> Option<u32> {
         let settings = self.config.services.get(usize::from(service.0))?;
-        let Inbound { segment, hash, arrival: Arrival { port, mac }, .. } = inbound;
+        let Inbound { segment, hash, arrival: Arrival { port, mac, .. }, .. } = inbound;
+        let Validated { offer, ts_offset } = validated;
         let options = segment.options(frame);
         let making = Making {
             key: segment.key,
@@ -90,11 +90,8 @@ impl Stack {
             buffer: settings.buffer,
             congestion: settings.congestion,
             isn: Seq(segment.ack.0.wrapping_sub(1)),
-            timestamp_offset: self.jar.ts_offset(
-                &segment.key,
-                Seq(segment.seq.0.wrapping_sub(1)),
-                Seq(segment.ack.0.wrapping_sub(1)),
-            ),
+            timestamp_offset: ts_offset,
+            window_shift: shift,
             timestamps: options.timestamp.is_some(),
         };
         let offer = ClientOffer {
@@ -103,7 +100,7 @@ impl Stack {
             window_scale: offer.wscale,
             sack: offer.sack,
             timestamp: options.timestamp.map(|(value, _)| value),
-            advertised: advertised(settings.buffer),
+            advertised: self.offers.get(usize::from(service.0))?.window,
         };
         let mut client = Endpoint::accept(&making, &offer, &mut self.interfaces, now, net)?;
         let Gate::Feed = client.leg.guard.judge(segment, frame.get_mut(segment.l4()..segment.end())?) else {
@@ -116,20 +113,12 @@ impl Stack {
         }
         client.feed(segment, &options, frame, &mut self.interfaces, now, net);
         let (remote, local) = (segment.key.remote(), segment.key.local());
-        let header = match settings.proxy_protocol {
-            ProxyProtocol::Off => None,
-            ProxyProtocol::V1 => Some(Header::v1(remote, local)),
-            ProxyProtocol::V2 => Some(Header::v2(remote, local)),
-        };
+        let header = Header::of(settings.proxy_protocol, remote, local);
         self.counters.buffer_bytes.add(client.leased as u64);
         let mut session = Session::new(service, client, header, now);
         session.mark(index, &mut self.dirty);
         self.sessions.put(index, Box::new(session));
-        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
-            counters.opened.bump();
-            counters.active.add(1);
-        }
-        Some(())
+        Some(index)
     }
 }
 

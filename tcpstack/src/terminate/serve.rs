@@ -86,6 +86,7 @@ impl Stack {
             isn: self.initial_sequence_number(&key, now),
             timestamp_offset: self.keyed(&key, 1) as u32,
             timestamps: true,
+            window_shift: 0,
         };
         let endpoint = Endpoint::dial(&making, &mut self.interfaces, now);
         let inserted = self.flows.insert(hash, &key, FlowRef::Session(Side::Upstream, index).value());

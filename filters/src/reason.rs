@@ -107,6 +107,8 @@ reasons! {
     HandoverFull = "handover_full",
     /// The device's transmit queue was full.
     TxFull = "tx_full",
+    /// A forwarded segment larger than the port's MTU: its sender keeps no MSS.
+    TooBig = "too_big",
     /// The packet pool was empty.
     PoolEmpty = "pool_empty",
 

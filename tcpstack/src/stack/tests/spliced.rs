@@ -75,7 +75,8 @@ fn a_client_whose_upstreams_are_all_down_gets_a_reset() {
 
 #[test]
 fn a_silent_upstream_is_a_timeout_and_the_next_one_is_dialled() {
-    let mut lab = Lab::with(&format!("{SPLICE}\n[service.timeouts]\nconnect = \"1s\""), &["10.0.0.9:80", "10.0.0.5:80"]);
+    let mut lab =
+        Lab::with(&format!("{SPLICE}\n[service.timeouts]\nconnect = \"1s\""), &["10.0.0.9:80", "10.0.0.5:80"]);
     lab.server.interface.set_any_ip(false);
     let server = lab.server.listen(80);
     let client = lab.dial();

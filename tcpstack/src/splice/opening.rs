@@ -121,7 +121,7 @@ impl Stack {
     ) -> Option<()> {
         let settings = self.config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival, .. } = inbound;
-        let Validated { offer, ts_offset } = validated;
+        let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
@@ -163,7 +163,7 @@ impl Stack {
             ts_delta: 0,
             change: 0,
             state,
-            promised_shift: if offer.wscale.is_some() { profile.wscale.unwrap_or(0) } else { 0 },
+            promised_shift: window_shift,
             port: arrival.port,
             mac: arrival.mac,
             hop_port: arrival.port,
@@ -668,7 +668,7 @@ impl Stack {
         }
         let Some(opening) = splice.opening.take() else { return };
         let Opening { offer, ts_offset, arrival, mut first, held, .. } = *opening;
-        let validated = Validated { offer, ts_offset };
+        let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
         let key = super::flow(
             splice.client_end(),
             self.listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),
@@ -678,7 +678,7 @@ impl Stack {
         let session = match parse(&first[..], RxChecksums::GOOD) {
             Ok(Parsed::Tcp(segment)) => {
                 let inbound = Inbound { segment: &segment, hash, arrival, service };
-                self.open_terminated(inbound, &mut first, splice.service, validated, splice.promised_shift, now, net)
+                self.open_terminated(inbound, &mut first, splice.service, validated, now, net)
             }
             _ => None,
         };

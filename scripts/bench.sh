@@ -1,28 +1,43 @@
 #!/usr/bin/env bash
-# Measures what one core of this machine does with attack packets, beside dpdk-testpmd in the same run.
+# Measures what one core of this machine does with attack packets, and with segments of spliced sessions, beside dpdk-testpmd in
+# the same run.
 #
-# DPDK's net_pcap replays a small capture from memory without end on one core; testpmd (macswap, 5tswap) and
-# sluice take turns on it. Also counts instructions per packet kind, which no noisy neighbour disturbs.
+# DPDK's net_pcap replays a capture from memory without end on one core; testpmd (macswap, 5tswap) and sluice take turns on it. In
+# the second part each frame of the capture is a segment of an open session, which sluice rewrites and sends on by another port;
+# another capture, played once, opens the sessions (tcpstack/examples/splice_pcap.rs). Also counts instructions per packet kind,
+# which no noisy neighbour disturbs.
 #
 # Usage: sudo scripts/bench.sh [options]
 #
+#   --attack          only the first part
+#   --splice          only the second part
+#   --flows LIST      the second part's sessions, "64 8192 500000" by default
 #   --rounds N        turns of each program, of which the median counts (default 5)
-#   --seconds S       length of one turn's measurement (default 4)
+#   --seconds S       length of one turn's measurement (default 4; at most 10)
 #   --no-instructions leave the instruction counts out (they need valgrind)
 #   --no-setup        do not install packages or reserve hugepages
 #   --no-build        use what is built
 #   -h, --help        this text
 #
-# Prints a table in Markdown. A benchmark, not a test: it passes whatever the figures are.
+# The most sessions need some 1.5 GiB of hugepages, which are reserved for the time of the run if they can be.
+#
+# Prints tables in Markdown. A benchmark, not a test: it passes whatever the figures are.
 set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-rounds=5 seconds=4 instructions=1 with_setup=1 with_build=1
+rounds=5 seconds=4 instructions=1 with_setup=1 with_build=1 attack=1 splice=1 flows="64 8192 500000"
 ARGS=("$@")
 number() { [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number, found '${2:-nothing}'"; }
 while (($#)); do
     case $1 in
+        --attack) splice=0 ;;
+        --splice) attack=0 ;;
+        --flows)
+            [[ "${2:-}" =~ ^[1-9][0-9]*( [1-9][0-9]*)*$ ]] || usage_error "--flows needs numbers, found '${2:-nothing}'"
+            flows=$2
+            shift
+            ;;
         --rounds) number "$@" && rounds=$2 && shift ;;
         --seconds) number "$@" && seconds=$2 && shift ;;
         --no-instructions) instructions=0 ;;
@@ -36,6 +51,8 @@ while (($#)); do
     esac
     shift
 done
+((attack || splice)) || usage_error "--attack and --splice each mean that part alone"
+((seconds <= 10)) || usage_error "--seconds: at most 10 (nobody answers ARP for long)"
 need_root "${ARGS[@]}"
 arm_undo
 
@@ -48,46 +65,118 @@ if ((with_build)); then
     step "Building the release"
     cargo_run build --release -p sluice
     cargo_run build --release -p sluice-filters --example attack_pcap
-    cargo_run build --release -p sluice-tcpstack --example packet_path
+    cargo_run build --release -p sluice-tcpstack --example packet_path --example splice_path --example splice_pcap
 fi
 SLUICE_BIN="$(realpath -m "${SLUICE_BIN:-$TARGET/release/sluice}")"
 EXAMPLES="$TARGET/release/examples"
 
+
 WORK=$(mktemp -d)
 on_exit rm -rf "$WORK"
 pick_cores
-memory=(--no-huge -m 1024)
-hugepages=off
-if (($(cat /sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages) >= 400)); then
-    memory=(-m 512 --in-memory)
-    hugepages=require
-fi
 
-for kind in syn syn-bare ack drop udp; do
-    "$EXAMPLES/attack_pcap" "$kind" "$WORK/$kind.pcap" 8192
-done
+# ---------------------------------------------------------------------------------------------
+# Both programs
+# ---------------------------------------------------------------------------------------------
 
-# Ends a program this very shell started, and waits for its end.
-finish() {
-    kill -INT "$1" 2>/dev/null || true
-    wait "$1" 2>/dev/null || true
+# `choose_memory MBUFS`: hugepages if there are enough, for a while if need be; sets what both programs are told.
+HUGEPAGES=/sys/kernel/mm/hugepages/hugepages-2048kB
+choose_memory() {
+    # A frame takes 2.4 KiB; the rest is for rings and devices.
+    local mib=$(($1 * 12 / 5 / 1024 + 256))
+    local wanted=$((mib / 2 + 100)) reserved free
+    reserved=$(<"$HUGEPAGES/nr_hugepages") free=$(<"$HUGEPAGES/free_hugepages")
+    if ((free < wanted && with_setup)); then
+        on_exit give_back "$reserved"
+        echo $((reserved + wanted - free)) >"$HUGEPAGES/nr_hugepages" || true
+        free=$(<"$HUGEPAGES/free_hugepages")
+    fi
+    mbufs=$1
+    if ((free >= wanted)); then
+        memory=(-m "$mib" --in-memory)
+        hugepages=require
+    else
+        warn "only $free of $wanted hugepages of 2 MiB are free: both programs run on ordinary memory"
+        memory=(--no-huge -m "$mib")
+        hugepages=off
+    fi
 }
+give_back() { echo "$1" >"$HUGEPAGES/nr_hugepages"; }
 
-# Both print packets per second, as one number.
+# `testpmd_rate MODE VDEV...`: packets per second of the first device, as one number.
 testpmd_rate() {
-    local mode=$1 log="$WORK/testpmd.log" pid
+    local mode=$1 log="$WORK/testpmd.log" pid vdev devices=()
+    shift
+    for vdev in "$@"; do devices+=(--vdev "$vdev"); done
     dpdk-testpmd --lcores "0@$CONTROL_CORE,1@$WORKER_CORE" "${memory[@]}" --no-pci --file-prefix "bench$$" \
-        --vdev "net_pcap0,rx_pcap=$WORK/syn.pcap,infinite_rx=1" \
-        -- --forward-mode="$mode" --stats-period 1 --total-num-mbufs=65535 >"$log" 2>&1 </dev/null &
+        "${devices[@]}" -- --forward-mode="$mode" --stats-period 1 --total-num-mbufs="$mbufs" >"$log" 2>&1 </dev/null &
     pid=$!
-    sleep $((seconds + 3))
-    finish "$pid"
+    # A large capture takes a while to load.
+    if ! wait_until_or_dead 60 "$pid" grep -q 'Port statistics' "$log"; then
+        stop_pid "$pid" 15
+        die "testpmd did not start: $(tail -n 3 "$log")"
+    fi
+    sleep $((seconds + 2))
+    stop_pid "$pid" 15
     # The first two reports see the start.
-    awk '/Rx-pps:/ { n++; if (n > 2) { sum += $2; k++ } } END { if (k) printf "%.0f\n", sum / k; else print 0 }' "$log"
+    awk '/statistics for port/ { first = $6 == 0 }
+        first && /Rx-pps:/ { n++; if (n > 2) { sum += $2; k++ } }
+        END { if (k) printf "%.0f\n", sum / k; else print 0 }' "$log"
 }
 
+# `start_sluice CONFIG`: runs it; sets SLUICE_PID.
+start_sluice() {
+    "$SLUICE_BIN" run -c "$1" >"$WORK/sluice.log" 2>&1 </dev/null &
+    SLUICE_PID=$!
+    if ! wait_until_or_dead 60 "$SLUICE_PID" grep -q "sluice: ready" "$WORK/sluice.log"; then
+        stop_pid "$SLUICE_PID" 15
+        die "sluice did not start: $(tail -n 3 "$WORK/sluice.log")"
+    fi
+}
+
+# `read_metrics`: into the file METRICS, for `metric NAME [LABELS]`.
+read_metrics() { curl -s -m 5 "127.0.0.1:$metrics_port/metrics" >"$METRICS"; }
+metric() { metric_sum "$@" <"$METRICS"; }
+METRICS="$WORK/metrics"
+metrics_port=$((20000 + RANDOM % 20000))
+
+# `sluice_rate NAME LABELS`: how much a counter of the running sluice grows in a second.
 sluice_rate() {
-    local kind=$1 pid port=$((20000 + RANDOM % 20000))
+    local first last begin end
+    read_metrics
+    first=$(metric "$@") begin=$(date +%s%N)
+    sleep "$seconds"
+    read_metrics
+    last=$(metric "$@") end=$(date +%s%N)
+    echo $(((last - first) * 1000000000 / (end - begin)))
+}
+
+median() { tr ' ' '\n' | grep . | sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
+
+# `each_takes EXAMPLE ARGUMENTS...`: instructions for one packet, by the difference of two counts of packets.
+each_takes() {
+    local example=$1 count sums=()
+    shift
+    for count in 20480 61440; do
+        sums+=("$(valgrind --tool=callgrind --callgrind-out-file=/dev/null "$EXAMPLES/$example" "$@" "$count" 2>&1 |
+            awk '/Collected/ { print $NF }')")
+    done
+    echo $(((sums[1] - sums[0]) / 40960))
+}
+
+declare -A rates=()
+# `note ROUND PROGRAM RATE`
+note() {
+    rates[$2]+="$3 "
+    printf 'round %d: %-40s %7.2f Mpps\n' "$1" "$2" "$(awk -v r="$3" 'BEGIN { print r / 1e6 }')" >&2
+}
+
+# ---------------------------------------------------------------------------------------------
+# Attack packets
+# ---------------------------------------------------------------------------------------------
+
+attack_turn() {
+    local kind=$1
     cat >"$WORK/bench.toml" <<TOML
 [runtime]
 cores = [$WORKER_CORE]
@@ -105,66 +194,182 @@ proxy_protocol = "off"
 [[service.upstream]]
 address = "198.51.100.20:443"
 [metrics]
-listen = "127.0.0.1:$port"
+listen = "127.0.0.1:$metrics_port"
 [log]
 connections = "off"
 TOML
-    "$SLUICE_BIN" run -c "$WORK/bench.toml" >"$WORK/sluice.log" 2>&1 </dev/null &
-    pid=$!
-    local waited=0
-    until grep -q "sluice: ready" "$WORK/sluice.log"; do
-        if ((++waited > 200)); then
-            finish "$pid"
-            die "sluice did not start: $(tail -3 "$WORK/sluice.log")"
-        fi
-        sleep 0.1
-    done
+    start_sluice "$WORK/bench.toml"
     sleep 2
-    local first last begin end
-    received() { curl -s -m 3 "127.0.0.1:$port/metrics" | awk '/^sluice_port_rx_packets_total/ { sum += $2 } END { printf "%.0f\n", sum }'; }
-    first=$(received) begin=$(date +%s%N)
-    sleep "$seconds"
-    last=$(received) end=$(date +%s%N)
-    curl -s -m 3 "127.0.0.1:$port/metrics" >"$WORK/metrics.$kind"
-    finish "$pid"
-    echo $(((last - first) * 1000000000 / (end - begin)))
+    sluice_rate sluice_port_rx_packets_total
+    stop_pid "$SLUICE_PID" 15
 }
 
-median() { sort -n | awk '{ v[NR] = $1 } END { print v[int((NR + 1) / 2)] }'; }
-
-declare -A rates=()
-programs=("testpmd macswap" "testpmd 5tswap" "sluice syn" "sluice syn-bare" "sluice ack" "sluice drop" "sluice udp")
-for ((round = 1; round <= rounds; round++)); do
-    for program in "${programs[@]}"; do
-        read -r name what <<<"$program"
-        rate=$("${name}_rate" "$what")
-        rates[$program]+="$rate "
-        printf 'round %d: %-18s %7.2f Mpps\n' "$round" "$program" "$(awk -v r="$rate" 'BEGIN { print r / 1e6 }')" >&2
+bench_attack() {
+    local round kind program rate reference each base
+    choose_memory 65535
+    for kind in syn syn-bare ack drop udp; do
+        "$EXAMPLES/attack_pcap" "$kind" "$WORK/$kind.pcap" 8192
     done
-done
+    for ((round = 1; round <= rounds; round++)); do
+        for kind in macswap 5tswap; do
+            rate=$(testpmd_rate "$kind" "net_pcap0,rx_pcap=$WORK/syn.pcap,infinite_rx=1")
+            note "$round" "testpmd $kind" "$rate"
+        done
+        for kind in syn syn-bare ack drop udp; do
+            rate=$(attack_turn "$kind")
+            note "$round" "sluice $kind" "$rate"
+        done
+    done
 
-reference=$(tr ' ' '\n' <<<"${rates["testpmd 5tswap"]}" | grep . | median)
-say
-say "| program | Mpps (median of $rounds) | of 5tswap | ns per packet |"
-say "|---|---|---|---|"
-for program in "${programs[@]}"; do
-    rate=$(tr ' ' '\n' <<<"${rates[$program]}" | grep . | median)
-    awk -v p="$program" -v r="$rate" -v s="$reference" \
-        'BEGIN { if (r > 0) printf "| %s | %.2f | %.2f | %.1f |\n", p, r / 1e6, r / s, 1e9 / r; else printf "| %s | 0 | 0 | - |\n", p }'
-done
+    reference=$(median <<<"${rates["testpmd 5tswap"]}")
+    say
+    say "| program | Mpps (median of $rounds) | of 5tswap | ns per packet |"
+    say "|---|---|---|---|"
+    for program in "testpmd macswap" "testpmd 5tswap" "sluice syn" "sluice syn-bare" "sluice ack" "sluice drop" "sluice udp"; do
+        rate=$(median <<<"${rates[$program]}")
+        awk -v p="$program" -v r="$rate" -v s="$reference" \
+            'BEGIN { if (r > 0) printf "| %s | %.2f | %.2f | %.1f |\n", p, r / 1e6, r / s, 1e9 / r; else printf "| %s | 0 | 0 | - |\n", p }'
+    done
 
-if ((instructions)); then
-    need_tool valgrind
+    ((instructions)) || return 0
     say
     say "| packet kind | instructions |"
     say "|---|---|"
-    counted() {
-        valgrind --tool=callgrind --callgrind-out-file=/dev/null "$EXAMPLES/packet_path" "$1" "$2" 2>&1 |
-            awk '/Collected/ { print $NF }'
-    }
-    base=$((($(counted none 60000) - $(counted none 20000)) / 40000))
+    base=$(each_takes packet_path none)
     for kind in syn syn-bare ack drop; do
-        each=$((($(counted "$kind" 60000) - $(counted "$kind" 20000)) / 40000 - base))
-        say "| $kind | $each |"
+        each=$(each_takes packet_path "$kind")
+        say "| $kind | $((each - base)) |"
     done
-fi
+}
+
+# ---------------------------------------------------------------------------------------------
+# Segments of spliced sessions
+# ---------------------------------------------------------------------------------------------
+
+# Octets of payload: an ACK with a little, and a full frame.
+PAYLOADS=(6 1448)
+# Ethernet, IPv4, TCP, timestamps.
+HEADERS=66
+# As splice_pcap has it.
+SESSIONS_MAX=62500
+
+# `splice_config FLOWS`: for the two captures of splice_pcap.
+splice_config() {
+    local n
+    cat <<TOML
+[runtime]
+cores = [$WORKER_CORE]
+control_core = $CONTROL_CORE
+hugepages = "$hugepages"
+mbufs = $mbufs
+drain = "0s"
+[[port]]
+name = "clients"
+device = "net_pcap0"
+args = "rx_pcap=$WORK/replay.pcap,infinite_rx=1"
+addresses = ["198.51.100.2/24"]
+[[port]]
+name = "upstreams"
+device = "net_pcap1"
+args = "rx_pcap=$WORK/open.pcap"
+addresses = ["10.0.0.2/24"]
+gateway = "10.0.0.1"
+[[service]]
+name = "bench"
+listen = ["198.51.100.10:443"]
+mode = "splice"
+promise = { probe = "0s", mss = 1460, window_scale = 7, sack = true, timestamps = true }
+limits = { connections = $1 }
+# The upstreams never say another word.
+timeouts = { connect = "1h", client_idle = "1h", upstream_idle = "1h", unacknowledged = "1h" }
+TOML
+    for ((n = 1; n <= ($1 + SESSIONS_MAX - 1) / SESSIONS_MAX; n++)); do
+        printf '[[service.upstream]]\naddress = "172.16.0.%d:80"\n' "$n"
+    done
+    cat <<TOML
+[cookies]
+seed_file = "$WORK/seed"
+epoch = "1h"
+[metrics]
+listen = "127.0.0.1:$metrics_port"
+[log]
+connections = "off"
+TOML
+}
+
+# Whether all sessions are open: within half a second everything that came was sent on.
+all_forwarded() {
+    local came went
+    read_metrics
+    (($(metric sluice_sessions_active) == $1)) || return 1
+    came=$(metric sluice_port_rx_packets_total 'port="clients"') went=$(metric sluice_port_tx_packets_total 'port="upstreams"')
+    sleep 0.5
+    read_metrics
+    came=$(($(metric sluice_port_rx_packets_total 'port="clients"') - came))
+    went=$(($(metric sluice_port_tx_packets_total 'port="upstreams"') - went))
+    ((came > 0 && went * 1000 >= came * 999))
+}
+
+splice_turn() {
+    start_sluice "$WORK/splice.toml"
+    if ! wait_until_or_dead 60 "$SLUICE_PID" all_forwarded "$1"; then
+        stop_pid "$SLUICE_PID" 15
+        die "not all sessions opened, or not all frames were sent on: $(metric sluice_sessions_active) of $1 sessions"
+    fi
+    sluice_rate sluice_port_tx_packets_total 'port="upstreams"'
+    all_forwarded "$1" || warn "not everything was sent on: the figure is too low"
+    stop_pid "$SLUICE_PID" 15
+}
+
+bench_splice() {
+    local round count size frames name rate reference each base kind
+    (umask 077 && od -An -N32 -tx1 /dev/urandom | tr -d ' \n' >"$WORK/seed")
+    for count in $flows; do
+        # Few sessions: a capture that the second-level cache holds.
+        frames=$((count < 256 ? 256 : count))
+        choose_memory $((frames < 60000 ? 65535 : frames + 16384))
+        for size in "${PAYLOADS[@]}"; do
+            "$EXAMPLES/splice_pcap" "$WORK/seed" "$count" "$size" "$frames" "$WORK/replay.pcap" "$WORK/open.pcap"
+            splice_config "$count" >"$WORK/splice.toml"
+            name="$((size + HEADERS)) octets, $count sessions"
+            for ((round = 1; round <= rounds; round++)); do
+                rate=$(testpmd_rate 5tswap "net_pcap0,rx_pcap=$WORK/replay.pcap,infinite_rx=1" "net_pcap1,rx_pcap=$WORK/open.pcap")
+                note "$round" "5tswap: $name" "$rate"
+                rate=$(splice_turn "$count")
+                note "$round" "sluice: $name" "$rate"
+            done
+        done
+    done
+
+    say
+    say "| frames | sessions | 5tswap, Mpps | sluice, Mpps | of 5tswap | Gbit/s | ns per packet |"
+    say "|---|---|---|---|---|---|---|"
+    for size in "${PAYLOADS[@]}"; do
+        for count in $flows; do
+            name="$((size + HEADERS)) octets, $count sessions"
+            reference=$(median <<<"${rates["5tswap: $name"]}") rate=$(median <<<"${rates["sluice: $name"]}")
+            awk -v n="$((size + HEADERS)) octets" -v c="$count" -v s="$reference" -v r="$rate" -v o=$((size + HEADERS)) 'BEGIN {
+                if (r > 0 && s > 0)
+                    printf "| %s | %d | %.2f | %.2f | %.2f | %.1f | %.1f |\n", n, c, s / 1e6, r / 1e6, r / s, r * o * 8 / 1e9, 1e9 / r
+                else
+                    printf "| %s | %d | - | - | - | - | - |\n", n, c
+            }'
+        done
+    done
+
+    ((instructions)) || return 0
+    say
+    say "| segment | instructions |"
+    say "|---|---|"
+    for size in 0 1448; do
+        base=$(each_takes splice_path none "$size" 64)
+        for kind in up down; do
+            each=$(each_takes splice_path "$kind" "$size" 64)
+            say "| $kind, $size octets of payload | $((each - base)) |"
+        done
+    done
+}
+
+if ((instructions)); then need_tool valgrind; fi
+if ((attack)); then bench_attack; fi
+if ((splice)); then bench_splice; fi

@@ -92,12 +92,12 @@ arm_undo() {
 # Processes
 # ---------------------------------------------------------------------------------------------
 
-# `alive PID`: it runs and is this script's own child. A bare pid may meanwhile belong to somebody else.
+# `alive PID`: it runs and is this script's own child, or this very subshell's. A bare pid may meanwhile belong to somebody else.
 alive() {
     local line
     read -r line 2>/dev/null <"/proc/$1/stat" || return 1
     line="${line##*) }" # "<state> <parent> ...", behind a name that may contain anything
-    [[ $line != Z* && $line == ?' '$$' '* ]]
+    [[ $line != Z* && ($line == ?' '$$' '* || $line == ?' '$BASHPID' '*) ]]
 }
 
 # `stop_pid PID [GRACE]`: SIGTERM to one process, SIGKILL after GRACE seconds (default 5), and reaps it.

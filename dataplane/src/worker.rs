@@ -15,7 +15,7 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
     Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
 };
-use sluice_tcpstack::stack::{Arrival, Forward, Outcome, Stack};
+use sluice_tcpstack::stack::{Arrival, Outcome, Stack};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
@@ -64,8 +64,8 @@ impl Stage {
 enum Verdict {
     /// It was rewritten: send its first so many octets back out of its port.
     Reply(usize),
-    /// Its segment was rewritten: send it on.
-    Forward(Forward),
+    /// Its segment was rewritten: send it on, as the stack says.
+    Forward,
     /// Its content was taken.
     Consumed,
     /// Its flow belongs to another worker.
@@ -342,7 +342,7 @@ impl Worker {
         };
         match self.stack.segment(segment, frame.data_mut(), hash, arrival, service, now, &mut self.egress)? {
             Outcome::Consumed => Ok(Verdict::Consumed),
-            Outcome::Forward(forward) => Ok(Verdict::Forward(forward)),
+            Outcome::Forward => Ok(Verdict::Forward),
         }
     }
 
@@ -432,7 +432,7 @@ impl Worker {
     fn apply(&mut self, port: PortId, frame: Frame, verdict: Verdict) {
         match verdict {
             Verdict::Reply(len) => self.reply(port, frame, len),
-            Verdict::Forward(forward) => self.egress.forward(frame, &forward),
+            Verdict::Forward => self.egress.forward(frame, self.stack.forward()),
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();

@@ -135,8 +135,8 @@ impl Bench {
                 let arrival = Arrival { port: PortId(u8::from(kind == Kind::Down)), mac: PEER_MAC, unfinished: false };
                 let (now, wire) = (self.lab.now, &mut self.lab.wire);
                 let outcome = self.lab.stack.segment(&segment, &mut frame[..len], hash, arrival, service, now, wire);
-                if let Ok(Outcome::Forward(forward)) = outcome {
-                    black_box(write_ip(&forward, frame));
+                if let Ok(Outcome::Forward) = outcome {
+                    black_box(write_ip(self.lab.stack.forward(), frame));
                     self.forwarded += 1;
                 }
             }

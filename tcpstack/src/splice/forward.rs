@@ -13,7 +13,7 @@
 
 use sluice_filters::addr::Addr;
 use sluice_filters::checksum::{self, Sum};
-use sluice_filters::units::{Micros, Seq};
+use sluice_filters::units::{Micros, PortId, Seq};
 use sluice_filters::{DropReason, Flags, Segment, TcpOptions};
 
 use super::window::{Gate, Passing};
@@ -37,6 +37,15 @@ pub struct Forward {
     pub l4: usize,
     /// The IP header; its `len` says where the segment ends. Its family may be another than the received header's.
     pub ip: IpHeader,
+}
+
+impl Forward {
+    /// Before anything was forwarded.
+    pub(crate) const NONE: Forward = Forward {
+        way: Way::Neighbor { port: PortId(0), id: 0 },
+        l4: 0,
+        ip: IpHeader { src: Addr::v4(0), dst: Addr::v4(0), tos: 0, len: 0 },
+    };
 }
 
 /// Where a segment stands in its frame, and what a rewrite has to know of it.
@@ -225,7 +234,7 @@ impl Stack {
         };
         let received = Received { segment, options: &options, unfinished: arrival.unfinished };
         splice.rewrite(side, &received, tcp, (from, to));
-        let forward = forward(splice, side, segment, (from, to));
+        self.forward = forward(splice, side, segment, (from, to));
         if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
             match side {
                 Side::Client => counters.bytes_to_upstream.add(u64::from(new)),
@@ -237,7 +246,7 @@ impl Stack {
         } else if before != splice.state {
             self.closing(index, now);
         }
-        Ok(Outcome::Forward(forward))
+        Ok(Outcome::Forward)
     }
 
     /// A segment that did not just pass: the RST that ends the session, or one that is refused.
@@ -269,13 +278,13 @@ impl Stack {
                 let received = Received { segment, options: &options, unfinished: arrival.unfinished };
                 let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
                 splice.rewrite(side, &received, tcp, ends);
-                let forward = forward(splice, side, segment, ends);
+                self.forward = forward(splice, side, segment, ends);
                 let cause = match side {
                     Side::Client => EndCause::ClientReset,
                     Side::Upstream => EndCause::UpstreamReset,
                 };
                 self.end_spliced(index, cause, now, net);
-                return Ok(Outcome::Forward(forward));
+                return Ok(Outcome::Forward);
             }
         };
         if challenge {

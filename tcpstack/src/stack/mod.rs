@@ -108,8 +108,8 @@ pub struct Arrival {
 pub enum Outcome {
     /// Its content was taken.
     Consumed,
-    /// It was rewritten: send it on.
-    Forward(Forward),
+    /// It was rewritten: send it on as [`Stack::forward`] says.
+    Forward,
 }
 
 /// One worker's TCP.
@@ -145,6 +145,9 @@ pub struct Stack {
     pub(crate) dirty: Vec<u32>,
     pub(crate) due: Vec<u32>,
     pub(crate) draining: bool,
+    /// How the last forwarded segment leaves. Kept here and not returned: handed up through several calls, its small fields would be
+    /// copied in larger pieces than they were written in, for which the processor waits.
+    pub(crate) forward: Forward,
 }
 
 /// Which end of a session.
@@ -255,6 +258,7 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
             draining: false,
+            forward: Forward::NONE,
             config: Rc::new(Config::clone(&config)),
         };
         stack.refresh_offers();
@@ -320,6 +324,13 @@ impl Stack {
         let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();
         Ok(len)
+    }
+
+    /// How the segment leaves for which [`Stack::segment`] has just said [`Outcome::Forward`].
+    #[inline]
+    #[must_use]
+    pub fn forward(&self) -> &Forward {
+        &self.forward
     }
 
     /// From now on nobody new is let in (`SIGTERM`).

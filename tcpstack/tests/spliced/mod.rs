@@ -189,8 +189,8 @@ impl Lab {
     /// A frame's way through its session; what leaves, as a frame.
     pub fn forwarded(&mut self, mut frame: Vec<u8>, from_client: bool) -> Vec<u8> {
         match self.receive(&mut frame, from_client) {
-            Ok(Outcome::Forward(forward)) => {
-                let start = write_ip(&forward, &mut frame);
+            Ok(Outcome::Forward) => {
+                let start = write_ip(self.stack.forward(), &mut frame);
                 assert_eq!(start, L3);
                 frame
             }

@@ -274,7 +274,8 @@ impl Lab {
         let arrival = Arrival { port: PortId(0), mac: CLIENT_MAC, unfinished: false };
         match self.stack.segment(&segment, &mut buffer, hash, arrival, service, self.now, &mut self.below) {
             Ok(Outcome::Consumed) => {}
-            Ok(Outcome::Forward(Forward { way, l4, ip })) => {
+            Ok(Outcome::Forward) => {
+                let Forward { way, l4, ip } = *self.stack.forward();
                 let size = ip.size();
                 let mut packet = vec![0; size];
                 ip.write(&mut packet);

@@ -215,7 +215,7 @@ impl Egress {
         if let Some(packet) = frame.data_mut().get_mut(l2_len..) {
             forward.ip.write(packet);
         }
-        self.launch(port, hop, mac, l2_len, !forward.ip.src.is_v4(), frame);
+        self.launch(port, hop, mac, !forward.ip.src.is_v4(), frame);
     }
 
     /// Where a way leads: the port, the next hop's place if it has one, its MAC address.
@@ -229,13 +229,9 @@ impl Egress {
 
     /// Writes the link header of a frame that is finished otherwise, and stages it, or lets it wait for its next hop.
     #[inline]
-    fn launch(&mut self, port: PortId, hop: Option<usize>, mac: Mac, l2_len: usize, ipv6: bool, mut frame: Frame) {
-        let mut draft = [0; 18];
+    fn launch(&mut self, port: PortId, hop: Option<usize>, mac: Mac, ipv6: bool, mut frame: Frame) {
         let destination = if let Mac::Known(mac) = mac { mac } else { [0; 6] };
-        self.net.ethernet(port, destination, ipv6, &mut draft);
-        if let (Some(header), Some(draft)) = (frame.data_mut().get_mut(..l2_len), draft.get(..l2_len)) {
-            header.copy_from_slice(draft);
-        }
+        self.net.ethernet(port, destination, ipv6, frame.data_mut());
         match (mac, hop) {
             (Mac::Known(_), _) => self.stage_payload(port, frame),
             (Mac::Resolving, Some(hop)) if self.waiting.len() < WAITING_MAX => {
@@ -394,7 +390,7 @@ impl Lower for Egress {
         let packet = frame.data_mut().get_mut(l2_len..).unwrap_or_default();
         let result = fill(packet);
         let ipv6 = packet.first().is_some_and(|octet| octet >> 4 == 6);
-        self.launch(port, hop, mac, l2_len, ipv6, frame);
+        self.launch(port, hop, mac, ipv6, frame);
         result
     }
 

@@ -114,7 +114,6 @@ pub struct PortNet {
     /// Ethernet headers of our IP packets, but for the destination.
     header4: [u8; 18],
     header6: [u8; 18],
-    header_len: u8,
 }
 
 /// Layers 2 and 3 of one worker. See the module.
@@ -253,16 +252,16 @@ impl Net {
         self.conflict.take()
     }
 
-    /// Writes the Ethernet header of a frame we originate on `port`, with its tag if it has one. Returns the header's
-    /// length: 14 or 18; 0 when there is no such port.
+    /// Writes the Ethernet header of a frame we originate on `port` to the front of `frame`, with its tag if it has one. Returns the
+    /// header's length: 14 or 18; 0, and nothing is written, when there is no such port or the frame is too short.
     #[inline]
-    pub fn ethernet(&self, port: PortId, dst_mac: [u8; 6], ipv6: bool, buf: &mut [u8; 18]) -> usize {
+    pub fn ethernet(&self, port: PortId, dst_mac: [u8; 6], ipv6: bool, frame: &mut [u8]) -> usize {
         let Some(port) = self.port(port) else { return 0 };
-        *buf = if ipv6 { port.header6 } else { port.header4 };
-        if let Some(to) = buf.first_chunk_mut() {
-            *to = dst_mac;
-        }
-        usize::from(port.header_len)
+        let header = if ipv6 { &port.header6 } else { &port.header4 };
+        // Of a length that is known here, or copying it would be a call.
+        let written =
+            if port.vlan == 0 { put::<14>(header, dst_mac, frame) } else { put::<18>(header, dst_mac, frame) };
+        written.unwrap_or(0)
     }
 
     /// Someone else claims `addr`. Whether to answer with an announcement now.
@@ -292,6 +291,15 @@ impl Net {
     }
 }
 
+/// Writes the first `N` octets of an Ethernet header to the front of `frame`, with another destination.
+#[inline(always)]
+fn put<const N: usize>(header: &[u8; 18], dst_mac: MacAddr, frame: &mut [u8]) -> Option<usize> {
+    let frame = frame.first_chunk_mut::<N>()?;
+    *frame = *header.first_chunk::<N>()?;
+    *frame.first_chunk_mut()? = dst_mac;
+    Some(N)
+}
+
 impl PortNet {
     fn new(
         id: PortId,
@@ -319,7 +327,6 @@ impl PortNet {
             answer_set,
             header4: ethernet([0; 6], mac, vlan, wire::IPV4).into_bytes(),
             header6: ethernet([0; 6], mac, vlan, wire::IPV6).into_bytes(),
-            header_len: if vlan == 0 { 14 } else { 18 },
         }
     }
 
@@ -412,6 +419,7 @@ mod tests {
         assert_eq!((&buf[..6], &buf[6..12]), (&OTHER[..], &LAN_MAC[..]));
         assert_eq!(buf[12..], [0x81, 0, 0, 5, 0x86, 0xdd]);
         assert_eq!(t.net.ethernet(PortId(2), OTHER, true, &mut buf), 0);
+        assert_eq!(t.net.ethernet(LAN, OTHER, true, &mut buf[..17]), 0);
     }
 
     #[test]

@@ -14,13 +14,14 @@
 use sluice_filters::addr::Addr;
 use sluice_filters::checksum::{self, Sum};
 use sluice_filters::units::{Micros, PortId, Seq};
-use sluice_filters::{DropReason, Flags, Segment, TcpOptions};
+use sluice_filters::{DropReason, Flags, Segment};
 
 use super::window::{Gate, Passing};
 use super::{End, Splice, State, coarse, fin_of};
 use crate::net::{Lower, Way};
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
+use crate::stack::dial::SourcePorts;
 use crate::stack::ingress::Inbound;
 use crate::stack::{CHALLENGE_PAUSE, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
@@ -48,10 +49,50 @@ impl Forward {
     };
 }
 
+/// What a rewrite has to know of a segment's options. Offsets count from the TCP header.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Marks {
+    /// TSval and TSecr, and where TSval stands.
+    timestamp: Option<(u32, u32)>,
+    timestamp_at: usize,
+    /// Where the first SACK block stands, and how many there are.
+    sack_at: usize,
+    sack_blocks: usize,
+}
+
+impl Marks {
+    /// Those of a segment in its frame.
+    #[inline]
+    pub(super) fn of(segment: &Segment, frame: &[u8]) -> Marks {
+        // Nearly every segment has no options or these (RFC 7323 appendix A): then all of it stays in registers.
+        match *segment.option_octets(frame) {
+            [] => Marks::default(),
+            [1, 1, 8, 10, a, b, c, d, e, f, g, h] => Marks {
+                timestamp: Some((u32::from_be_bytes([a, b, c, d]), u32::from_be_bytes([e, f, g, h]))),
+                timestamp_at: 24,
+                ..Marks::default()
+            },
+            _ => Marks::read(segment, frame),
+        }
+    }
+
+    #[inline(never)]
+    fn read(segment: &Segment, frame: &[u8]) -> Marks {
+        let options = segment.options(frame);
+        let l4 = segment.l4();
+        Marks {
+            timestamp: options.timestamp,
+            timestamp_at: usize::from(options.timestamp_at).wrapping_sub(l4),
+            sack_at: usize::from(options.sack_at).wrapping_sub(l4),
+            sack_blocks: options.sack_blocks().len(),
+        }
+    }
+}
+
 /// Where a segment stands in its frame, and what a rewrite has to know of it.
 pub(super) struct Received<'a> {
     pub(super) segment: &'a Segment,
-    pub(super) options: &'a TcpOptions,
+    pub(super) marks: Marks,
     /// The frame's checksum was never computed.
     pub(super) unfinished: bool,
 }
@@ -59,7 +100,7 @@ pub(super) struct Received<'a> {
 impl Splice {
     /// A received segment in the client's numbers.
     #[inline]
-    pub(super) fn passing(&self, side: Side, segment: &Segment, options: &TcpOptions) -> Passing {
+    pub(super) fn passing(&self, side: Side, segment: &Segment, marks: &Marks) -> Passing {
         let seq = match side {
             Side::Client => segment.seq,
             Side::Upstream => segment.seq.plus(self.seq_delta),
@@ -70,7 +111,7 @@ impl Splice {
             payload: segment.payload_len,
             flags: segment.flags,
             window: segment.window,
-            timestamp: options.timestamp.map(|(value, _)| value),
+            timestamp: marks.timestamp.map(|(value, _)| value),
         }
     }
 
@@ -99,11 +140,9 @@ impl Splice {
     /// Rewrites a segment of `side`'s, from its TCP header on, for the other end. `ends` are where it goes from and to.
     #[inline]
     pub(super) fn rewrite(&mut self, side: Side, received: &Received<'_>, tcp: &mut [u8], ends: (End, End)) {
-        let Received { segment, options, unfinished } = *received;
+        let Received { segment, marks, unfinished } = *received;
         let (from, to) = ends;
-        // Offsets of options count from the frame's start.
-        let l4 = segment.l4();
-        let timestamp_at = options.timestamp.map(|_| usize::from(options.timestamp_at).wrapping_sub(l4));
+        let timestamp_at = marks.timestamp.map(|_| marks.timestamp_at);
         let translator = Translator { seq_delta: self.seq_delta, ts_delta: self.ts_delta };
         let mut patch = Patch::new(tcp);
         patch.set(0, u32::from(from.port) << 16 | u32::from(to.port));
@@ -111,10 +150,9 @@ impl Splice {
             Side::Client => {
                 patch.changed(Sum::ZERO.word(self.change));
                 if segment.flags.ack() {
-                    let sack_at = usize::from(options.sack_at).wrapping_sub(l4);
-                    translator.back(&mut patch, timestamp_at, sack_at, options.sack_blocks().len());
+                    translator.back(&mut patch, timestamp_at, marks.sack_at, marks.sack_blocks);
                     if self.state.has(State::ECHOES_OURS) {
-                        self.mend_echo(options, timestamp_at, &mut patch);
+                        self.mend_echo(&marks, &mut patch);
                     }
                 }
             }
@@ -142,11 +180,11 @@ impl Splice {
     /// Until the client has heard a timestamp of the upstream's it echoes our SYN-ACK's. The upstream is told its own SYN-ACK's, which
     /// came after.
     #[cold]
-    fn mend_echo(&mut self, options: &TcpOptions, timestamp_at: Option<usize>, patch: &mut Patch<'_>) {
-        let (Some((_, echo)), Some(at)) = (options.timestamp, timestamp_at) else { return };
+    fn mend_echo(&mut self, marks: &Marks, patch: &mut Patch<'_>) {
+        let Some((_, echo)) = marks.timestamp else { return };
         let theirs = echo.wrapping_sub(self.ts_delta);
         if (theirs.wrapping_sub(self.upstream.timestamp) as i32) < 0 {
-            patch.add(at.wrapping_add(4), self.upstream.timestamp.wrapping_sub(theirs));
+            patch.add(marks.timestamp_at.wrapping_add(4), self.upstream.timestamp.wrapping_sub(theirs));
         } else {
             self.state.clear(State::ECHOES_OURS);
         }
@@ -212,8 +250,8 @@ impl Stack {
     ) -> Result<Outcome, DropReason> {
         let Inbound { segment, arrival, .. } = inbound;
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
-        let options = segment.options(frame);
-        let passing = splice.passing(side, segment, &options);
+        let marks = Marks::of(segment, frame);
+        let passing = splice.passing(side, segment, &marks);
         let finished = splice.state.fin(side);
         let (me, peer) = splice.halves(side);
         let gate = me.judge(peer, &passing, finished);
@@ -226,15 +264,13 @@ impl Stack {
         if side == Side::Client {
             (splice.port, splice.mac) = (arrival.port, arrival.mac);
         }
-        let (listen, ours, upstream) = ends_of(&self.listens, self.source_ports.pair(splice.pair), splice);
-        let client = splice.client_end();
-        let (from, to) = match side {
-            Side::Client => (ours, upstream),
-            Side::Upstream => (listen, client),
+        let ends = match side {
+            Side::Client => upstream_ends(&self.source_ports, splice),
+            Side::Upstream => (listen_end(&self.listens, splice), splice.client_end()),
         };
-        let received = Received { segment, options: &options, unfinished: arrival.unfinished };
-        splice.rewrite(side, &received, tcp, (from, to));
-        self.forward = forward(splice, side, segment, (from, to));
+        let received = Received { segment, marks, unfinished: arrival.unfinished };
+        splice.rewrite(side, &received, tcp, ends);
+        self.forward = forward(splice, side, segment, ends);
         if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
             match side {
                 Side::Client => counters.bytes_to_upstream.add(u64::from(new)),
@@ -270,12 +306,12 @@ impl Stack {
             Gate::Drop(reason) => (reason, false),
             Gate::Challenge(reason) => (reason, true),
             Gate::Reset => {
-                let options = segment.options(frame);
+                let marks = Marks::of(segment, frame);
                 let ends = match side {
                     Side::Client => (ours, upstream),
                     Side::Upstream => (listen, client),
                 };
-                let received = Received { segment, options: &options, unfinished: arrival.unfinished };
+                let received = Received { segment, marks, unfinished: arrival.unfinished };
                 let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
                 splice.rewrite(side, &received, tcp, ends);
                 self.forward = forward(splice, side, segment, ends);
@@ -316,8 +352,8 @@ impl Stack {
     /// The client, where it connected to, and our end and the upstream's of the session.
     pub(super) fn ends(&self, index: u32) -> Option<(End, End, End, End)> {
         let splice = self.splices.get(index)?;
-        let (listen, ours, upstream) = ends_of(&self.listens, self.source_ports.pair(splice.pair), splice);
-        Some((splice.client_end(), listen, ours, upstream))
+        let (ours, upstream) = upstream_ends(&self.source_ports, splice);
+        Some((splice.client_end(), listen_end(&self.listens, splice), ours, upstream))
     }
 
     /// An end sent its FIN: the time for the other one begins.
@@ -331,12 +367,17 @@ impl Stack {
     }
 }
 
-/// Where the client connected to, our end towards the upstream, and the upstream. `pair` are the latter two's addresses.
+/// Where the client connected to.
 #[inline]
-fn ends_of(listens: &[End], pair: (Addr, End), splice: &Splice) -> (End, End, End) {
-    let (source, upstream) = pair;
-    let listen = listens.get(splice.listen as usize).copied().unwrap_or(End { addr: source, port: 0 });
-    (listen, End { addr: source, port: splice.our_port }, upstream)
+fn listen_end(listens: &[End], splice: &Splice) -> End {
+    listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 })
+}
+
+/// Our end towards the upstream, and the upstream.
+#[inline]
+fn upstream_ends(pairs: &SourcePorts, splice: &Splice) -> (End, End) {
+    let (source, upstream) = pairs.pair(splice.pair);
+    (End { addr: source, port: splice.our_port }, upstream)
 }
 
 #[inline]

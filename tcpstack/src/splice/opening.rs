@@ -15,7 +15,7 @@ use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
-use super::forward::{Received, forward};
+use super::forward::{Marks, Received, forward};
 use super::promise::Accepted;
 use super::window::{Gate, Half};
 use super::{End, NOT_CONNECTED, Splice, State, coarse};
@@ -230,8 +230,8 @@ impl Stack {
     ) -> Result<Outcome, DropReason> {
         let Inbound { segment, arrival, .. } = inbound;
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
-        let options = segment.options(frame);
-        let passing = splice.passing(Side::Client, segment, &options);
+        let marks = Marks::of(segment, frame);
+        let passing = splice.passing(Side::Client, segment, &marks);
         match splice.client.judge(&splice.upstream, &passing, splice.state.fin(Side::Client)) {
             Gate::Pass => {}
             Gate::Reset => {
@@ -262,8 +262,8 @@ impl Stack {
             self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
         }
-        if let Some((value, _)) = options.timestamp {
-            opening.timestamp = Some(value);
+        if passing.timestamp.is_some() {
+            opening.timestamp = passing.timestamp;
         }
         let service = splice.service;
         let new = splice.note(Side::Client, &passing, coarse(now));
@@ -458,8 +458,7 @@ impl Stack {
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
         for Held { segment, mut frame } in held {
-            let options = segment.options(&frame);
-            let received = Received { segment: &segment, options: &options, unfinished: false };
+            let received = Received { segment: &segment, marks: Marks::of(&segment, &frame), unfinished: false };
             let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { continue };
             splice.rewrite(Side::Client, &received, tcp, (ours, upstream));
             let forward = forward(splice, Side::Client, &segment, (ours, upstream));
@@ -529,11 +528,8 @@ impl Stack {
             return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
         }
         if !segment.ack.precedes(first) {
-            if splice.upstream.judge(
-                &splice.client,
-                &splice.passing(Side::Upstream, segment, &TcpOptions::default()),
-                false,
-            ) == Gate::Pass
+            if splice.upstream.judge(&splice.client, &splice.passing(Side::Upstream, segment, &Marks::default()), false)
+                == Gate::Pass
             {
                 self.opened_spliced(index, now);
             }
@@ -549,8 +545,8 @@ impl Stack {
         raised.ack = first;
         let short = missing.div_ceil(1 << splice.upstream.shift);
         raised.window = u16::try_from(u32::from(segment.window).saturating_sub(short)).unwrap_or(0);
-        let options = segment.options(frame);
-        let passing = splice.passing(Side::Upstream, &raised, &options);
+        let marks = Marks::of(segment, frame);
+        let passing = splice.passing(Side::Upstream, &raised, &marks);
         if splice.upstream.judge(&splice.client, &passing, splice.state.fin(Side::Upstream)) == Gate::Pass
             && !passing.occupies()
         {

@@ -244,11 +244,12 @@ impl Splices {
         (0_u32..).zip(&self.entries).filter(|(_, entry)| entry.is_some()).map(|(index, _)| index)
     }
 
-    /// Brings the session's cache lines in, for a segment soon to come.
+    /// Brings the session's cache lines in, all of them, for a segment soon to come.
     #[inline]
     pub(crate) fn touch(&self, index: u32) {
         if let Some(Some(splice)) = self.entries.get(index as usize) {
-            std::hint::black_box((splice.client_port, splice.client.snd_max, splice.upstream.snd_max, splice.moved));
+            let Splice { client_addr, client, upstream, client_port, .. } = splice;
+            std::hint::black_box((client_addr.hi, client.snd_max, upstream.snd_max, client_port));
         }
     }
 }
@@ -267,7 +268,24 @@ fn flow(from: End, to: End) -> FlowKey {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::offset_of;
+
     use super::*;
+
+    #[test]
+    fn touching_a_session_brings_all_of_its_cache_lines_in() {
+        let touched = [
+            offset_of!(Splice, client_addr.hi),
+            offset_of!(Splice, client.snd_max),
+            offset_of!(Splice, upstream.snd_max),
+            offset_of!(Splice, client_port),
+        ];
+        for start in (0..64).step_by(align_of::<Option<Splice>>()) {
+            for line in start / 64..=(start + size_of::<Option<Splice>>() - 1) / 64 {
+                assert!(touched.iter().any(|at| (start + at) / 64 == line), "from {start}, line {line}: {touched:?}");
+            }
+        }
+    }
 
     #[test]
     fn a_session_takes_no_more_than_its_share_of_256_octets() {

@@ -508,6 +508,12 @@ impl Worker {
             self.busy = 0;
             self.published = now;
             self.stack.publish(now);
+            while let Some((service, promise)) = self.stack.changed_offer() {
+                // All workers learn the same; one says so.
+                if self.id == WorkerId(0) {
+                    tracing::info!(service, promise, "what SYN-ACKs promise has changed");
+                }
+            }
             self.egress.publish();
         }
         if self.nap && self.idle_turns > IDLE_TURNS {

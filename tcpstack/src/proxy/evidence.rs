@@ -36,7 +36,7 @@ const WINDOW_SCALE: u8 = 0x04;
 const ROUND_TRIP: u8 = 0x08;
 const UNDER_ATTACK: u8 = 0x10;
 
-/// What the handshake showed of a client. All but `under_attack` and `rtt_ms` is as the client wrote it, so a hint at most.
+/// What the handshake showed of a client. All but `under_attack` is in the client's hands, so a hint at most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Evidence {
     /// The client's MSS as the cookie remembers it: rounded down.

@@ -164,6 +164,26 @@ fn signed_header_is_the_documented_one() {
     expected[len - 4..].copy_from_slice(&checksum.to_be_bytes());
     assert_eq!(signed(&key()).as_slice(), expected);
     assert_eq!(len, 16 + 125);
+
+    let hex: String = expected.iter().map(|octet| format!("{octet:02x}")).collect();
+    let document = include_str!("../../../docs/proxy-protocol.md");
+    assert!(document.replace(['"', '\n', ' '], "").contains(&hex), "docs/proxy-protocol.md shows {hex}");
+}
+
+#[test]
+fn documentation_names_every_limit_and_type() {
+    let document = include_str!("../../../docs/proxy-protocol.md");
+    for said in [
+        format!("at most {HEADER_MAX} octets"),
+        format!("at most {V1_MAX} octets"),
+        format!("| `{:02x}` `PP2_TYPE_AUTHORITY` | `authority` | 1 to {} |", tlv::AUTHORITY, tlv::AUTHORITY_MAX),
+        format!("| `{:02x}` `PP2_TYPE_UNIQUE_ID` | `unique_id` | {} |", tlv::UNIQUE_ID, tlv::UNIQUE_ID_LEN),
+        format!("| `{:02x}` | `evidence` | 17 to {} |", tlv::EVIDENCE, evidence::ENCODED_MAX),
+        format!("| `{:02x}` | `authenticate` | {} |", tlv::AUTHENTICATION, auth::ENCODED),
+        format!("| `{:02x}` `PP2_TYPE_CRC32C` | `crc32c` | {} |", tlv::CRC32C, tlv::CRC32C_LEN),
+    ] {
+        assert!(document.contains(&said), "{said}");
+    }
 }
 
 #[test]

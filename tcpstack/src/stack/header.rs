@@ -97,7 +97,7 @@ impl Stack {
 
     /// A name that no other connection of this appliance has, nor, but by a chance of 2^-64, one of another: this worker's random
     /// half, then its number and a count.
-    fn unique_id(&mut self) -> [u8; 16] {
+    pub(crate) fn unique_id(&mut self) -> [u8; 16] {
         self.named = self.named.wrapping_add(1);
         let mut id = [0; 16];
         let count = u64::from(self.worker.0) << 56 | self.named & (u64::MAX >> 8);

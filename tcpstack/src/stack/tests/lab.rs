@@ -193,6 +193,9 @@ name = "p"
 device = "net_null0"
 addresses = ["198.51.100.2/24", "10.0.0.2/8", "2001:db8::2/64", "fd00::2/64"]
 
+[proxy_keys]
+file = "/etc/sluice/proxy.keys"
+
 [[service]]
 name = "s"
 listen = ["198.51.100.10:443", "[2001:db8::10]:443"]

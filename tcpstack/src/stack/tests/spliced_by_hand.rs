@@ -86,7 +86,7 @@ impl Talk {
             .seq(THEIR_ISN)
             .ack(self.dial.wrapping_add(1))
             .window(60_000)
-            .options(options.to_vec())
+            .options(options.iter().cloned())
             .build();
         self.lab.receive(&frame);
     }

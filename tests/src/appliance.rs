@@ -1,7 +1,7 @@
 //! A `sluice` process in a lab: its configuration, its metrics, its connection log.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::thread;
@@ -36,10 +36,34 @@ pub fn binary() -> String {
     path.to_str().expect("a UTF-8 path").to_owned()
 }
 
+/// A port of the server on which nobody ever listens.
+pub const NOBODY: u16 = 9;
+
+/// How a service serves its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The client's TCP ends in the appliance.
+    Terminate,
+    /// The client's segments are rewritten and forwarded.
+    Splice,
+}
+
+impl Mode {
+    /// Its name in a configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Terminate => "terminate",
+            Mode::Splice => "splice",
+        }
+    }
+}
+
 /// One `[[service]]` of a configuration.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
+    mode: Mode,
     listen: Vec<SocketAddr>,
     keys: Vec<(String, String)>,
     timeouts: Vec<(String, String)>,
@@ -53,6 +77,7 @@ impl Service {
     pub fn new(name: &str, port: u16) -> Service {
         Service {
             name: name.to_owned(),
+            mode: Mode::Terminate,
             listen: Family::BOTH.map(|family| family.service(port)).into(),
             keys: Vec::new(),
             timeouts: Vec::new(),
@@ -66,6 +91,18 @@ impl Service {
     pub fn upstreams(mut self, upstreams: &[SocketAddr]) -> Service {
         self.upstreams = upstreams.to_vec();
         self
+    }
+
+    /// Sets `mode`.
+    #[must_use]
+    pub fn mode(self, mode: Mode) -> Service {
+        Service { mode, ..self }
+    }
+
+    /// Sets `mode = "splice"`.
+    #[must_use]
+    pub fn splice(self) -> Service {
+        self.mode(Mode::Splice)
     }
 
     /// Sets `proxy_protocol`.
@@ -97,6 +134,7 @@ impl Service {
 
     fn toml(&self) -> String {
         let mut text = format!("\n[[service]]\nname = \"{}\"\nlisten = {:?}\n", self.name, strings(&self.listen));
+        let _ = writeln!(text, "mode = \"{}\"", self.mode.as_str());
         for (key, value) in &self.keys {
             let _ = writeln!(text, "{key} = {value}");
         }
@@ -155,6 +193,12 @@ impl Setup {
     #[must_use]
     pub fn of(services: impl IntoIterator<Item = Service>) -> Setup {
         Setup { services: services.into_iter().collect(), ..Setup::new() }
+    }
+
+    /// Sets every service's `mode`.
+    #[must_use]
+    pub fn mode(self, mode: Mode) -> Setup {
+        Setup { services: self.services.into_iter().map(|service| service.mode(mode)).collect(), ..self }
     }
 
     /// Sets the number of workers, 1 or 2.
@@ -240,6 +284,18 @@ impl Setup {
         text
     }
 
+    /// Listeners for the upstreams of spliced services on the server, where nobody listens yet. They never accept.
+    fn stand_ins(&self, lab: &Lab) -> Vec<TcpListener> {
+        let spliced = self.services.iter().filter(|service| service.mode == Mode::Splice);
+        let upstreams = spliced.flat_map(|service| &service.upstreams);
+        let real = |upstream: &&SocketAddr| {
+            let port = upstream.port();
+            port != NOBODY && Family::BOTH.iter().any(|family| family.server(port) == **upstream)
+        };
+        // An error: somebody does listen there.
+        upstreams.filter(real).filter_map(|upstream| lab.server.try_listen(*upstream).ok()).collect()
+    }
+
     fn port(&self, text: &mut String, name: &str, index: u8, addresses: &[String], gateway: &[String]) {
         // Rings deep enough that a flood's bursts wait in them while the one core is busy elsewhere.
         let (device, args) = self.wan_device.clone().filter(|_| name == "wan").unwrap_or_else(|| {
@@ -320,12 +376,14 @@ pub struct Sluice<'lab> {
 }
 
 impl<'lab> Sluice<'lab> {
-    /// Starts sluice and waits until it serves.
+    /// Starts sluice and waits until it serves. Servers of spliced services need not be up yet: somebody else listens in
+    /// their place while sluice looks at its upstreams, unless their port is [`NOBODY`].
     ///
     /// # Panics
     /// When it does not; the message holds what it printed.
     #[must_use]
     pub fn start(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
+        let _stand_ins = setup.stand_ins(lab);
         let mut sluice = Sluice::launch(lab, setup);
         if let Err(output) = sluice.process.wait_for_line("sluice: ready", Duration::from_secs(40)) {
             panic!("sluice did not come up: {output}");

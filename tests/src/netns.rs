@@ -161,14 +161,21 @@ impl Ns {
     /// When the address is taken.
     #[must_use]
     pub fn listen(&self, at: SocketAddr) -> TcpListener {
-        let bound = self.run(|| -> io::Result<TcpListener> {
+        self.try_listen(at).unwrap_or_else(|error| panic!("cannot listen on {at} in {}: {error}", self.name))
+    }
+
+    /// As [`Ns::listen`], where somebody else may listen already.
+    ///
+    /// # Errors
+    /// As the kernel's `bind` and `listen`.
+    pub fn try_listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        self.run(|| {
             let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             socket.bind(&at.into())?;
             socket.listen(4096)?;
             Ok(socket.into())
-        });
-        bound.unwrap_or_else(|error| panic!("cannot listen on {at} in {}: {error}", self.name))
+        })
     }
 
     /// Ends what still runs in the namespace. Only processes of ours can be in it: we made it.

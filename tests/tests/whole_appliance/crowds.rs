@@ -4,17 +4,21 @@ use std::collections::HashMap;
 use std::thread;
 use std::time::Duration;
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::lab::{Family, Lab};
 
 use crate::basics::SOON;
 
-#[test]
-fn twenty_rounds_of_five_hundred_find_rested_source_ports() {
+both_modes![
+    twenty_rounds_of_five_hundred_find_rested_source_ports,
+    a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first,
+];
+
+fn twenty_rounds_of_five_hundred_find_rested_source_ports(mode: Mode) {
     let lab = Lab::two_arms();
     let _echo = Echo::start(&lab.server, Family::V4.server(7));
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]).mode(mode));
     for _ in 0..20 {
         visit(&lab.client, Family::V6.service(7), 500, 200, || ());
     }
@@ -34,11 +38,10 @@ fn twenty_rounds_of_five_hundred_find_rested_source_ports() {
     }
 }
 
-#[test]
-fn a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first() {
+fn a_connection_on_a_source_port_used_before_outlives_the_time_wait_of_the_first(mode: Mode) {
     let lab = Lab::two_arms();
     let _echo = Echo::start(&lab.server, Family::V4.server(7));
-    let _sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]));
+    let _sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]).mode(mode));
     // Of some 64,000 ports, the second crowd is bound to meet dozens of the first one's.
     visit(&lab.client, Family::V4.service(7), 3000, 200, || ());
     thread::sleep(Duration::from_millis(1500));

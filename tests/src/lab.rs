@@ -209,6 +209,16 @@ impl Lab {
         path
     }
 
+    /// The interface beside the appliance's on the client's side, whose traffic is what the appliance sends and receives: the
+    /// client's own, or the near end of the lossy wire. (The appliance's own shows nothing of what it sends.)
+    #[must_use]
+    pub fn beside_wan(&self) -> (&Ns, &'static str) {
+        match (&self.between, &self.wire) {
+            (Some(between), Some(_)) => (between, "w1"),
+            _ => (&self.client, "c0"),
+        }
+    }
+
     /// What the lossy wire did so far; none without one.
     #[must_use]
     pub fn wire(&self) -> Option<&Wire> {

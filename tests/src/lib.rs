@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 pub mod appliance;
+pub mod capture;
 pub mod crowd;
 pub mod echo;
 pub mod flood;

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sluice_tests::capture::{Conversation, Legs, Tap};
 use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::echo::answers;
 use sluice_tests::flood::{Flood, Kind, resolve};
@@ -162,6 +163,26 @@ fn the_lossy_wire_loses_and_reorders_and_tcp_survives_it() {
     assert!((0.007..0.013).contains(&share(lost)), "{lost} of {received} lost");
     assert!((0.007..0.013).contains(&share(held)), "{held} of {received} held back");
     assert_eq!(counts.refused.load(Ordering::Relaxed), 0);
+}
+
+/// A wire that loses and forwards the rest as it came is what splice mode does, without its translations.
+#[test]
+fn the_checker_finds_nothing_wrong_with_kernels_on_a_losing_wire() {
+    let lab = Lab::new(Arms::Cable, Some(Impairment { loss: 0.01, ..Impairment::NONE }));
+    for family in Family::BOTH {
+        let taps = [Tap::start(&lab.client, "c0", 7001), Tap::start(&lab.server, "s0", 7001)];
+        let route = Route::of(&lab, family, 7001);
+        let seen = both_send(&route, 4 * MIB);
+        assert_eq!(seen.by_server, Pattern::heard(UP, 4 * MIB, Ending::Eof));
+        let [client, server] = taps.map(Tap::finish);
+        let legs = Legs { client, server };
+        let (client, service) = (seen.client.0, route.dial);
+        let conversation = Conversation { client, service, source: client, upstream: service, header: 0 };
+        let (on_client, on_server) = legs.sack_blocks(&conversation);
+        eprintln!("{} frames, SACK blocks in {on_client} and {on_server}", legs.client.len() + legs.server.len());
+        assert!(on_client > 10 && on_server > 10, "losses are repaired by SACK");
+        legs.expect_clean(&conversation);
+    }
 }
 
 #[test]

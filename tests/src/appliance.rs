@@ -66,6 +66,7 @@ pub struct Service {
     mode: Mode,
     listen: Vec<SocketAddr>,
     keys: Vec<(String, String)>,
+    promise: Vec<(String, String)>,
     timeouts: Vec<(String, String)>,
     limits: Vec<(String, String)>,
     upstreams: Vec<SocketAddr>,
@@ -80,6 +81,7 @@ impl Service {
             mode: Mode::Terminate,
             listen: Family::BOTH.map(|family| family.service(port)).into(),
             keys: Vec::new(),
+            promise: Vec::new(),
             timeouts: Vec::new(),
             limits: Vec::new(),
             upstreams: vec![Family::V4.server(port)],
@@ -118,6 +120,21 @@ impl Service {
         self
     }
 
+    /// Sets a key of `[service.promise]`; `value` is TOML.
+    #[must_use]
+    pub fn promise(mut self, key: &str, value: &str) -> Service {
+        self.promise.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Splice mode that promises what Linux accepts, and asks no upstream whether it does.
+    #[must_use]
+    pub fn splice_pinned(self) -> Service {
+        let pinned =
+            [("mss", "1460"), ("window_scale", "7"), ("sack", "true"), ("timestamps", "true"), ("probe", "\"0s\"")];
+        pinned.into_iter().fold(self.splice(), |service, (key, value)| service.promise(key, value))
+    }
+
     /// Sets a key of `[service.timeouts]`.
     #[must_use]
     pub fn timeout(mut self, key: &str, value: &str) -> Service {
@@ -138,7 +155,7 @@ impl Service {
         for (key, value) in &self.keys {
             let _ = writeln!(text, "{key} = {value}");
         }
-        for (table, keys) in [("timeouts", &self.timeouts), ("limits", &self.limits)] {
+        for (table, keys) in [("promise", &self.promise), ("timeouts", &self.timeouts), ("limits", &self.limits)] {
             if !keys.is_empty() {
                 let _ = writeln!(text, "[service.{table}]");
             }

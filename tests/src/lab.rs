@@ -38,6 +38,8 @@ pub const SERVICE4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 pub const LAN4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// The server.
 pub const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+/// On the servers' network, an address that no kernel owns: for servers in user space.
+pub const RAW_SERVER4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 77);
 /// Answers ARP, never TCP.
 pub const SILENT4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
 /// On the servers' network, answers nothing at all.
@@ -55,6 +57,8 @@ pub const SERVICE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10)
 pub const LAN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 2);
 /// As [`SERVER4`].
 pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 5);
+/// As [`RAW_SERVER4`].
+pub const RAW_SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 0x77);
 
 /// IP family of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +95,12 @@ impl Family {
     #[must_use]
     pub fn raw_client(self) -> IpAddr {
         self.pick(RAW_CLIENT4, RAW_CLIENT6)
+    }
+
+    /// Where a server in user space listens.
+    #[must_use]
+    pub fn raw_server(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick(RAW_SERVER4, RAW_SERVER6), port)
     }
 
     fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {

@@ -1,6 +1,7 @@
 //! The lab itself, without sluice: clients and servers joined by a cable. What fails here is the harness's fault; what is seen
 //! here is what peers must see through sluice.
 
+use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -16,8 +17,9 @@ use sluice_tests::peer::{
     DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
     server_closes_first, server_resets, server_stalls,
 };
-use sluice_tests::rawtcp::{RawTcp, Shape};
+use sluice_tests::rawtcp::{RawTcp, SERVER_MAC, Shape};
 use sluice_tests::servers::{curl, haproxy, iperf3, iperf3_run, nginx, nginx_log, ssh, sshd, url};
+use sluice_tests::station::Station;
 use sluice_tests::wire::Impairment;
 
 const MIB: u64 = 1 << 20;
@@ -141,6 +143,29 @@ fn the_raw_client_is_understood_by_a_kernel() {
         assert!(tcp.largest_segment() <= usize::from(mss));
         tcp.close().unwrap();
         serving.join().unwrap();
+    }
+}
+
+#[test]
+fn the_raw_server_is_understood_by_a_kernel() {
+    let lab = Lab::cable();
+    for family in Family::BOTH {
+        let me = (family.raw_client(), 443).into();
+        let mut station = Station::listen(&lab.server, "s0", SERVER_MAC, me);
+        let talking = lab.client.spawn(move || {
+            let mut client = std::net::TcpStream::connect(me).expect("the raw server answers");
+            client.write_all(b"hello").expect("a few octets fit");
+            let mut heard = [0; 7];
+            client.read_exact(&mut heard).expect("the raw server speaks");
+            (heard, sluice_tests::peer::ending(&client))
+        });
+        let syn = station.next_syn(Duration::from_secs(3)).expect("the client dials");
+        let mut server = RawTcp::accept(station, syn, Shape::usual());
+        assert!(server.offer().sack && server.offer().timestamps && server.offer().wscale.is_some());
+        assert_eq!(server.wait_for(5).unwrap(), b"hello");
+        server.tell(b"welcome").unwrap();
+        server.close().unwrap();
+        assert_eq!(talking.join().unwrap(), (*b"welcome", Ending::Eof));
     }
 }
 

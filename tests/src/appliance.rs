@@ -1,7 +1,7 @@
 //! A `sluice` process in a lab: its configuration, its metrics, its connection log.
 
 use std::fmt::Write as _;
-use std::net::{SocketAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::thread;
@@ -183,6 +183,7 @@ pub struct Setup {
     connections: Option<String>,
     runtime: String,
     filters: String,
+    routes: String,
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
     services: Vec<Service>,
@@ -200,6 +201,7 @@ impl Setup {
             // Plenty for a lab, and quicker to set up than the default.
             runtime: "mbufs = 16383".to_owned(),
             filters: String::new(),
+            routes: String::new(),
             wan_device: None,
             wan_vlan: 0,
             services: Vec::new(),
@@ -254,6 +256,16 @@ impl Setup {
         Setup { filters: format!("\n[filters]\n{lines}\n"), ..self }
     }
 
+    /// Adds a route to `prefix` by `via` on the servers' side.
+    #[must_use]
+    pub fn route(self, prefix: &str, via: IpAddr) -> Setup {
+        let port = "lan";
+        Setup {
+            routes: format!("{}\n[[route]]\nto = \"{prefix}\"\nvia = \"{via}\"\nport = \"{port}\"\n", self.routes),
+            ..self
+        }
+    }
+
     /// Puts another device behind port `wan`.
     #[must_use]
     pub fn wan_device(self, device: &str, args: &str) -> Setup {
@@ -289,6 +301,7 @@ impl Setup {
             Arms::One => self.port(&mut text, "wan", 0, &[wan, lan].concat(), &gateway),
             Arms::Cable => panic!("a cable has no appliance"),
         }
+        text += &self.routes;
         for service in &self.services {
             text += &service.toml();
         }

@@ -103,12 +103,30 @@ impl Family {
         SocketAddr::new(self.pick(RAW_SERVER4, RAW_SERVER6), port)
     }
 
+    /// The address of [`Lab::host_behind`] a side's router.
+    #[must_use]
+    pub fn behind(self, side: Side) -> IpAddr {
+        match side {
+            Side::Client => self.pick(Ipv4Addr::new(192, 0, 2, 2), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2)),
+            Side::Server => self.pick(Ipv4Addr::new(10, 9, 0, 2), Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2)),
+        }
+    }
+
     fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
         match self {
             Family::V4 => v4.into(),
             Family::V6 => v6.into(),
         }
     }
+}
+
+/// One of the two sides of the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The clients'.
+    Client,
+    /// The servers'.
+    Server,
 }
 
 /// What stands between client and server.
@@ -227,6 +245,32 @@ impl Lab {
             (Some(between), Some(_)) => (between, "w1"),
             _ => (&self.client, "c0"),
         }
+    }
+
+    /// A host one hop further away than the client or the server, which becomes its router. Packets towards it may have `mtu`
+    /// octets on the last link, those from it as many as anywhere. It goes when dropped, before the lab does.
+    #[must_use]
+    pub fn host_behind(&self, side: Side, mtu: u16) -> Ns {
+        let router = match side {
+            Side::Client => &self.client,
+            Side::Server => &self.server,
+        };
+        let host = Ns::create(&format!("{}-far", router.name()));
+        veth((router.name(), "r0"), (host.name(), "f0"));
+        let [v4, v6] = Family::BOTH.map(|family| family.behind(side));
+        let [router4, router6] = [v4.to_string(), v6.to_string()].map(|far| format!("{}1", &far[..far.len() - 1]));
+        router.sh(&format!(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n{}\
+             ip addr add {router4}/24 dev r0\nip -6 addr add {router6}/64 dev r0 nodad\n\
+             ip route add {v4}/32 dev r0 mtu lock {mtu}\nip -6 route add {v6}/128 dev r0 mtu lock {mtu}\n",
+            peer("r0")
+        ));
+        host.sh(&format!(
+            "{}ip addr add {v4}/24 dev f0\nip -6 addr add {v6}/64 dev f0 nodad\n\
+             ip route add default via {router4}\nip -6 route add default via {router6}\n",
+            peer("f0")
+        ));
+        host
     }
 
     /// What the lossy wire did so far; none without one.

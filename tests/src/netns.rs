@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -116,6 +116,18 @@ impl Ns {
     /// When a command of it fails.
     pub fn sh(&self, script: &str) -> String {
         checked(&format!("{script} (in {})", self.name), &self.output("sh", &["-ec", script]))
+    }
+
+    /// The path MTU the kernel has learned for packets to `address`; none when it believes in its link's.
+    ///
+    /// # Panics
+    /// When there is no route to it.
+    #[must_use]
+    pub fn path_mtu(&self, address: IpAddr) -> Option<u16> {
+        let shown = self.sh(&format!("ip route get {address}"));
+        let mut words = shown.split_whitespace();
+        words.find(|word| *word == "mtu")?;
+        words.find(|word| *word != "lock")?.parse().ok()
     }
 
     /// The MAC address of interface `name` in this namespace.

@@ -241,6 +241,13 @@ impl RawTcp {
         self.emit(flags, seq, ack, &options, payload);
     }
 
+    /// Sends `payload` (one segment's worth) once and does not wait.
+    pub fn push(&mut self, payload: &[u8]) {
+        let seq = self.next;
+        self.next = seq.wrapping_add(u32::try_from(payload.len()).expect("short"));
+        self.send(flags::PSH | flags::ACK, seq, payload);
+    }
+
     /// The next segment of its peer, which is not answered. Only its timestamp is remembered.
     pub fn hear(&mut self, patience: Duration) -> Option<Arrived> {
         let arrived = self.station.next(patience)?;

@@ -11,7 +11,7 @@ use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::echo::answers;
 use sluice_tests::flood::{Flood, Kind, resolve};
 use sluice_tests::frames::flags;
-use sluice_tests::lab::{Arms, Family, Lab, SERVICE4};
+use sluice_tests::lab::{Arms, Family, Lab, SERVICE4, Side};
 use sluice_tests::link::Link;
 use sluice_tests::peer::{
     DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
@@ -80,6 +80,25 @@ fn kernels_answer_echo() {
     let lab = Lab::cable();
     for family in Family::BOTH {
         assert_eq!(answers(&lab.client, family.service(0).ip(), 5, Duration::from_millis(5)), 5);
+    }
+}
+
+#[test]
+fn a_router_tells_the_server_of_a_smaller_link_to_the_host_behind_it() {
+    let lab = Lab::cable();
+    let far = lab.host_behind(Side::Client, 1300);
+    for family in Family::BOTH {
+        let (address, router) = (family.behind(Side::Client), family.client());
+        lab.server.sh(&format!("ip route add {address} via {router}"));
+        let at = family.service(7001);
+        let listener = lab.server.listen(at);
+        let client = far.connect(at).expect("the router forwards");
+        let server = sluice_tests::peer::accept(&listener);
+        assert_eq!(lab.server.path_mtu(address), None);
+        let sending = thread::spawn(move || drop(sluice_tests::peer::send(&server, DOWN, MIB)));
+        assert_eq!(sluice_tests::peer::hear(&client), Pattern::heard(DOWN, MIB, Ending::Eof));
+        sending.join().unwrap();
+        assert_eq!(lab.server.path_mtu(address), Some(1300), "{family:?}");
     }
 }
 

@@ -21,6 +21,7 @@ both_modes![
     the_next_upstream_is_tried_and_nothing_is_lost,
     on_data_dials_when_the_client_has_spoken,
     an_upstream_killed_in_the_middle_of_a_transfer_looks_killed_to_the_client,
+    an_upstream_host_that_vanishes_ends_the_session,
 ];
 
 const MIB: u64 = 1 << 20;
@@ -206,12 +207,10 @@ fn an_upstream_killed_in_the_middle_of_a_transfer_looks_killed_to_the_client(mod
     }
 }
 
-/// In splice mode the client's own host repeats what is not acknowledged, and gives up when it likes.
-#[test]
-fn an_upstream_host_that_vanishes_ends_the_session() {
+fn an_upstream_host_that_vanishes_ends_the_session(mode: Mode) {
     let lab = Lab::two_arms();
     let service = Service::new("raw", 7001).timeout("unacknowledged", "2s");
-    let sluice = Sluice::start(&lab, &Setup::of([service]));
+    let sluice = Sluice::start(&lab, &Setup::of([service]).mode(mode));
     let route = Route::v4(&lab, 7001);
     let listener = route.listen();
     let (client, server, address) = route.connect(&listener);

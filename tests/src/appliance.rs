@@ -120,9 +120,10 @@ impl Service {
         self
     }
 
-    /// Sets a key of `[service.promise]`; `value` is TOML.
+    /// Sets a key of `[service.promise]` anew; `value` is TOML.
     #[must_use]
     pub fn promise(mut self, key: &str, value: &str) -> Service {
+        self.promise.retain(|(known, _)| known != key);
         self.promise.push((key.to_owned(), value.to_owned()));
         self
     }

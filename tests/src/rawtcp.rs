@@ -295,6 +295,23 @@ impl RawTcp {
         Ok(self.received.drain(..octets).collect())
     }
 
+    /// Takes what comes for a time, answers it, sends nothing else.
+    ///
+    /// # Panics
+    /// When the peer resets.
+    pub fn say_nothing_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.step().unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// What it stands on, for the next connection.
+    #[must_use]
+    pub fn into_station(self) -> Station {
+        self.station
+    }
+
     /// Closes and waits for the other side's FIN.
     ///
     /// # Errors

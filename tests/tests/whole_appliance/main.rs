@@ -33,8 +33,11 @@ mod legs;
 mod limits;
 mod loss;
 mod network;
+mod path_mtu;
+mod promises;
 mod proxy;
 mod shutdown;
+mod splice;
 mod startup;
 mod syns;
 

@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::address;
 use crate::error::{Diagnostics, Located, nearest, quoted};
-use crate::model::{Config, Filters, Limits, Metrics, Mode, Port, Route, Service, Upstream};
+use crate::model::{Config, Filters, Limits, Metrics, Port, Route, Service, Upstream};
 use crate::schema::{Draft, PortDraft, RouteDraft, ServiceDraft};
 
 /// Checks the draft; the configuration, if `diag` holds no mistake afterwards.
@@ -395,7 +395,7 @@ fn finish_service(service: ServiceDraft) -> Service {
     Service {
         name: service.name.value,
         listen: service.listen.into_iter().map(|l| l.value).collect(),
-        mode: Mode::Terminate,
+        mode: service.mode,
         proxy_protocol: service.proxy_protocol,
         connect: service.connect,
         balance: service.balance,
@@ -408,6 +408,7 @@ fn finish_service(service: ServiceDraft) -> Service {
             connections: service.connections,
             connections_per_source: service.connections_per_source.map_or(0, |n| n.value),
         },
+        promise: service.promise,
         upstreams: service
             .upstreams
             .into_iter()

@@ -184,6 +184,8 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// `[service.limits]`
     pub limits: Limits,
+    /// `[service.promise]`
+    pub promise: Promise,
     /// `[[service.upstream]]`, at least one.
     pub upstreams: Vec<Upstream>,
 }
@@ -212,6 +214,21 @@ pub struct Limits {
     pub connections: u32,
     /// Connections at once from one source address; 0 = no limit.
     pub connections_per_source: u32,
+}
+
+/// `[service.promise]`: what SYN-ACKs of a spliced service promise in its upstreams' name. What is not pinned is learned from them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Promise {
+    /// Maximum segment size, octets; 536 to 8,960.
+    pub mss: Option<u16>,
+    /// Window scale, 0 to 14.
+    pub window_scale: Option<u8>,
+    /// Selective acknowledgments.
+    pub sack: Option<bool>,
+    /// Timestamps.
+    pub timestamps: Option<bool>,
+    /// How often each upstream is asked for what it accepts. Default 10 s; zero = only by the connections themselves.
+    pub probe: Duration,
 }
 
 /// One `[[service.upstream]]`.
@@ -311,6 +328,12 @@ impl Default for Timeouts {
             first_data: Duration::ZERO,
             unacknowledged: Duration::from_secs(60),
         }
+    }
+}
+
+impl Default for Promise {
+    fn default() -> Promise {
+        Promise { mss: None, window_scale: None, sack: None, timestamps: None, probe: Duration::from_secs(10) }
     }
 }
 

@@ -11,12 +11,12 @@ use crate::address;
 use crate::error::{Diagnostics, Located, Wrong, quoted};
 use crate::model::{
     Balance, Congestion, Connect, ConnectionLog, Cookies, Hugepages, Idle, Level, Limits, Log, Mode, PortAddress,
-    ProxyProtocol, Runtime, Timeouts,
+    Promise, ProxyProtocol, Runtime, Timeouts,
 };
 use crate::read::{Entry, Section};
 
 /// Every section and its keys; the first is the file itself. `docs/configuration.md` describes each, which a test sees to.
-pub(crate) const SCHEMA: [(&str, &[&str]); 12] = [
+pub(crate) const SCHEMA: [(&str, &[&str]); 13] = [
     ("", &["runtime", "port", "route", "service", "filters", "cookies", "metrics", "log"]),
     ("runtime", RUNTIME),
     ("port", PORT),
@@ -24,6 +24,7 @@ pub(crate) const SCHEMA: [(&str, &[&str]); 12] = [
     ("service", SERVICE),
     ("service.timeouts", TIMEOUTS),
     ("service.limits", LIMITS),
+    ("service.promise", PROMISE),
     ("service.upstream", UPSTREAM),
     ("filters", FILTERS),
     ("cookies", COOKIES),
@@ -48,10 +49,12 @@ const SERVICE: &[&str] = &[
     "buffer",
     "timeouts",
     "limits",
+    "promise",
     "upstream",
 ];
 const TIMEOUTS: &[&str] = &["connect", "client_idle", "upstream_idle", "half_closed", "first_data", "unacknowledged"];
 const LIMITS: &[&str] = &["connections", "connections_per_source"];
+const PROMISE: &[&str] = &["mss", "window_scale", "sack", "timestamps", "probe"];
 const UPSTREAM: &[&str] = &["address", "weight"];
 const FILTERS: &[&str] = &["deny", "allow", "icmp_rate"];
 const COOKIES: &[&str] = &["seed_file", "epoch"];
@@ -116,6 +119,7 @@ pub(crate) struct RouteDraft {
 pub(crate) struct ServiceDraft {
     pub(crate) name: Located<String>,
     pub(crate) listen: Vec<Located<SocketAddr>>,
+    pub(crate) mode: Mode,
     pub(crate) proxy_protocol: ProxyProtocol,
     pub(crate) connect: Connect,
     pub(crate) balance: Balance,
@@ -126,6 +130,7 @@ pub(crate) struct ServiceDraft {
     pub(crate) timeouts: Timeouts,
     pub(crate) connections: u32,
     pub(crate) connections_per_source: Option<Located<u32>>,
+    pub(crate) promise: Promise,
     pub(crate) upstreams: Vec<UpstreamDraft>,
     /// Every `[[service.upstream]]` was read without a mistake.
     pub(crate) upstreams_sound: bool,
@@ -385,7 +390,9 @@ fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<ServiceD
         }
         None => Vec::new(),
     };
-    mode(section, diag);
+    let mode = section
+        .choice("mode", &[("terminate", Mode::Terminate), ("splice", Mode::Splice)], diag)
+        .unwrap_or(Mode::Terminate);
     let proxy = [("off", ProxyProtocol::Off), ("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];
     let congestions = [("none", Congestion::None), ("reno", Congestion::Reno)];
     let source = section.list("source", diag);
@@ -415,6 +422,7 @@ fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<ServiceD
 
     Some(ServiceDraft {
         listen,
+        mode,
         proxy_protocol: section.choice("proxy_protocol", &proxy, diag).unwrap_or(ProxyProtocol::Off),
         connect: section
             .choice("connect", &[("on-accept", Connect::OnAccept), ("on-data", Connect::OnData)], diag)
@@ -432,19 +440,29 @@ fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<ServiceD
         timeouts: timeouts(section, diag),
         connections: connections.map_or(Limits::default().connections, |n| n.value),
         connections_per_source,
+        promise: promise(section, mode, diag),
         upstreams,
         upstreams_sound,
         name: name?,
     })
 }
 
-fn mode(section: &Section<'_>, diag: &mut Diagnostics<'_>) {
-    let choices = [("terminate", Mode::Terminate), ("splice", Mode::Splice)];
-    if section.choice("mode", &choices, diag) == Some(Mode::Splice)
-        && let Some(entry) = section.get("mode")
+fn promise(service: &Section<'_>, mode: Mode, diag: &mut Diagnostics<'_>) -> Promise {
+    let default = Promise::default();
+    let Some(section) = optional(service, "promise", PROMISE, diag) else { return default };
+    if mode == Mode::Terminate
+        && PROMISE.iter().any(|key| section.get(key).is_some())
+        && let Some(entry) = service.get("promise")
     {
-        let found = "mode = \"splice\" is not available in this version";
-        diag.wrong(&entry.located(()), found, "write \"terminate\"");
+        let found = "is for spliced services; a terminated one promises what the appliance itself can do";
+        diag.wrong(&entry.located(()), found, "remove it, or write mode = \"splice\"");
+    }
+    Promise {
+        mss: section.integer("mss", 536..=8_960_u16, diag).map(|n| n.value),
+        window_scale: section.integer("window_scale", 0..=14_u8, diag).map(|n| n.value),
+        sack: section.boolean("sack", diag),
+        timestamps: section.boolean("timestamps", diag),
+        probe: section.duration("probe", Duration::ZERO..=LONGEST, diag).unwrap_or(default.probe),
     }
 }
 
@@ -571,6 +589,10 @@ listen = ["198.51.100.10:443"]
 address = "198.51.100.50:443"
 "#;
 
+    fn spliced(text: &str) -> String {
+        text.replace("[[service]]\n", "[[service]]\nmode = \"splice\"\n")
+    }
+
     /// The documented keys of a section with their defaults, from the table below its heading.
     fn documented(section: &str) -> Vec<(String, String)> {
         let headings = [format!("\n## [{section}]\n"), format!("\n## [[{section}]]\n")];
@@ -601,6 +623,7 @@ address = "198.51.100.50:443"
                     "port" => ("[[port]]\n", MINIMAL.to_owned()),
                     "service" => ("[[service]]\n", MINIMAL.to_owned()),
                     "service.upstream" => ("[[service.upstream]]\n", MINIMAL.to_owned()),
+                    "service.promise" => ("", format!("{}[service.promise]\n", spliced(MINIMAL))),
                     other => ("", format!("{MINIMAL}[{other}]\n")),
                 };
                 let line = format!("{key} = {default}\n");
@@ -663,6 +686,7 @@ address = "198.51.100.50:443"
                     unacknowledged: secs(60),
                 },
                 limits: Limits { connections: 100_000, connections_per_source: 0 },
+                promise: Promise { mss: None, window_scale: None, sack: None, timestamps: None, probe: secs(10) },
                 upstreams: vec![Upstream { address: "198.51.100.50:443".parse().unwrap(), weight: 1 }],
             }],
             filters: Filters { deny: vec![], allow: vec![], icmp_rate: 1_000 },

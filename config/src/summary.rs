@@ -1,8 +1,11 @@
 //! What a configuration means, in lines for people: `sluice check` prints them.
 
 use std::fmt::{self, Display};
+use std::time::Duration;
 
-use crate::model::{Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, ProxyProtocol};
+use crate::model::{
+    Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, Promise, ProxyProtocol,
+};
 use crate::units::{show_duration, show_size};
 
 impl Config {
@@ -109,6 +112,9 @@ impl Config {
                 service.congestion,
                 service.upstream_congestion,
             ));
+            if service.mode == Mode::Splice {
+                out.line(format_args!("service {}: promises {}", service.name, service.promise));
+            }
             for upstream in &service.upstreams {
                 out.line(format_args!("upstream {} of {}: weight {}", upstream.address, service.name, upstream.weight));
             }
@@ -164,6 +170,28 @@ spelled! {
     Balance { RoundRobin = "round-robin" }
     Congestion { None = "none", Reno = "reno" }
     Level { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
+}
+
+impl Display for Promise {
+    /// What SYN-ACKs promise: the pinned values, and where the others come from.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fn value<T: Display>(pinned: Option<T>) -> String {
+            pinned.map_or("learned".to_owned(), |value| value.to_string())
+        }
+        let switch = |pinned: Option<bool>| value(pinned.map(|on| if on { "on" } else { "off" }));
+        write!(
+            f,
+            "MSS {}, window scale {}, SACK {}, timestamps {}",
+            value(self.mss),
+            value(self.window_scale),
+            switch(self.sack),
+            switch(self.timestamps),
+        )?;
+        match self.probe {
+            Duration::ZERO => f.write_str(", without probes"),
+            every => write!(f, ", probed every {}", show_duration(every)),
+        }
+    }
 }
 
 impl Display for ConnectionLog {

@@ -5,14 +5,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam::queue::ArrayQueue;
 use sluice_config::{Config, Idle};
 use sluice_filters::units::{Micros, WorkerId};
 use sluice_filters::{ServiceMap, SourceFilter};
 use sluice_tcpstack::cookie::Jar;
-use sluice_tcpstack::limits::SharedLimits;
 use sluice_tcpstack::record::SessionRecord;
-use sluice_tcpstack::terminate::{Setup, Shared, Stack};
+use sluice_tcpstack::stack::{Setup, Shared, Stack};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
@@ -134,8 +132,7 @@ impl Appliance {
         let clock = Clock::start();
         let count = config.runtime.cores.len();
         let workers: Arc<[Arc<WorkerCounters>]> = (0..count).map(|_| Arc::new(WorkerCounters::new(&config))).collect();
-        let limits = SharedLimits::new(&config, [word(&entropy, 0), word(&entropy, 1)]);
-        let shared = Arc::new(Shared { limits, records: ArrayQueue::new(RECORDS) });
+        let shared = Arc::new(Shared::new(&config, [word(&entropy, 0), word(&entropy, 1)], RECORDS));
         let macs: Vec<[u8; 6]> = runtime.ports().iter().map(|port| port.mac).collect();
         let spreads = |port| runtime.rss(port).filter(|rss| rss.hash_types.tcp4 && rss.hash_types.tcp6).cloned();
         let rss = (0..config.ports.len()).map(spreads).collect();

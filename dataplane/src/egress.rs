@@ -12,6 +12,7 @@ use sluice_filters::DropReason;
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{Micros, PortId, WorkerId};
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::stack::Forward;
 
 use crate::counters::WorkerCounters;
 use crate::dpdk::{Frame, Pool, TX_BUFFER, TxBuffer, TxQueue};
@@ -54,6 +55,8 @@ pub(crate) struct Egress {
 struct PortOut {
     tx: Exit,
     l2_len: usize,
+    /// Largest IP packet, octets.
+    mtu: usize,
     /// The device took less than it was offered this turn.
     full: bool,
 }
@@ -107,6 +110,7 @@ impl Egress {
                         None => Exit::Peer(sender),
                     },
                     l2_len: if port.is_some_and(|port| port.vlan != 0) { 18 } else { 14 },
+                    mtu: port.map_or(0, |port| usize::from(port.mtu)),
                     full: false,
                 }
             })
@@ -184,6 +188,60 @@ impl Egress {
         {
             offer(queue, staged, port, &self.counters);
             *full = !staged.is_empty();
+        }
+    }
+
+    /// Sends a received frame on whose TCP segment was rewritten for another connection: link and IP header are written in front of
+    /// it, wherever those it came with stood. What the way has no room for is dropped: the sender repeats it.
+    #[inline]
+    pub(crate) fn forward(&mut self, mut frame: Frame, forward: &Forward) {
+        let (port, hop, mac) = self.address(forward.way);
+        let Some((l2_len, mtu)) = self.ports.get(usize::from(port.0)).map(|out| (out.l2_len, out.mtu)) else {
+            return self.count_drop(DropReason::NoRoute);
+        };
+        let (l3_len, len) = (forward.ip.size(), usize::from(forward.ip.len));
+        if l3_len + len > mtu {
+            return self.count_drop(DropReason::TooBig);
+        }
+        let headers = l2_len + l3_len;
+        let moved = if forward.l4 >= headers {
+            frame.adj(forward.l4 - headers)
+        } else {
+            frame.prepend(headers - forward.l4).is_some()
+        };
+        if !moved || !frame.set_len(headers + len) {
+            return self.count_drop(DropReason::Truncated);
+        }
+        if let Some(packet) = frame.data_mut().get_mut(l2_len..) {
+            forward.ip.write(packet);
+        }
+        self.launch(port, hop, mac, l2_len, !forward.ip.src.is_v4(), frame);
+    }
+
+    /// Where a way leads: the port, the next hop's place if it has one, its MAC address.
+    #[inline]
+    fn address(&mut self, way: Way) -> (PortId, Option<usize>, Mac) {
+        match way {
+            Way::Reply { port, mac } => (port, None, Mac::Known(mac)),
+            Way::Neighbor { port, id } => (port, Some(id as usize), self.neighbor(id as usize)),
+        }
+    }
+
+    /// Writes the link header of a frame that is finished otherwise, and stages it, or lets it wait for its next hop.
+    #[inline]
+    fn launch(&mut self, port: PortId, hop: Option<usize>, mac: Mac, l2_len: usize, ipv6: bool, mut frame: Frame) {
+        let mut draft = [0; 18];
+        let destination = if let Mac::Known(mac) = mac { mac } else { [0; 6] };
+        self.net.ethernet(port, destination, ipv6, &mut draft);
+        if let (Some(header), Some(draft)) = (frame.data_mut().get_mut(..l2_len), draft.get(..l2_len)) {
+            header.copy_from_slice(draft);
+        }
+        match (mac, hop) {
+            (Mac::Known(_), _) => self.stage_payload(port, frame),
+            (Mac::Resolving, Some(hop)) if self.waiting.len() < WAITING_MAX => {
+                self.waiting.push(Waiting { hop, frame, until: self.now.after(WAITING_TIME) });
+            }
+            _ => self.count_drop(DropReason::NeighborUnresolved),
         }
     }
 
@@ -326,30 +384,17 @@ impl Lower for Egress {
     }
 
     fn send<R>(&mut self, way: Way, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        let (port, hop, mac) = match way {
-            Way::Reply { port, mac } => (port, None, Mac::Known(mac)),
-            Way::Neighbor { port, id } => (port, Some(id as usize), self.neighbor(id as usize)),
-        };
+        let (port, hop, mac) = self.address(way);
         let l2_len = self.ports.get(usize::from(port.0)).map_or(14, |out| out.l2_len);
         let Some(mut frame) = of_length(self.pool.alloc(), l2_len + len) else {
             self.counters.pool_empty.bump();
             self.count_drop(DropReason::PoolEmpty);
             return fill(self.scratch.get_mut(..len).unwrap_or_default());
         };
-        let (header, packet) = frame.data_mut().split_at_mut(l2_len);
+        let packet = frame.data_mut().get_mut(l2_len..).unwrap_or_default();
         let result = fill(packet);
         let ipv6 = packet.first().is_some_and(|octet| octet >> 4 == 6);
-        let mut draft = [0; 18];
-        let destination = if let Mac::Known(mac) = mac { mac } else { [0; 6] };
-        self.net.ethernet(port, destination, ipv6, &mut draft);
-        header.copy_from_slice(&draft[..l2_len]);
-        match (mac, hop) {
-            (Mac::Known(_), _) => self.stage_payload(port, frame),
-            (Mac::Resolving, Some(hop)) if self.waiting.len() < WAITING_MAX => {
-                self.waiting.push(Waiting { hop, frame, until: self.now.after(WAITING_TIME) });
-            }
-            _ => self.count_drop(DropReason::NeighborUnresolved),
-        }
+        self.launch(port, hop, mac, l2_len, ipv6, frame);
         result
     }
 

@@ -14,7 +14,7 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
     Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
 };
-use sluice_tcpstack::terminate::{Arrival, Stack};
+use sluice_tcpstack::stack::{Arrival, Forward, Outcome, Stack};
 
 use crate::clock::Clock;
 use crate::counters::WorkerCounters;
@@ -63,6 +63,8 @@ impl Stage {
 enum Verdict {
     /// It was rewritten: send its first so many octets back out of its port.
     Reply(usize),
+    /// Its segment was rewritten: send it on.
+    Forward(Forward),
     /// Its content was taken.
     Consumed,
     /// Its flow belongs to another worker.
@@ -132,7 +134,8 @@ impl Turn for Worker {
             work += self.receive(PortId(port as u8), now);
         }
         work += self.read_letters(now);
-        self.stack.run_timers(now, TIMER_BUDGET);
+        self.stack.probe(now, &mut self.egress);
+        self.stack.run_timers(now, TIMER_BUDGET, &mut self.egress);
         // A flood's answers leave first, so that they do not stand in the payload's way.
         self.egress.flush();
         self.stack.serve(now, &mut self.egress);
@@ -193,6 +196,11 @@ impl Worker {
         // In a loop of its own: loads overlap only when nothing long stands between them.
         for later in &self.later {
             self.stack.touch(later.hash);
+        }
+        for later in &self.later {
+            if let Parsed::Tcp(segment) = &later.parsed {
+                self.stack.touch_session(later.hash, &segment.key);
+            }
         }
         let mut later = std::mem::take(&mut self.later);
         for Later { mut frame, parsed, hash } in later.drain(..) {
@@ -320,9 +328,15 @@ impl Worker {
         if owner != self.id {
             return Ok(Verdict::HandOver(owner));
         }
-        let arrival = Arrival { port, mac: src_mac(frame.data()).ok_or(DropReason::Truncated)? };
-        self.stack.segment(segment, frame.data_mut(), hash, arrival, service, now, &mut self.egress)?;
-        Ok(Verdict::Consumed)
+        let arrival = Arrival {
+            port,
+            mac: src_mac(frame.data()).ok_or(DropReason::Truncated)?,
+            unfinished: frame.tcp_checksum_unfinished(),
+        };
+        match self.stack.segment(segment, frame.data_mut(), hash, arrival, service, now, &mut self.egress)? {
+            Outcome::Consumed => Ok(Verdict::Consumed),
+            Outcome::Forward(forward) => Ok(Verdict::Forward(forward)),
+        }
     }
 
     fn arp(&mut self, port: PortId, frame: &mut Frame, l2: L2, now: Micros) -> Verdict {
@@ -381,6 +395,7 @@ impl Worker {
     fn apply(&mut self, port: PortId, frame: Frame, verdict: Verdict) {
         match verdict {
             Verdict::Reply(len) => self.reply(port, frame, len),
+            Verdict::Forward(forward) => self.egress.forward(frame, &forward),
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();

@@ -107,6 +107,8 @@ reasons! {
     HandoverFull = "handover_full",
     /// The device's transmit queue was full.
     TxFull = "tx_full",
+    /// A forwarded segment larger than the port's MTU: its sender keeps no MSS.
+    TooBig = "too_big",
     /// The packet pool was empty.
     PoolEmpty = "pool_empty",
 
@@ -127,6 +129,8 @@ reasons! {
     StaleTimestamp = "stale_timestamp",
     /// A SYN on an established flow (RFC 5961 section 4).
     SynOnFlow = "syn_on_flow",
+    /// Too much is held for connections whose upstream has not accepted yet.
+    DialBacklog = "dial_backlog",
     /// The service's `limits.connections` is reached.
     ConnectionLimit = "connection_limit",
     /// The service's `limits.connections_per_source` is reached.

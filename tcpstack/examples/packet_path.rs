@@ -9,16 +9,14 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam::queue::ArrayQueue;
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::units::{Micros, PortId, WorkerId};
 use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse_then};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
-use sluice_tcpstack::limits::SharedLimits;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
-use sluice_tcpstack::terminate::{Arrival, Setup, Shared, Stack};
+use sluice_tcpstack::stack::{Arrival, Setup, Shared, Stack};
 
 const CONFIG: &str = r#"
 [[port]]
@@ -83,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         jar: Jar::new([7; 32], config.cookies.epoch),
         worker: WorkerId(0),
         counters,
-        shared: Arc::new(Shared { limits: SharedLimits::new(&config, [1, 2]), records: ArrayQueue::new(16) }),
+        shared: Arc::new(Shared::new(&config, [1, 2], 16)),
         entropy: [3; 48],
         mtus: vec![1500],
         now: Micros(0),
@@ -153,7 +151,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 dropped += 1;
                 continue;
             };
-            let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1] };
+            let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1], unfinished: false };
             let result =
                 stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), Micros(0), &mut lower);
             dropped += u64::from(black_box(result).is_err());

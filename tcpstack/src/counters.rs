@@ -4,6 +4,7 @@ use sluice_config::Config;
 use sluice_filters::counter::Counter;
 
 use crate::record::EndCause;
+use crate::splice::promise::SynOffers;
 
 /// Everything one worker's stack counts.
 #[derive(Debug)]
@@ -24,6 +25,8 @@ pub struct StackCounters {
     pub time_wait: Counter,
     /// Gauge: octets leased for socket buffers.
     pub buffer_bytes: Counter,
+    /// Gauge: octets of clients' segments held until an upstream accepts.
+    pub held_bytes: Counter,
     /// Gauge: armed timers.
     pub timers: Counter,
     /// Ended connections whose log line found the queue full.
@@ -51,6 +54,64 @@ pub struct ServiceCounters {
     pub refused_source_limit: Counter,
     /// Dial failures: by upstream, then by [`DialFailure`].
     pub dial_failures: Vec<[Counter; DialFailure::ALL.len()]>,
+    /// Spliced sessions that went on in terminate mode, by [`Missing`].
+    pub fallbacks: [Counter; Missing::ALL.len()],
+    /// What the service's SYN-ACKs say.
+    pub offers: OfferGauges,
+}
+
+/// What a service's SYN-ACKs say (gauges).
+#[derive(Debug, Default)]
+pub struct OfferGauges {
+    /// Maximum segment size, octets, where the port allows it.
+    pub mss: Counter,
+    /// Window field.
+    pub window: Counter,
+    /// Window scale, plus one; 0 = none.
+    pub window_scale: Counter,
+    /// SACK permitted.
+    pub sack: Counter,
+    /// Timestamps.
+    pub timestamps: Counter,
+}
+
+impl OfferGauges {
+    pub(crate) fn show(&self, offers: &SynOffers) {
+        self.mss.set(u64::from(offers.mss));
+        self.window.set(u64::from(offers.window));
+        self.window_scale.set(offers.wscale.map_or(0, |scale| u64::from(scale).saturating_add(1)));
+        self.sack.set(u64::from(offers.sack));
+        self.timestamps.set(u64::from(offers.timestamps));
+    }
+}
+
+/// What a dialled upstream did not accept although the client had been promised it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Segments as large.
+    Mss,
+    /// Window scaling.
+    WindowScale,
+    /// Selective acknowledgments.
+    Sack,
+    /// Timestamps.
+    Timestamps,
+}
+
+impl Missing {
+    /// All of them, in counter order.
+    pub const ALL: [Missing; 4] = [Missing::Mss, Missing::WindowScale, Missing::Sack, Missing::Timestamps];
+
+    /// The metric's label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Missing::Mss => "mss",
+            Missing::WindowScale => "window_scale",
+            Missing::Sack => "sack",
+            Missing::Timestamps => "timestamps",
+        }
+    }
 }
 
 /// What became of an ACK that belongs to no flow.
@@ -128,6 +189,8 @@ impl StackCounters {
                 refused_limit: Counter::default(),
                 refused_source_limit: Counter::default(),
                 dial_failures: service.upstreams.iter().map(|_| Default::default()).collect(),
+                fallbacks: Default::default(),
+                offers: OfferGauges::default(),
             })
             .collect();
         StackCounters {
@@ -139,6 +202,7 @@ impl StackCounters {
             flow_entries: Counter::default(),
             time_wait: Counter::default(),
             buffer_bytes: Counter::default(),
+            held_bytes: Counter::default(),
             timers: Counter::default(),
             records_lost: Counter::default(),
             source_ports: Counter::default(),

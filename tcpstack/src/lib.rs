@@ -1,4 +1,4 @@
-//! sluice's TCP: cookies, flows, terminate mode, PROXY headers, timers. Knows nothing of DPDK.
+//! sluice's TCP: cookies, flows, terminate and splice mode, PROXY headers, timers. Knows nothing of DPDK.
 
 #![forbid(unsafe_code)]
 
@@ -14,6 +14,8 @@ pub mod record;
 pub mod segment;
 mod sip;
 mod slab;
-pub mod terminate;
+mod splice;
+pub mod stack;
+mod terminate;
 pub mod translate;
 pub mod wheel;

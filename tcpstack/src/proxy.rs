@@ -18,6 +18,7 @@
 use std::net::{IpAddr, SocketAddr, SocketAddrV4, SocketAddrV6};
 
 use proxy_protocol::{ProxyHeader, version1, version2};
+use sluice_config::ProxyProtocol;
 
 /// The longest version 1 header, line end included (specification section 2.1).
 pub const V1_MAX: usize = 107;
@@ -60,7 +61,27 @@ fn ends(client: SocketAddr, listen: SocketAddr) -> Ends {
     }
 }
 
+/// The longest header of a version, octets; none without header.
+#[must_use]
+pub fn longest(version: ProxyProtocol) -> Option<u16> {
+    match version {
+        ProxyProtocol::Off => None,
+        ProxyProtocol::V1 => Some(V1_MAX as u16),
+        ProxyProtocol::V2 => Some(V2_MAX as u16),
+    }
+}
+
 impl Header {
+    /// The header of a configured version; none where there is none.
+    #[must_use]
+    pub fn of(version: ProxyProtocol, client: SocketAddr, listen: SocketAddr) -> Option<Header> {
+        match version {
+            ProxyProtocol::Off => None,
+            ProxyProtocol::V1 => Some(Header::v1(client, listen)),
+            ProxyProtocol::V2 => Some(Header::v2(client, listen)),
+        }
+    }
+
     /// The version 1 header for a connection from `client` to `listen`.
     #[must_use]
     pub fn v1(client: SocketAddr, listen: SocketAddr) -> Header {

@@ -92,8 +92,75 @@ impl BareSegment {
         head.write(out, &self.options(), tcp_checksum)
     }
 
+    /// Writes the IP packet with `payload` behind the headers to the front of `out`, checksums in full, and returns its length; none
+    /// when `out` is too short.
+    pub fn write_with(&self, payload: &[u8], out: &mut [u8]) -> Option<usize> {
+        let headers = self.write(out, TcpChecksum::Offload)?;
+        let len = headers.checked_add(payload.len())?;
+        let packet = out.get_mut(..len)?;
+        packet.get_mut(headers..)?.copy_from_slice(payload);
+        let l3 = if self.key.src.is_v4() { 20 } else { 40 };
+        let (ip, tcp) = packet.split_at_mut_checked(l3)?;
+        set_ip_length(ip, tcp.len());
+        // The pseudo-header's sum does not care which address comes first.
+        checksum::fill_tcp(tcp, self.key.src, self.key.dst);
+        Some(len)
+    }
+
     fn options(&self) -> Words {
         self.timestamp.map_or(Words::NONE, |(value, echo)| Words::timestamp(value, echo))
+    }
+}
+
+/// Writes the length fields of an IP header without options or extensions for `len` octets behind it, and IPv4's checksum.
+fn set_ip_length(ip: &mut [u8], len: usize) {
+    // Callers' packets are frames': they fit 16 bits.
+    let len = len as u16;
+    if let Ok(header) = <&mut [u8; 20]>::try_from(&mut *ip) {
+        let [_, _, a, b, ..] = header;
+        [*a, *b] = len.wrapping_add(20).to_be_bytes();
+        checksum::fill_ipv4_header(header);
+    } else if let Some([a, b]) = ip.get_mut(4..6) {
+        [*a, *b] = len.to_be_bytes();
+    }
+}
+
+/// The IP header of a forwarded segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IpHeader {
+    /// Source address.
+    pub src: Addr,
+    /// Destination address, of the same family.
+    pub dst: Addr,
+    /// TOS or traffic class.
+    pub tos: u8,
+    /// Octets behind the header.
+    pub len: u16,
+}
+
+impl IpHeader {
+    /// Octets that [`IpHeader::write`] writes.
+    #[inline]
+    #[must_use]
+    pub fn size(&self) -> usize {
+        if self.src.is_v4() { 20 } else { 40 }
+    }
+
+    /// Writes the header for a TCP segment to the front of `out`: as packets of our own have it, with a fresh time to live. Nothing is
+    /// written when `out` is too short.
+    #[inline]
+    pub fn write(&self, out: &mut [u8]) {
+        let mut head =
+            Head::between(&FlowKey { src: self.src, dst: self.dst, src_port: 0, dst_port: 0 }, Direction::FromPeer);
+        head.tos = self.tos;
+        if self.src.is_v4() {
+            if let Some(header) = out.first_chunk_mut() {
+                let addresses = Sum::ZERO.dwords([self.src.v4_bits(), self.dst.v4_bits()]);
+                head.fill_ipv4(header, addresses, u32::from(self.len));
+            }
+        } else if let Some(header) = out.first_chunk_mut() {
+            head.fill_ipv6(header, u32::from(self.len));
+        }
     }
 }
 
@@ -120,20 +187,22 @@ pub fn reset_for(segment: &Segment) -> Option<BareSegment> {
     })
 }
 
-/// A SYN as the peer sent it, rebuilt from what its cookie remembers.
+/// A SYN: the peer's, rebuilt from what its cookie remembers, or ours to an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SynSegment {
-    /// The flow, `src` being the peer, in whose name the SYN is written.
+    /// The flow, `src` being the peer.
     pub key: FlowKey,
-    /// The peer's initial sequence number.
+    /// Which end sends it.
+    pub direction: Direction,
+    /// The sender's initial sequence number.
     pub isn: Seq,
-    /// The peer's MSS option.
+    /// The sender's MSS option.
     pub mss: u16,
-    /// The peer's window scale, when it offered one.
+    /// The sender's window scale, when it offers one.
     pub wscale: Option<u8>,
-    /// Whether the peer permitted SACK.
+    /// Whether the sender permits SACK.
     pub sack: bool,
-    /// The peer's TSval, when it offered timestamps.
+    /// The sender's TSval, when it offers timestamps.
     pub timestamp: Option<u32>,
     /// The window field (never scaled in a SYN, RFC 7323 section 2.2).
     pub window: u16,
@@ -142,7 +211,7 @@ pub struct SynSegment {
 /// Writes the SYN as an IP packet to the front of `out` ([`PACKET_MAX`] always suffices) and returns its length; none, and
 /// nothing written, when `out` is too short.
 pub fn synthesize_syn(syn: &SynSegment, out: &mut [u8], tcp_checksum: TcpChecksum) -> Option<usize> {
-    let mut head = Head::between(&syn.key, Direction::FromPeer);
+    let mut head = Head::between(&syn.key, syn.direction);
     head.seq = syn.isn;
     head.flags = Flags::SYN;
     head.window = syn.window;
@@ -166,6 +235,7 @@ pub(crate) struct Head {
     pub(crate) flags: Flags,
     pub(crate) window: u16,
     pub(crate) ttl: u8,
+    pub(crate) tos: u8,
 }
 
 impl Head {
@@ -175,7 +245,18 @@ impl Head {
             Direction::ToPeer => (key.dst, key.src, key.dst_port, key.src_port),
             Direction::FromPeer => (key.src, key.dst, key.src_port, key.dst_port),
         };
-        Head { src, dst, src_port, dst_port, seq: Seq(0), ack: Seq(0), flags: Flags::default(), window: 0, ttl: TTL }
+        Head {
+            src,
+            dst,
+            src_port,
+            dst_port,
+            seq: Seq(0),
+            ack: Seq(0),
+            flags: Flags::default(),
+            window: 0,
+            ttl: TTL,
+            tos: 0,
+        }
     }
 
     /// Writes the IP packet to the front of `out` and returns its length; none, and nothing written, when `out` is too short.
@@ -221,7 +302,7 @@ impl Head {
 
     #[inline(always)]
     fn fill_ipv4(&self, header: &mut [u8; 20], addresses: Sum, tcp_len: u32) {
-        let first = 0x4500_0000 | tcp_len.wrapping_add(20);
+        let first = 0x4500_0000 | u32::from(self.tos) << 16 | tcp_len.wrapping_add(20);
         let dont_fragment: u32 = 0x4000;
         let ttl_protocol = u32::from(self.ttl) << 24 | u32::from(TCP) << 16;
         let check = addresses.dwords([first, dont_fragment, ttl_protocol]).finish();
@@ -235,7 +316,8 @@ impl Head {
     #[inline(always)]
     fn fill_ipv6(&self, header: &mut [u8; 40], tcp_len: u32) {
         let second = tcp_len << 16 | u32::from(TCP) << 8 | u32::from(self.ttl);
-        header[..4].copy_from_slice(&0x6000_0000_u32.to_be_bytes());
+        let first = 0x6000_0000 | u32::from(self.tos) << 20;
+        header[..4].copy_from_slice(&first.to_be_bytes());
         header[4..8].copy_from_slice(&second.to_be_bytes());
         header[8..24].copy_from_slice(&self.src.octets());
         header[24..].copy_from_slice(&self.dst.octets());
@@ -391,6 +473,7 @@ mod tests {
             for bits in 0..8_u8 {
                 let syn = SynSegment {
                     key: bare(ends).key,
+                    direction: Direction::FromPeer,
                     isn: Seq(u32::MAX),
                     mss: 48,
                     wscale: (bits & 1 != 0).then_some(14),

@@ -38,15 +38,45 @@ pub struct Translator {
 const ALIGNED_TIMESTAMP: [u8; 4] = [1, 1, 8, 10];
 
 /// A TCP header under change, and the sum of what changed.
-struct Patch<'a> {
+pub(crate) struct Patch<'a> {
     tcp: &'a mut [u8],
     change: Sum,
 }
 
-impl Patch<'_> {
+impl<'a> Patch<'a> {
+    /// Nothing changed yet. `tcp` starts at the TCP header.
+    #[inline]
+    pub(crate) fn new(tcp: &'a mut [u8]) -> Patch<'a> {
+        Patch { tcp, change: Sum::ZERO }
+    }
+
+    /// Replaces the 32-bit number at the even offset `at`; nothing when it lies outside.
+    #[inline]
+    pub(crate) fn set(&mut self, at: usize, new: u32) {
+        let Some(field) = self.tcp.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { return };
+        let old = u32::from_be_bytes(*field);
+        *field = new.to_be_bytes();
+        self.change = self.change.dword(!old).dword(new);
+    }
+
+    /// Replaces the window field.
+    #[inline]
+    pub(crate) fn set_window(&mut self, new: u16) {
+        let Some(field) = self.tcp.get_mut(14..).and_then(<[u8]>::first_chunk_mut::<2>) else { return };
+        let old = u16::from_be_bytes(*field);
+        *field = new.to_be_bytes();
+        self.change = self.change.word(!old).word(new);
+    }
+
+    /// Takes in a change outside the segment, the pseudo-header's.
+    #[inline]
+    pub(crate) fn changed(&mut self, change: Sum) {
+        self.change = self.change.plus(change);
+    }
+
     /// Adds `delta` to the 32-bit number at `at`; nothing when it lies outside.
     #[inline]
-    fn add(&mut self, at: usize, delta: u32) {
+    pub(crate) fn add(&mut self, at: usize, delta: u32) {
         let Some(field) = self.tcp.get_mut(at..).and_then(<[u8]>::first_chunk_mut::<4>) else { return };
         let old = u32::from_be_bytes(*field);
         let new = old.wrapping_add(delta);
@@ -58,7 +88,7 @@ impl Patch<'_> {
 
     /// Updates the checksum field (RFC 1624 equation 3).
     #[inline]
-    fn finish(self) {
+    pub(crate) fn finish(self) {
         if let Some(field) = self.tcp.get_mut(16..).and_then(<[u8]>::first_chunk_mut::<2>) {
             let check = u16::from_be_bytes(*field);
             *field = self.change.word(!check).finish().to_be_bytes();
@@ -98,13 +128,33 @@ impl Translator {
             let options = read_options(tcp, options);
             options.timestamp.map(|_| usize::from(options.timestamp_at))
         };
-        let mut patch = Patch { tcp, change: Sum::ZERO };
+        let mut patch = Patch::new(tcp);
+        self.out(&mut patch, timestamp_at);
+        if CHECKSUM {
+            patch.finish();
+        }
+    }
+
+    /// The numbers of a segment from the stack to the wire; `timestamp_at` is TSval's offset in it, if it has one.
+    #[inline]
+    pub(crate) fn out(&self, patch: &mut Patch<'_>, timestamp_at: Option<usize>) {
         patch.add(4, self.seq_delta);
         if let Some(at) = timestamp_at {
             patch.add(at, self.ts_delta);
         }
-        if CHECKSUM {
-            patch.finish();
+    }
+
+    /// The numbers of a segment with ACK from the wire to the stack; TSval's offset in it, if it has one, the offset of the first
+    /// SACK block and their number.
+    #[inline]
+    pub(crate) fn back(&self, patch: &mut Patch<'_>, timestamp_at: Option<usize>, sack_at: usize, blocks: usize) {
+        let seq_delta = self.seq_delta.wrapping_neg();
+        patch.add(8, seq_delta);
+        if let Some(at) = timestamp_at {
+            patch.add(at.wrapping_add(4), self.ts_delta.wrapping_neg());
+        }
+        for edge in 0..blocks.wrapping_mul(2) {
+            patch.add(sack_at.wrapping_add(edge.wrapping_mul(4)), seq_delta);
         }
     }
 
@@ -116,20 +166,14 @@ impl Translator {
         if !tcp.get(13).is_some_and(|flags| Flags(*flags).ack()) {
             return;
         }
-        let (seq_delta, ts_delta) = (self.seq_delta.wrapping_neg(), self.ts_delta.wrapping_neg());
         let aligned = is_aligned_timestamp(tcp, options);
         let read = (options != 0 && !aligned).then(|| read_options(tcp, options));
-        let mut patch = Patch { tcp, change: Sum::ZERO };
-        patch.add(8, seq_delta);
-        if aligned {
-            patch.add(28, ts_delta);
-        }
-        if let Some(read) = read {
-            if read.timestamp.is_some() {
-                patch.add(usize::from(read.timestamp_at).wrapping_add(4), ts_delta);
-            }
-            for edge in 0..read.sack_blocks().len().wrapping_mul(2) {
-                patch.add(usize::from(read.sack_at).wrapping_add(edge.wrapping_mul(4)), seq_delta);
+        let mut patch = Patch::new(tcp);
+        match read {
+            None => self.back(&mut patch, aligned.then_some(24), 0, 0),
+            Some(read) => {
+                let timestamp_at = read.timestamp.map(|_| usize::from(read.timestamp_at));
+                self.back(&mut patch, timestamp_at, usize::from(read.sack_at), read.sack_blocks().len());
             }
         }
         if CHECKSUM {

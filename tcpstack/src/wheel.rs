@@ -87,6 +87,14 @@ impl Wheel {
         self.armed = self.armed.wrapping_add(1);
     }
 
+    /// Arms timer `id` for `at`, unless it fires before that anyway.
+    pub fn arm_sooner(&mut self, id: u32, at: Micros) {
+        let tick = at.0.div_ceil(TICK_MICROS);
+        if self.timers.get(id as usize).is_none_or(|timer| timer.slot == IDLE || tick < timer.tick) {
+            self.arm(id, at);
+        }
+    }
+
     /// Disarms timer `id`; whether it was armed.
     pub fn cancel(&mut self, id: u32) -> bool {
         let was_armed = self.unlink(id);
@@ -310,6 +318,17 @@ mod tests {
         wheel.arm(7, Micros(499_500));
         assert_eq!(due(&mut wheel, 500_000), [7]);
         assert!(!wheel.cancel(7));
+    }
+
+    #[test]
+    fn arming_sooner_never_puts_a_timer_off() {
+        let mut wheel = Wheel::new(Micros(0));
+        wheel.arm_sooner(7, Micros(50_000));
+        wheel.arm_sooner(7, Micros(90_000));
+        wheel.arm_sooner(7, Micros(20_000));
+        assert_eq!(due(&mut wheel, 19_999), []);
+        assert_eq!(due(&mut wheel, 20_000), [7]);
+        assert_eq!(wheel.armed(), 0);
     }
 
     #[test]

@@ -81,6 +81,18 @@ families! {
         "Validated clients refused, by the limit they met.";
     DIAL_FAILURES: Counter "sluice_upstream_dial_failures_total" ["service", "upstream", "reason"]
         "Dials that did not become a connection, by the reason.";
+    SPLICE_FALLBACKS: Counter "sluice_splice_fallbacks_total" ["service", "missing"]
+        "Spliced sessions that went on in terminate mode, by what their upstream did not accept.";
+    SYN_ACK_MSS: Gauge "sluice_syn_ack_mss_bytes" ["service"]
+        "Largest MSS that the service's SYN-ACKs promise; ports allow less.";
+    SYN_ACK_WINDOW: Gauge "sluice_syn_ack_window_bytes" ["service"]
+        "Window in the service's SYN-ACKs.";
+    SYN_ACK_WINDOW_SCALE: Gauge "sluice_syn_ack_window_scale" ["service"]
+        "Window scale that the service's SYN-ACKs promise; -1 = none.";
+    SYN_ACK_SACK: Gauge "sluice_syn_ack_sack" ["service"]
+        "Whether the service's SYN-ACKs promise selective acknowledgments.";
+    SYN_ACK_TIMESTAMPS: Gauge "sluice_syn_ack_timestamps" ["service"]
+        "Whether the service's SYN-ACKs promise timestamps.";
     RELAYED_BYTES: Counter "sluice_relayed_bytes_total" ["service", "direction"]
         "Payload octets relayed, without PROXY headers.";
 
@@ -94,6 +106,8 @@ families! {
         "Armed timers.";
     BUFFER_BYTES: Gauge "sluice_buffer_bytes" ["worker"]
         "Octets leased for socket buffers.";
+    HELD_BYTES: Gauge "sluice_held_bytes" ["worker"]
+        "Octets of clients' segments held until an upstream accepts (splice mode).";
     NEIGHBORS: Gauge "sluice_neighbors" ["worker"]
         "Neighbours known or being resolved (ARP and NDP).";
 

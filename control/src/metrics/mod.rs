@@ -18,7 +18,7 @@ use sluice_dataplane::counters::{PortCounters, WorkerCounters};
 use sluice_dataplane::{PoolUse, PortStats};
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
-use sluice_tcpstack::counters::{AckResult, DialFailure, ServiceCounters, StackCounters};
+use sluice_tcpstack::counters::{AckResult, DialFailure, Missing, OfferGauges, ServiceCounters, StackCounters};
 use sluice_tcpstack::record::EndCause;
 
 pub use families::{ALL, Family, Kind};
@@ -173,12 +173,13 @@ impl Series {
             (f::HANDOVER_FULL, |worker| &worker.handover_full),
             (f::POOL_EMPTY, |worker| &worker.pool_empty),
         ];
-        const GAUGES: [(Family, Field); 7] = [
+        const GAUGES: [(Family, Field); 8] = [
             (f::FLOW_ENTRIES, |worker| &worker.stack.flow_entries),
             (f::TIME_WAIT, |worker| &worker.stack.time_wait),
             (f::SOURCE_PORTS, |worker| &worker.stack.source_ports),
             (f::TIMERS, |worker| &worker.stack.timers),
             (f::BUFFER_BYTES, |worker| &worker.stack.buffer_bytes),
+            (f::HELD_BYTES, |worker| &worker.stack.held_bytes),
             (f::NEIGHBORS, |worker| &worker.neighbors),
             (f::MAILBOX_OCCUPANCY, |worker| &worker.mailbox_occupancy),
         ];
@@ -209,6 +210,20 @@ impl Series {
         });
         self.counter(&f::RELAYED_BYTES, [name, "to_upstream"], move |r| sum(r, |service| &service.bytes_to_upstream));
         self.counter(&f::RELAYED_BYTES, [name, "to_client"], move |r| sum(r, |service| &service.bytes_to_client));
+        for (at, missing) in Missing::ALL.into_iter().enumerate() {
+            self.counter(&f::SPLICE_FALLBACKS, [name, missing.as_str()], move |r| {
+                r.sum(|worker| worker.stack.services[index].fallbacks[at].get())
+            });
+        }
+        // All workers promise alike.
+        let offer = move |r: &Reading<'_>, field: fn(&OfferGauges) -> &Counter| {
+            r.workers.first().map_or(0.0, |worker| field(&worker.stack.services[index].offers).get() as f64)
+        };
+        self.gauge(&f::SYN_ACK_MSS, [name], move |r| offer(r, |offers| &offers.mss));
+        self.gauge(&f::SYN_ACK_WINDOW, [name], move |r| offer(r, |offers| &offers.window));
+        self.gauge(&f::SYN_ACK_WINDOW_SCALE, [name], move |r| offer(r, |offers| &offers.window_scale) - 1.0);
+        self.gauge(&f::SYN_ACK_SACK, [name], move |r| offer(r, |offers| &offers.sack));
+        self.gauge(&f::SYN_ACK_TIMESTAMPS, [name], move |r| offer(r, |offers| &offers.timestamps));
         for (upstream, address) in upstreams.iter().enumerate() {
             for (at, reason) in DialFailure::ALL.into_iter().enumerate() {
                 let values = [name, &address.to_string(), reason.as_str()];

@@ -143,6 +143,14 @@ impl Frame {
         }
     }
 
+    /// Whether the frame never crossed a wire and its TCP checksum was left to a device that did not compute it.
+    #[inline]
+    #[must_use]
+    pub fn tcp_checksum_unfinished(&self) -> bool {
+        // DPDK's "none, but trust me" is both bits.
+        self.mbuf().ol_flags & ffi::SLUICE_MBUF_RX_L4_CKSUM_MASK == ffi::SLUICE_MBUF_RX_L4_CKSUM_MASK
+    }
+
     /// Octets that can still be put before the first.
     #[inline]
     #[must_use]

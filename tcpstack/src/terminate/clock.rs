@@ -17,17 +17,17 @@ thread_local! {
 }
 
 /// `now` on smoltcp's clock.
-pub(super) fn stack_time(now: Micros) -> Instant {
+pub(crate) fn stack_time(now: Micros) -> Instant {
     Instant::from_micros(i64::try_from(now.0.saturating_mul(SPEED)).unwrap_or(i64::MAX))
 }
 
 /// A moment of smoltcp's clock on ours, rounded up so that a timer never fires early.
-pub(super) fn wall_time(at: Instant) -> Micros {
+pub(crate) fn wall_time(at: Instant) -> Micros {
     Micros(u64::try_from(at.total_micros()).unwrap_or(0).div_ceil(SPEED))
 }
 
 /// Sets what [`timestamp`] returns: milliseconds, modulo 2^32 (RFC 7323 section 5.4).
-pub(super) fn set_timestamp_clock(now: Micros) {
+pub(crate) fn set_timestamp_clock(now: Micros) {
     TIMESTAMP_CLOCK.set(timestamp_ms(now));
 }
 
@@ -38,7 +38,7 @@ pub fn timestamp_ms(now: Micros) -> u32 {
 }
 
 /// smoltcp's timestamp generator.
-pub(super) fn timestamp() -> u32 {
+pub(crate) fn timestamp() -> u32 {
     TIMESTAMP_CLOCK.get()
 }
 

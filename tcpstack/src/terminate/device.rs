@@ -7,21 +7,21 @@ use super::endpoint::Leg;
 use crate::net::Lower;
 
 /// One endpoint's device for the length of one poll.
-pub(super) struct Wire<'a, N> {
+pub(crate) struct Wire<'a, N> {
     /// The layers below.
-    pub(super) net: &'a mut N,
+    pub(crate) net: &'a mut N,
     /// Where packets go and how their numbers change on the way.
-    pub(super) leg: &'a mut Leg,
+    pub(crate) leg: &'a mut Leg,
     /// A received packet, already translated, to feed.
-    pub(super) received: Option<&'a [u8]>,
+    pub(crate) received: Option<&'a [u8]>,
     /// Keep what smoltcp emits from the wire: its SYN-ACK, which the cookie has answered already.
-    pub(super) swallow: bool,
+    pub(crate) swallow: bool,
     /// The interface's MTU, octets of IP.
-    pub(super) mtu: usize,
+    pub(crate) mtu: usize,
 }
 
 /// Capabilities of an interface of `mtu` octets. Checksums are verified by the parser and written after translation.
-pub(super) fn capabilities(mtu: usize) -> DeviceCapabilities {
+pub(crate) fn capabilities(mtu: usize) -> DeviceCapabilities {
     let mut capabilities = DeviceCapabilities::default();
     capabilities.medium = Medium::Ip;
     capabilities.max_transmission_unit = mtu;
@@ -56,7 +56,7 @@ impl<'a, N: Lower> Device for Wire<'a, N> {
 }
 
 /// The received packet.
-pub(super) struct Received<'a>(&'a [u8]);
+pub(crate) struct Received<'a>(&'a [u8]);
 
 impl RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -65,7 +65,7 @@ impl RxToken for Received<'_> {
 }
 
 /// Leave to send one packet.
-pub(super) struct Outgoing<'a, N> {
+pub(crate) struct Outgoing<'a, N> {
     net: &'a mut N,
     leg: &'a mut Leg,
     swallow: bool,
@@ -92,7 +92,7 @@ impl<N: Lower> TxToken for Outgoing<'_, N> {
 }
 
 /// Stands in where smoltcp only wants to know the capabilities.
-pub(super) struct Blueprint(pub(super) usize);
+pub(crate) struct Blueprint(pub(crate) usize);
 
 impl Device for Blueprint {
     type RxToken<'a> = Received<'a>;
@@ -112,7 +112,7 @@ impl Device for Blueprint {
 }
 
 /// Never made.
-pub(super) enum Nowhere {}
+pub(crate) enum Nowhere {}
 
 impl TxToken for Nowhere {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, _: usize, _: F) -> R {

@@ -27,18 +27,18 @@ const TIMESTAMP_LIFE: Duration = Duration::from_secs(24 * 24 * 3600);
 const EGRESS_BURST: usize = 48;
 
 /// smoltcp interfaces, one for each MTU: smoltcp fixes the MTU when an interface is made.
-pub(super) struct Interfaces {
+pub(crate) struct Interfaces {
     list: Vec<(u16, Interface)>,
     seed: u64,
 }
 
 impl Interfaces {
-    pub(super) fn new(seed: u64) -> Interfaces {
+    pub(crate) fn new(seed: u64) -> Interfaces {
         Interfaces { list: Vec::new(), seed }
     }
 
     /// The index of the interface for `mtu`; made when it is new. Ports are few, so their MTUs are.
-    pub(super) fn index(&mut self, mtu: u16) -> usize {
+    pub(crate) fn index(&mut self, mtu: u16) -> usize {
         if let Some(index) = self.list.iter().position(|(known, _)| *known == mtu) {
             return index;
         }
@@ -57,34 +57,40 @@ impl Interfaces {
 }
 
 /// Where an endpoint's packets go, and how their numbers change on the way.
-pub(super) struct Leg {
+pub(crate) struct Leg {
     /// As received: `src` is the peer.
-    pub(super) key: FlowKey,
-    pub(super) way: Way,
-    pub(super) guard: Guard,
+    pub(crate) key: FlowKey,
+    pub(crate) way: Way,
+    pub(crate) guard: Guard,
     /// Our first sequence number on the wire.
     isn: Seq,
     translator: Option<Translator>,
     timestamp_offset: u32,
+    /// The peer scales our windows by this; the socket does not know.
+    window_shift: u8,
     /// The newest TSval of the peer, to echo in segments built without smoltcp.
     peer_timestamp: Option<u32>,
 }
 
 impl Leg {
     /// A packet of smoltcp's on its way out: translated, noted, checksummed.
-    pub(super) fn outgoing(&mut self, packet: &mut [u8]) {
+    pub(crate) fn outgoing(&mut self, packet: &mut [u8]) {
         let Some((header, tcp)) = split_ip(packet) else { return };
         let Some(emitted) = Emitted::read(tcp) else { return };
         let (isn, offset) = (self.isn, self.timestamp_offset);
         let translator =
             self.translator.get_or_insert(Translator { seq_delta: isn.minus(emitted.seq), ts_delta: offset });
         translator.outgoing::<false>(tcp);
+        if self.window_shift > 0 {
+            scale_window(tcp, self.window_shift);
+        }
         if let Some(emitted) = Emitted::read(tcp)
             && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
             let ack = emitted.flags.ack().then_some(emitted.ack);
-            self.guard.sent(emitted.seq, ack, emitted.window, emitted.flags.syn(), emitted.flags.fin(), payload);
+            let window = emitted.window << self.window_shift;
+            self.guard.sent(emitted.seq, ack, window, emitted.flags.syn(), emitted.flags.fin(), payload);
         }
         checksum::fill_tcp(tcp, self.key.dst, self.key.src);
         if let Ok(header) = header.try_into() {
@@ -93,7 +99,7 @@ impl Leg {
     }
 
     /// smoltcp's SYN-ACK, which nobody sends: it tells smoltcp's first number, and so the translation.
-    pub(super) fn swallowed(&mut self, packet: &mut [u8]) {
+    pub(crate) fn swallowed(&mut self, packet: &mut [u8]) {
         if let Some((_, tcp)) = split_ip(packet)
             && let Some(emitted) = Emitted::read(tcp)
         {
@@ -103,17 +109,17 @@ impl Leg {
     }
 
     /// Our first sequence number.
-    pub(super) fn isn(&self) -> Seq {
+    pub(crate) fn isn(&self) -> Seq {
         self.isn
     }
 
     /// Whether both ends send timestamps.
-    pub(super) fn timestamps(&self) -> bool {
+    pub(crate) fn timestamps(&self) -> bool {
         self.peer_timestamp.is_some()
     }
 
     /// Whether a segment is older than one already seen, by its timestamp (PAWS, RFC 7323 section 5.3). RSTs are not asked.
-    pub(super) fn is_stale(&self, segment: &Segment, options: &TcpOptions, silent_for: Duration) -> bool {
+    pub(crate) fn is_stale(&self, segment: &Segment, options: &TcpOptions, silent_for: Duration) -> bool {
         let (Some(recent), Some((value, _))) = (self.peer_timestamp, options.timestamp) else { return false };
         let older = (value.wrapping_sub(recent) as i32) < 0;
         // Section 5.5: after so long a silence the peer's clock may have wrapped.
@@ -130,19 +136,26 @@ impl Leg {
     }
 
     /// An ACK that says where we are (RFC 5961), built without smoltcp.
-    pub(super) fn bare_ack(&self, now: Micros) -> BareSegment {
+    pub(crate) fn bare_ack(&self, now: Micros) -> BareSegment {
         BareSegment {
             key: self.key,
             direction: Direction::ToPeer,
             seq: self.guard.snd_max(),
             ack: self.guard.rcv_ack(),
             flags: Flags::ACK,
-            window: self.guard.rcv_window(),
+            window: self.guard.rcv_window() >> self.window_shift,
             ttl: segment::TTL,
             timestamp: self
                 .peer_timestamp
                 .map(|echo| (clock::timestamp_ms(now).wrapping_add(self.timestamp_offset), echo)),
         }
+    }
+}
+
+/// Scales the window field of a segment without SYN: what does not divide is not advertised.
+fn scale_window(tcp: &mut [u8], shift: u8) {
+    if let Some([a, b]) = tcp.get_mut(14..16) {
+        [*a, *b] = (u16::from_be_bytes([*a, *b]) >> shift).to_be_bytes();
     }
 }
 
@@ -176,30 +189,32 @@ fn split_ip(packet: &mut [u8]) -> Option<(&mut [u8], &mut [u8])> {
 }
 
 /// What both kinds of endpoint are made with.
-pub(super) struct Making {
-    pub(super) key: FlowKey,
-    pub(super) way: Way,
-    pub(super) mtu: u16,
+pub(crate) struct Making {
+    pub(crate) key: FlowKey,
+    pub(crate) way: Way,
+    pub(crate) mtu: u16,
     /// Octets of each buffer.
-    pub(super) buffer: usize,
-    pub(super) congestion: Congestion,
+    pub(crate) buffer: usize,
+    pub(crate) congestion: Congestion,
     /// Our first number on the wire.
-    pub(super) isn: Seq,
-    pub(super) timestamp_offset: u32,
+    pub(crate) isn: Seq,
+    pub(crate) timestamp_offset: u32,
     /// Use timestamps when the peer does.
-    pub(super) timestamps: bool,
+    pub(crate) timestamps: bool,
+    /// By how much our windows are scaled on the wire.
+    pub(crate) window_shift: u8,
 }
 
 /// What the cookie remembered of the client's SYN.
-pub(super) struct ClientOffer {
-    pub(super) isn: Seq,
-    pub(super) mss: u16,
-    pub(super) window_scale: Option<u8>,
-    pub(super) sack: bool,
+pub(crate) struct ClientOffer {
+    pub(crate) isn: Seq,
+    pub(crate) mss: u16,
+    pub(crate) window_scale: Option<u8>,
+    pub(crate) sack: bool,
     /// TSval of the ACK that brought the cookie back.
-    pub(super) timestamp: Option<u32>,
+    pub(crate) timestamp: Option<u32>,
     /// The window in our SYN-ACK.
-    pub(super) advertised: u16,
+    pub(crate) advertised: u16,
 }
 
 /// Whether room below is asked for, or taken.
@@ -210,23 +225,23 @@ enum Room {
 }
 
 /// One end of a connection.
-pub(super) struct Endpoint {
-    pub(super) leg: Leg,
+pub(crate) struct Endpoint {
+    pub(crate) leg: Leg,
     sockets: SocketSet<'static>,
     handle: SocketHandle,
     interface: usize,
     /// Octets of both buffers, for the gauge.
-    pub(super) leased: usize,
+    pub(crate) leased: usize,
     /// The newest segment that passed the guard.
-    pub(super) heard: Micros,
+    pub(crate) heard: Micros,
     /// When the oldest octet in flight began to wait, as far as the guard has seen.
-    pub(super) waiting_since: Option<Micros>,
+    pub(crate) waiting_since: Option<Micros>,
     /// The peer reset the connection: nothing may be sent any more.
-    pub(super) reset: bool,
+    pub(crate) reset: bool,
     /// When the last challenge ACK went out.
-    pub(super) challenged: Option<Micros>,
+    pub(crate) challenged: Option<Micros>,
     /// When the peer last acknowledged something new.
-    pub(super) progress: Micros,
+    pub(crate) progress: Micros,
     acknowledged: Seq,
     /// When the socket entered TIME-WAIT.
     parted: Option<Micros>,
@@ -256,6 +271,7 @@ impl Endpoint {
                 isn: making.isn,
                 translator: None,
                 timestamp_offset: making.timestamp_offset,
+                window_shift: making.window_shift,
                 peer_timestamp: None,
             },
             sockets,
@@ -273,7 +289,7 @@ impl Endpoint {
     }
 
     /// The client's end, from a valid cookie. The segment that brought it is fed next, like any other.
-    pub(super) fn accept<N: Lower>(
+    pub(crate) fn accept<N: Lower>(
         making: &Making,
         offer: &ClientOffer,
         interfaces: &mut Interfaces,
@@ -290,6 +306,7 @@ impl Endpoint {
         let len = segment::synthesize_syn(
             &SynSegment {
                 key: making.key,
+                direction: Direction::FromPeer,
                 isn: offer.isn,
                 mss: offer.mss,
                 wscale: offer.window_scale,
@@ -310,7 +327,7 @@ impl Endpoint {
     }
 
     /// The upstream's end: a SYN leaves with the next [`Endpoint::emit`].
-    pub(super) fn dial(making: &Making, interfaces: &mut Interfaces, now: Micros) -> Option<Endpoint> {
+    pub(crate) fn dial(making: &Making, interfaces: &mut Interfaces, now: Micros) -> Option<Endpoint> {
         let mut endpoint = Endpoint::new(making, Guard::opening(making.isn), interfaces, now);
         let remote = IpEndpoint::new(address(making.key.src), making.key.src_port);
         let local = IpEndpoint::new(address(making.key.dst), making.key.dst_port);
@@ -321,7 +338,7 @@ impl Endpoint {
     }
 
     /// Feeds a segment the guard let pass. `frame` is what it came in, changed on the way.
-    pub(super) fn feed<N: Lower>(
+    pub(crate) fn feed<N: Lower>(
         &mut self,
         segment: &Segment,
         options: &TcpOptions,
@@ -356,12 +373,12 @@ impl Endpoint {
     }
 
     /// Emits what the socket has to say, as far as there is room. True when it has more.
-    pub(super) fn emit<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) -> bool {
+    pub(crate) fn emit<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) -> bool {
         self.emit_as(Room::Asked, interfaces, now, net)
     }
 
     /// Emits whether or not there is room: the last words of a connection, which nobody will repeat.
-    pub(super) fn emit_last<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) {
+    pub(crate) fn emit_last<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) {
         self.emit_as(Room::Taken, interfaces, now, net);
     }
 
@@ -391,7 +408,7 @@ impl Endpoint {
     }
 
     /// When the socket wants [`Endpoint::emit`] next.
-    pub(super) fn emit_at(&mut self, interfaces: &mut Interfaces, now: Micros) -> Option<Micros> {
+    pub(crate) fn emit_at(&mut self, interfaces: &mut Interfaces, now: Micros) -> Option<Micros> {
         if self.reset || self.state() == State::TimeWait {
             return None;
         }
@@ -408,28 +425,28 @@ impl Endpoint {
     }
 
     /// When the peer counts as gone: something has waited for its ACK for `limit`, and the peer has been silent as long.
-    pub(super) fn gone_at(&self, limit: Duration) -> Option<Micros> {
+    pub(crate) fn gone_at(&self, limit: Duration) -> Option<Micros> {
         self.waiting_since.map(|since| since.max(self.heard).after(limit))
     }
 
     /// Stops sending after what is queued (FIN).
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.leg.guard.closing();
         self.socket_mut().close();
     }
 
     /// Ends the connection with a RST, sent by the next [`Endpoint::emit`].
-    pub(super) fn abort(&mut self) {
+    pub(crate) fn abort(&mut self) {
         self.socket_mut().abort();
     }
 
     /// smoltcp's state.
-    pub(super) fn state(&self) -> State {
+    pub(crate) fn state(&self) -> State {
         self.socket().state()
     }
 
     /// The peer sent FIN, and everything before it was read.
-    pub(super) fn drained(&self) -> bool {
+    pub(crate) fn drained(&self) -> bool {
         let state = self.state();
         (matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
             || (state == State::Closed && self.leg.guard.fin_acknowledged()))
@@ -437,7 +454,7 @@ impl Endpoint {
     }
 
     /// Both directions ended with FIN and were acknowledged as far as we must see it.
-    pub(super) fn finished(&self) -> bool {
+    pub(crate) fn finished(&self) -> bool {
         match self.state() {
             State::TimeWait => true,
             State::Closed => self.leg.guard.fin_acknowledged(),
@@ -446,18 +463,18 @@ impl Endpoint {
     }
 
     /// The socket.
-    pub(super) fn socket(&self) -> &Socket<'static> {
+    pub(crate) fn socket(&self) -> &Socket<'static> {
         self.sockets.get(self.handle)
     }
 
     /// The socket.
-    pub(super) fn socket_mut(&mut self) -> &mut Socket<'static> {
+    pub(crate) fn socket_mut(&mut self) -> &mut Socket<'static> {
         self.sockets.get_mut(self.handle)
     }
 }
 
 /// Moves what fits from one socket's receive buffer into the other's send buffer; the number of octets moved.
-pub(super) fn relay(from: &mut Endpoint, to: &mut Endpoint) -> u64 {
+pub(crate) fn relay(from: &mut Endpoint, to: &mut Endpoint) -> u64 {
     let mut moved = 0;
     let target = to.socket_mut();
     let source = from.socket_mut();

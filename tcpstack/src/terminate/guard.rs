@@ -32,7 +32,7 @@ const OLD_MAX: u32 = 1 << 17;
 /// What to do with a segment.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Gate {
+pub(crate) enum Gate {
     /// Hand it to smoltcp.
     Feed,
     /// Drop it.
@@ -45,7 +45,7 @@ pub(super) enum Gate {
 
 /// One connection's send and receive state as seen on the wire (RFC 9293 section 3.3.1).
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Guard {
+pub(crate) struct Guard {
     /// SND.UNA: the newest ACK taken.
     snd_una: Seq,
     /// The highest sequence number sent, SYN and FIN counted.
@@ -70,7 +70,7 @@ pub(super) struct Guard {
 
 impl Guard {
     /// A connection we are about to open with sequence number `isn`.
-    pub(super) fn opening(isn: Seq) -> Guard {
+    pub(crate) fn opening(isn: Seq) -> Guard {
         Guard {
             snd_una: isn,
             snd_max: isn,
@@ -86,7 +86,7 @@ impl Guard {
     }
 
     /// A connection whose SYN-ACK, with our `isn` and `window`, was answered by a valid cookie. `peer_isn` is the SYN's.
-    pub(super) fn accepted(isn: Seq, peer_isn: Seq, window: u16, peer_shift: u8) -> Guard {
+    pub(crate) fn accepted(isn: Seq, peer_isn: Seq, window: u16, peer_shift: u8) -> Guard {
         let rcv_ack = peer_isn.plus(1);
         Guard {
             snd_una: isn.plus(1),
@@ -103,7 +103,7 @@ impl Guard {
     }
 
     /// Notes a segment on its way out, in the wire's numbers.
-    pub(super) fn sent(&mut self, seq: Seq, ack: Option<Seq>, window: u16, syn: bool, fin: bool, payload: u32) {
+    pub(crate) fn sent(&mut self, seq: Seq, ack: Option<Seq>, window: u16, syn: bool, fin: bool, payload: u32) {
         let end = seq.plus(payload).plus(u32::from(syn)).plus(u32::from(fin));
         if self.snd_max.precedes(end) {
             self.snd_max = end;
@@ -127,17 +127,17 @@ impl Guard {
     }
 
     /// From now on our sending half is closing: rule 2 applies.
-    pub(super) fn closing(&mut self) {
+    pub(crate) fn closing(&mut self) {
         self.closing = true;
     }
 
     /// Learns the peer's window shift from its SYN-ACK.
-    pub(super) fn peer_shift(&mut self, shift: u8) {
+    pub(crate) fn peer_shift(&mut self, shift: u8) {
         self.peer_shift = shift.min(14);
     }
 
     /// Judges a received segment; may mend `tcp`, the segment's octets from its TCP header on, before it is fed.
-    pub(super) fn judge(&mut self, segment: &Segment, tcp: &mut [u8]) -> Gate {
+    pub(crate) fn judge(&mut self, segment: &Segment, tcp: &mut [u8]) -> Gate {
         if self.synchronized { self.judge_synchronized(segment, tcp) } else { self.judge_opening(segment) }
     }
 
@@ -214,37 +214,37 @@ impl Guard {
     }
 
     /// SND.UNA.
-    pub(super) fn snd_una(&self) -> Seq {
+    pub(crate) fn snd_una(&self) -> Seq {
         self.snd_una
     }
 
     /// The highest sequence number sent.
-    pub(super) fn snd_max(&self) -> Seq {
+    pub(crate) fn snd_max(&self) -> Seq {
         self.snd_max
     }
 
     /// The newest ACK sent.
-    pub(super) fn rcv_ack(&self) -> Seq {
+    pub(crate) fn rcv_ack(&self) -> Seq {
         self.rcv_ack
     }
 
     /// The window that stands advertised beyond [`Guard::rcv_ack`].
-    pub(super) fn rcv_window(&self) -> u16 {
+    pub(crate) fn rcv_window(&self) -> u16 {
         u16::try_from(self.rcv_edge.minus(self.rcv_ack)).unwrap_or(u16::MAX)
     }
 
     /// Whether anything sent waits for its ACK.
-    pub(super) fn outstanding(&self) -> bool {
+    pub(crate) fn outstanding(&self) -> bool {
         self.snd_una != self.snd_max
     }
 
     /// Whether the peer acknowledged our FIN.
-    pub(super) fn fin_acknowledged(&self) -> bool {
+    pub(crate) fn fin_acknowledged(&self) -> bool {
         self.fin_end == Some(self.snd_una)
     }
 
     /// Whether both SYNs were exchanged.
-    pub(super) fn synchronized(&self) -> bool {
+    pub(crate) fn synchronized(&self) -> bool {
         self.synchronized
     }
 }

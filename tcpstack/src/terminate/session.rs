@@ -5,24 +5,18 @@ use std::time::Duration;
 use sluice_config::Timeouts;
 use sluice_filters::units::{Micros, ServiceId};
 
-use super::dial::Lease;
 use super::endpoint::{self, Endpoint};
 use crate::proxy::Header;
 use crate::record::EndCause;
+use crate::stack::Side;
+use crate::stack::dial::Lease;
 
 /// How long what a resetting peer had sent may take to reach the other side before that side is reset too.
 const DELIVERY: Duration = Duration::from_secs(5);
 
-/// Which end of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
-    Client,
-    Upstream,
-}
-
 /// How far a session has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Phase {
+pub(crate) enum Phase {
     /// `connect = "on-data"`: nothing dialled yet.
     Waiting,
     /// A SYN is on its way to an upstream.
@@ -34,43 +28,43 @@ pub(super) enum Phase {
 }
 
 /// One connection of a client to a service.
-pub(super) struct Session {
-    pub(super) service: ServiceId,
-    pub(super) client: Endpoint,
-    pub(super) upstream: Option<Dialled>,
-    pub(super) phase: Phase,
+pub(crate) struct Session {
+    pub(crate) service: ServiceId,
+    pub(crate) client: Endpoint,
+    pub(crate) upstream: Option<Dialled>,
+    pub(crate) phase: Phase,
     /// PROXY header, none when raw.
-    pub(super) header: Option<Header>,
-    pub(super) header_sent: usize,
-    pub(super) opened: Micros,
-    pub(super) connected: Option<Micros>,
+    pub(crate) header: Option<Header>,
+    pub(crate) header_sent: usize,
+    pub(crate) opened: Micros,
+    pub(crate) connected: Option<Micros>,
     /// When payload last moved, or a side closed.
-    pub(super) moved: Micros,
-    pub(super) to_upstream: u64,
-    pub(super) to_client: u64,
+    pub(crate) moved: Micros,
+    pub(crate) to_upstream: u64,
+    pub(crate) to_client: u64,
     /// Upstreams tried, by index.
-    pub(super) tried: u64,
+    pub(crate) tried: u64,
     /// The moment the wheel will wake this session.
-    pub(super) wakes: Option<Micros>,
+    pub(crate) wakes: Option<Micros>,
     /// In the list of sessions to serve this turn.
-    pub(super) dirty: bool,
+    pub(crate) dirty: bool,
     client_closed: bool,
     upstream_closed: bool,
 }
 
 /// The upstream's endpoint and what it occupies.
-pub(super) struct Dialled {
-    pub(super) endpoint: Endpoint,
+pub(crate) struct Dialled {
+    pub(crate) endpoint: Endpoint,
     /// Index into the service's upstreams.
-    pub(super) index: u16,
-    pub(super) lease: Lease,
+    pub(crate) index: u16,
+    pub(crate) lease: Lease,
     /// Its flow's hash.
-    pub(super) hash: u64,
+    pub(crate) hash: u64,
 }
 
 /// What one round of relaying found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Relayed {
+pub(crate) enum Relayed {
     /// Nothing special.
     Goes,
     /// The session is over.
@@ -78,7 +72,7 @@ pub(super) enum Relayed {
 }
 
 impl Session {
-    pub(super) fn new(service: ServiceId, client: Endpoint, header: Option<Header>, now: Micros) -> Session {
+    pub(crate) fn new(service: ServiceId, client: Endpoint, header: Option<Header>, now: Micros) -> Session {
         Session {
             service,
             client,
@@ -100,7 +94,7 @@ impl Session {
     }
 
     /// Puts the session, which has this index, on the list of those to serve, once.
-    pub(super) fn mark(&mut self, index: u32, dirty: &mut Vec<u32>) {
+    pub(crate) fn mark(&mut self, index: u32, dirty: &mut Vec<u32>) {
         if !self.dirty {
             self.dirty = true;
             dirty.push(index);
@@ -108,7 +102,7 @@ impl Session {
     }
 
     /// The endpoint of `side`, once there is one.
-    pub(super) fn endpoint(&mut self, side: Side) -> Option<&mut Endpoint> {
+    pub(crate) fn endpoint(&mut self, side: Side) -> Option<&mut Endpoint> {
         match side {
             Side::Client => Some(&mut self.client),
             Side::Upstream => self.upstream.as_mut().map(|dialled| &mut dialled.endpoint),
@@ -116,12 +110,12 @@ impl Session {
     }
 
     /// Whether the client has said anything, or that it has nothing to say.
-    pub(super) fn client_spoke(&self) -> bool {
+    pub(crate) fn client_spoke(&self) -> bool {
         self.to_upstream > 0 || self.client.socket().can_recv() || self.client.drained()
     }
 
     /// Moves payload both ways, the PROXY header first, and closes what the other side has closed.
-    pub(super) fn relay(&mut self, now: Micros) -> Relayed {
+    pub(crate) fn relay(&mut self, now: Micros) -> Relayed {
         let Some(Dialled { endpoint: upstream, .. }) = &mut self.upstream else { return Relayed::Goes };
         let client = &mut self.client;
 
@@ -187,7 +181,7 @@ impl Session {
     }
 
     /// The first limit this session would break, and when, if nothing more is heard.
-    pub(super) fn deadline(&self, timeouts: &Timeouts) -> (Micros, EndCause) {
+    pub(crate) fn deadline(&self, timeouts: &Timeouts) -> (Micros, EndCause) {
         let mut first = (self.client.heard.after(timeouts.client_idle), EndCause::ClientIdle);
         let mut consider = |at: Micros, cause| {
             if at < first.0 {

@@ -8,19 +8,19 @@ use sluice_filters::Segment;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq};
 
-use super::endpoint::Endpoint;
 use crate::net::Way;
 use crate::segment::{BareSegment, reset_for};
 use crate::slab::Slab;
+use crate::terminate::endpoint::Endpoint;
 
 /// Connections in TIME-WAIT one worker keeps; what comes beyond is forgotten at once.
-pub(super) const MAX: usize = 1 << 17;
+pub(crate) const MAX: usize = 1 << 17;
 /// How long a FIN whose ACK was lost finds an answer. The port's own rest is longer, and kept elsewhere.
 const TIME_WAIT: Duration = Duration::from_secs(10);
 
 /// How we took leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Left {
+pub(crate) enum Left {
     /// Both FINs were exchanged; a late one is acknowledged again.
     Closed,
     /// We reset it: whoever does not know it yet is told again.
@@ -30,20 +30,20 @@ pub(super) enum Left {
 }
 
 /// A connection that is over, though its peer may not know.
-pub(super) struct Linger {
+pub(crate) struct Linger {
     /// Our last word: where we were.
     ack: BareSegment,
     /// Our first number, which the handshake's last segment acknowledges.
     isn: Seq,
     end: Left,
     way: Way,
-    pub(super) hash: u64,
-    pub(super) until: Micros,
+    pub(crate) hash: u64,
+    pub(crate) until: Micros,
 }
 
 impl Linger {
     /// The flow, as received.
-    pub(super) fn key(&self) -> FlowKey {
+    pub(crate) fn key(&self) -> FlowKey {
         self.ack.key
     }
 
@@ -54,23 +54,27 @@ impl Linger {
 }
 
 /// The connections in TIME-WAIT.
-pub(super) struct Lingers {
+pub(crate) struct Lingers {
     entries: Slab<Linger>,
 }
 
 impl Lingers {
-    pub(super) fn new() -> Lingers {
+    pub(crate) fn new() -> Lingers {
         Lingers { entries: Slab::new() }
     }
 
     /// What must be kept of `endpoint`.
-    pub(super) fn entry(endpoint: &Endpoint, end: Left, hash: u64, now: Micros) -> Linger {
-        let (ack, isn, way) = (endpoint.leg.bare_ack(now), endpoint.leg.isn(), endpoint.leg.way);
+    pub(crate) fn entry(endpoint: &Endpoint, end: Left, hash: u64, now: Micros) -> Linger {
+        Lingers::made(endpoint.leg.bare_ack(now), endpoint.leg.isn(), end, endpoint.leg.way, hash, now)
+    }
+
+    /// An entry for a connection whose last word would be `ack`, and whose first number was `isn`.
+    pub(crate) fn made(ack: BareSegment, isn: Seq, end: Left, way: Way, hash: u64, now: Micros) -> Linger {
         Linger { ack, isn, end, way, hash, until: now.after(TIME_WAIT) }
     }
 
     /// Keeps an entry; none when there are too many.
-    pub(super) fn keep(&mut self, entry: Linger) -> Option<u32> {
+    pub(crate) fn keep(&mut self, entry: Linger) -> Option<u32> {
         if self.entries.len() >= MAX {
             return None;
         }
@@ -80,7 +84,7 @@ impl Lingers {
     }
 
     /// Drops an entry.
-    pub(super) fn forget(&mut self, index: u32) -> Option<Box<Linger>> {
+    pub(crate) fn forget(&mut self, index: u32) -> Option<Box<Linger>> {
         let entry = self.entries.take(index)?;
         self.entries.release(index);
         Some(entry)
@@ -88,7 +92,7 @@ impl Lingers {
 
     /// The answer that `segment` asks for: to payload or FIN from before an orderly end the ACK again, to anything after our RST
     /// another RST. None for anything else.
-    pub(super) fn answer(&mut self, index: u32, segment: &Segment) -> Option<(BareSegment, Way)> {
+    pub(crate) fn answer(&mut self, index: u32, segment: &Segment) -> Option<(BareSegment, Way)> {
         let entry = self.entries.get_mut(index)?;
         if segment.flags.rst() || segment.flags.syn() {
             return None;
@@ -106,12 +110,12 @@ impl Lingers {
     }
 
     /// Whether `segment` acknowledges the very handshake that this connection began with.
-    pub(super) fn same_handshake(&mut self, index: u32, segment: &Segment) -> bool {
+    pub(crate) fn same_handshake(&mut self, index: u32, segment: &Segment) -> bool {
         self.entries.get_mut(index).is_some_and(|entry| segment.ack == entry.isn.plus(1))
     }
 
     /// Entries kept.
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.entries.len()
     }
 }

@@ -4,3 +4,4 @@ mod found_by_review;
 mod lab;
 mod peers_that_break_rules;
 mod sessions;
+mod spliced;

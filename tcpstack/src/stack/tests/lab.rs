@@ -210,7 +210,7 @@ impl Lab {
     pub(super) fn with(extra: &str, upstreams: &[&str]) -> Lab {
         let config = config(extra, upstreams);
         let counters = Arc::new(StackCounters::new(&config));
-        let shared = Arc::new(Shared { limits: SharedLimits::new(&config, [1, 2]), records: ArrayQueue::new(1024) });
+        let shared = Arc::new(Shared::new(&config, [1, 2], 1024));
         let now = Micros(1_000_000);
         let services = config.services.iter().flat_map(|s| s.listen.clone()).collect();
         let stack = Stack::new(Setup {
@@ -271,10 +271,17 @@ impl Lab {
             return;
         }
         let hash = self.stack.hash(&segment.key);
-        let arrival = Arrival { port: PortId(0), mac: CLIENT_MAC };
-        let result = self.stack.segment(&segment, &mut buffer, hash, arrival, service, self.now, &mut self.below);
-        if let Err(reason) = result {
-            self.drops.push(reason);
+        let arrival = Arrival { port: PortId(0), mac: CLIENT_MAC, unfinished: false };
+        match self.stack.segment(&segment, &mut buffer, hash, arrival, service, self.now, &mut self.below) {
+            Ok(Outcome::Consumed) => {}
+            Ok(Outcome::Forward(Forward { way, l4, ip })) => {
+                let size = ip.size();
+                let mut packet = vec![0; size];
+                ip.write(&mut packet);
+                packet.extend_from_slice(&buffer[l4..l4 + usize::from(ip.len)]);
+                self.below.sent.push_back((way, packet));
+            }
+            Err(reason) => self.drops.push(reason),
         }
     }
 
@@ -300,7 +307,8 @@ impl Lab {
                 self.receive(&Lab::framed(&packet));
             }
         }
-        self.stack.run_timers(self.now, 256);
+        self.stack.probe(self.now, &mut self.below);
+        self.stack.run_timers(self.now, 256, &mut self.below);
         self.stack.serve(self.now, &mut self.below);
         self.deliver();
     }
@@ -367,6 +375,11 @@ pub(super) fn bytes(len: usize) -> Vec<u8> {
 
 /// Sends `up` from the client and `down` from the server, closes each side after its own, and expects all to arrive.
 pub(super) fn exchange(lab: &mut Lab, up: &[u8], down: &[u8], limit: u64) {
+    exchange_as(lab, up, up, down, limit);
+}
+
+/// The same where the server gets `expected`, a header in front.
+pub(super) fn exchange_as(lab: &mut Lab, up: &[u8], expected: &[u8], down: &[u8], limit: u64) {
     let (client, server) = established(lab);
     let (mut sent_up, mut sent_down) = (0, 0);
     let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
@@ -388,7 +401,7 @@ pub(super) fn exchange(lab: &mut Lab, up: &[u8], down: &[u8], limit: u64) {
         lab.stack.sessions() == 0
     });
     assert!(done, "up {}/{} down {}/{}", got_up.len(), up.len(), got_down.len(), down.len());
-    assert!(got_up == up, "client's payload arrives as it was");
+    assert!(got_up == expected, "client's payload arrives as it was");
     assert!(got_down == down, "server's payload arrives as it was");
     assert_eq!(lab.ended(EndCause::Closed), 1);
 }
@@ -429,6 +442,15 @@ impl Hand {
             .build();
         lab.receive(&frame);
         lab.stack.serve(lab.now, &mut lab.below);
+    }
+}
+
+/// A packet the stack sent.
+pub(super) fn read(packet: &[u8]) -> (Segment, sluice_filters::TcpOptions) {
+    let frame = Lab::framed(packet);
+    match parse(&frame, RxChecksums::default()) {
+        Ok(Parsed::Tcp(segment)) => (segment, segment.options(&frame)),
+        other => panic!("{other:?}"),
     }
 }
 

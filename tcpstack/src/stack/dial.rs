@@ -9,6 +9,7 @@ use sluice_filters::units::Micros;
 
 use crate::net::Lower;
 use crate::ports::PortSpace;
+use crate::splice::End;
 
 /// An upstream that failed is dialled last for this long.
 const SHUNNED: Duration = Duration::from_secs(5);
@@ -19,7 +20,7 @@ const TIME_WAIT: Duration = Duration::from_secs(60);
 const BRIEF_REST: Duration = Duration::from_secs(1);
 
 /// One service's turn-taking among its upstreams.
-pub(super) struct Balancer {
+pub(crate) struct Balancer {
     upstreams: Vec<Candidate>,
     next_source: usize,
 }
@@ -33,7 +34,7 @@ struct Candidate {
 }
 
 impl Balancer {
-    pub(super) fn new(service: &Service) -> Balancer {
+    pub(crate) fn new(service: &Service) -> Balancer {
         let upstreams = service
             .upstreams
             .iter()
@@ -48,7 +49,7 @@ impl Balancer {
     }
 
     /// The next upstream that is not in the set `tried` (one bit an index, so the first 64 count); failed ones last.
-    pub(super) fn choose(&mut self, tried: u64, now: Micros) -> Option<(u16, SocketAddr)> {
+    pub(crate) fn choose(&mut self, tried: u64, now: Micros) -> Option<(u16, SocketAddr)> {
         let open = |index: usize| index < 64 && tried >> index & 1 == 0;
         let healthy = |candidate: &Candidate| candidate.shunned_until <= now;
         let any_healthy = self.upstreams.iter().enumerate().any(|(index, c)| open(index) && healthy(c));
@@ -71,21 +72,21 @@ impl Balancer {
     }
 
     /// Notes a failed dial.
-    pub(super) fn failed(&mut self, index: u16, now: Micros) {
+    pub(crate) fn failed(&mut self, index: u16, now: Micros) {
         if let Some(candidate) = self.upstreams.get_mut(usize::from(index)) {
             candidate.shunned_until = now.after(SHUNNED);
         }
     }
 
     /// Notes a connection: the upstream is dialled in its turn again.
-    pub(super) fn connected(&mut self, index: u16) {
+    pub(crate) fn connected(&mut self, index: u16) {
         if let Some(candidate) = self.upstreams.get_mut(usize::from(index)) {
             candidate.shunned_until = Micros(0);
         }
     }
 
     /// The addresses to dial `upstream` from, in turn: the service's own of its family, or `default`.
-    pub(super) fn sources(
+    pub(crate) fn sources(
         &mut self,
         service: &Service,
         upstream: SocketAddr,
@@ -100,27 +101,31 @@ impl Balancer {
     }
 }
 
+const NOBODY: Addr = Addr { hi: 0, lo: 0 };
+
 /// A source port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Lease {
-    space: usize,
-    pub(super) port: u16,
+pub(crate) struct Lease {
+    pub(crate) space: usize,
+    pub(crate) port: u16,
 }
 
 /// The source ports of all (source address, upstream) pairs, of which configuration bounds the number.
-pub(super) struct SourcePorts {
+pub(crate) struct SourcePorts {
     spaces: Vec<(Addr, SocketAddr, PortSpace)>,
+    /// The same pairs, close together, for the packet path.
+    ends: Vec<(Addr, End)>,
     seed: [u8; 16],
 }
 
 impl SourcePorts {
-    pub(super) fn new(seed: [u8; 16]) -> SourcePorts {
-        SourcePorts { spaces: Vec::new(), seed }
+    pub(crate) fn new(seed: [u8; 16]) -> SourcePorts {
+        SourcePorts { spaces: Vec::new(), ends: Vec::new(), seed }
     }
 
     /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which is not `listened` on at
     /// `source`; none when all are taken.
-    pub(super) fn lease<N: Lower>(
+    pub(crate) fn lease<N: Lower>(
         &mut self,
         source: Addr,
         upstream: SocketAddr,
@@ -134,6 +139,7 @@ impl SourcePorts {
                 |port| FlowKey { src: upstream.ip().into(), dst: source, src_port: upstream.port(), dst_port: port };
             let ports = PortSpace::new(self.seed, |port| !listened(port) && net.owns(&key(port)));
             self.spaces.push((source, upstream, ports));
+            self.ends.push((source, End { addr: upstream.ip().into(), port: upstream.port() }));
             self.spaces.len() - 1
         });
         let port = self.spaces[space].2.allocate(now)?;
@@ -141,7 +147,7 @@ impl SourcePorts {
     }
 
     /// Gives a port back. It rests first when the upstream may still remember the connection.
-    pub(super) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
+    pub(crate) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
         let rest = match rest {
             Rest::None => Duration::ZERO,
             Rest::Brief => BRIEF_REST,
@@ -153,21 +159,27 @@ impl SourcePorts {
     }
 
     /// Lets ports go that have rested long enough; a bounded number.
-    pub(super) fn reap(&mut self, now: Micros) {
+    pub(crate) fn reap(&mut self, now: Micros) {
         for (_, _, ports) in &mut self.spaces {
             ports.reap(now);
         }
     }
 
+    /// The source address and the upstream of the pair that a lease's `space` names; zeroes where there is none.
+    #[inline]
+    pub(crate) fn pair(&self, space: u32) -> (Addr, End) {
+        self.ends.get(space as usize).copied().unwrap_or((NOBODY, End { addr: NOBODY, port: 0 }))
+    }
+
     /// Ports in use or resting.
-    pub(super) fn occupied(&self) -> usize {
+    pub(crate) fn occupied(&self) -> usize {
         self.spaces.iter().map(|(_, _, ports)| ports.in_use() + ports.resting()).sum()
     }
 }
 
 /// How long a source port rests: by what the upstream may remember of the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Rest {
+pub(crate) enum Rest {
     /// It remembers nothing: it refused, or reset.
     None,
     /// What it remembers does not stand in the way of a new connection.

@@ -1,0 +1,343 @@
+//! A segment's way through a connected session: judged, noted, rewritten in place.
+
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use sluice_filters::addr::Addr;
+use sluice_filters::checksum::{self, Sum};
+use sluice_filters::units::{Micros, Seq};
+use sluice_filters::{DropReason, Flags, Segment, TcpOptions};
+
+use super::window::{Gate, Passing};
+use super::{End, Splice, State, coarse, fin_of};
+use crate::net::{Lower, Way};
+use crate::record::EndCause;
+use crate::segment::{self, BareSegment, Direction, IpHeader};
+use crate::stack::ingress::Inbound;
+use crate::stack::{CHALLENGE_PAUSE, Outcome, Side, Stack, send_bare};
+use crate::translate::{Patch, Translator};
+
+/// What the congestion bits of TOS and traffic class are called: ECN is never negotiated by a cookie.
+const ECN: u8 = 0b11;
+
+/// A frame to be sent on: its TCP segment was rewritten in place, link and IP header are to be written in front of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The way it leaves.
+    pub way: Way,
+    /// Where TCP starts in the frame.
+    pub l4: usize,
+    /// The IP header; its `len` says where the segment ends. Its family may be another than the received header's.
+    pub ip: IpHeader,
+}
+
+/// Where a segment stands in its frame, and what a rewrite has to know of it.
+pub(super) struct Received<'a> {
+    pub(super) segment: &'a Segment,
+    pub(super) options: &'a TcpOptions,
+    /// The frame's checksum was never computed.
+    pub(super) unfinished: bool,
+}
+
+impl Splice {
+    /// A received segment in the client's numbers.
+    #[inline]
+    pub(super) fn passing(&self, side: Side, segment: &Segment, options: &TcpOptions) -> Passing {
+        let seq = match side {
+            Side::Client => segment.seq,
+            Side::Upstream => segment.seq.plus(self.seq_delta),
+        };
+        Passing {
+            seq,
+            ack: segment.ack,
+            payload: segment.payload_len,
+            flags: segment.flags,
+            window: segment.window,
+            timestamp: options.timestamp.map(|(value, _)| value),
+        }
+    }
+
+    /// Takes in a segment that passed; the octets of payload that are new.
+    #[inline]
+    pub(super) fn note(&mut self, side: Side, passing: &Passing, now: u32) -> u32 {
+        let base = self.base(side);
+        let (me, peer) = self.halves(side);
+        let acknowledged = me.ack;
+        let mut new = me.note(peer, passing, base, now);
+        if new > 0 || me.ack != acknowledged {
+            self.moved = now;
+        }
+        let fin = fin_of(side);
+        if passing.flags.fin() && !self.state.has(fin) {
+            if side == Side::Upstream
+                && !(self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream))
+            {
+                self.state.set(State::UPSTREAM_FIRST);
+            }
+            self.state.set(fin);
+            new = new.saturating_sub(1);
+        }
+        new
+    }
+
+    /// Rewrites a segment of `side`'s, from its TCP header on, for the other end. `ends` are where it goes from and to.
+    #[inline]
+    pub(super) fn rewrite(&mut self, side: Side, received: &Received<'_>, tcp: &mut [u8], ends: (End, End)) {
+        let Received { segment, options, unfinished } = *received;
+        let (from, to) = ends;
+        // Offsets of options count from the frame's start.
+        let l4 = segment.l4();
+        let timestamp_at = options.timestamp.map(|_| usize::from(options.timestamp_at).wrapping_sub(l4));
+        let translator = Translator { seq_delta: self.seq_delta, ts_delta: self.ts_delta };
+        let mut patch = Patch::new(tcp);
+        patch.set(0, u32::from(from.port) << 16 | u32::from(to.port));
+        match side {
+            Side::Client => {
+                patch.changed(Sum::ZERO.word(self.change));
+                if segment.flags.ack() {
+                    let sack_at = usize::from(options.sack_at).wrapping_sub(l4);
+                    translator.back(&mut patch, timestamp_at, sack_at, options.sack_blocks().len());
+                    if self.state.has(State::ECHOES_OURS) {
+                        self.mend_echo(options, timestamp_at, &mut patch);
+                    }
+                }
+            }
+            Side::Upstream => {
+                patch.changed(Sum::ZERO.word(!self.change));
+                translator.out(&mut patch, timestamp_at);
+                if self.upstream.shift != self.promised_shift {
+                    patch.set_window(self.rescaled(segment.window));
+                }
+            }
+        }
+        patch.finish();
+        if unfinished {
+            checksum::fill_tcp(tcp, from.addr, to.addr);
+        }
+    }
+
+    /// An upstream's window field as the client will scale it: never more than was meant.
+    #[inline]
+    fn rescaled(&self, window: u16) -> u16 {
+        let octets = u32::from(window).wrapping_shl(u32::from(self.upstream.shift));
+        u16::try_from(octets.wrapping_shr(u32::from(self.promised_shift))).unwrap_or(u16::MAX)
+    }
+
+    /// Until the client has heard a timestamp of the upstream's it echoes our SYN-ACK's. The upstream is told its own SYN-ACK's, which
+    /// came after.
+    #[cold]
+    fn mend_echo(&mut self, options: &TcpOptions, timestamp_at: Option<usize>, patch: &mut Patch<'_>) {
+        let (Some((_, echo)), Some(at)) = (options.timestamp, timestamp_at) else { return };
+        let theirs = echo.wrapping_sub(self.ts_delta);
+        if (theirs.wrapping_sub(self.upstream.timestamp) as i32) < 0 {
+            patch.add(at.wrapping_add(4), self.upstream.timestamp.wrapping_sub(theirs));
+        } else {
+            self.state.clear(State::ECHOES_OURS);
+        }
+    }
+
+    /// An ACK in the name of the other end that tells `side` where it is.
+    pub(super) fn bare_ack(&self, side: Side, ends: (End, End)) -> BareSegment {
+        let (me, peer) = match side {
+            Side::Client => (&self.client, &self.upstream),
+            Side::Upstream => (&self.upstream, &self.client),
+        };
+        let (to, from) = ends;
+        let (seq, ack, value, shift) = match side {
+            Side::Client => (peer.snd_max, peer.ack, peer.timestamp.wrapping_add(self.ts_delta), self.promised_shift),
+            Side::Upstream => (peer.snd_max, Seq(peer.ack.0.wrapping_sub(self.seq_delta)), peer.timestamp, peer.shift),
+        };
+        let window = peer.window().wrapping_shr(u32::from(shift));
+        BareSegment {
+            key: super::flow(to, from),
+            direction: Direction::ToPeer,
+            seq,
+            ack,
+            flags: Flags::ACK,
+            window: u16::try_from(window).unwrap_or(u16::MAX),
+            ttl: segment::TTL,
+            timestamp: self.state.has(State::TIMESTAMPS).then_some((value, me.timestamp)),
+        }
+    }
+}
+
+impl Stack {
+    /// A segment of a spliced session's.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    #[inline]
+    pub(crate) fn spliced<N: Lower>(
+        &mut self,
+        side: Side,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        if splice.opening.is_some() {
+            return self.spliced_opening(side, index, inbound, frame, now, net);
+        }
+        self.spliced_connected(side, index, inbound, frame, now, net)
+    }
+
+    /// A segment of a session's whose ends are both connected.
+    #[inline]
+    pub(super) fn spliced_connected<N: Lower>(
+        &mut self,
+        side: Side,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, arrival, .. } = inbound;
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        let options = segment.options(frame);
+        let passing = splice.passing(side, segment, &options);
+        let finished = splice.state.fin(side);
+        let (me, peer) = splice.halves(side);
+        let gate = me.judge(peer, &passing, finished);
+        if gate != Gate::Pass {
+            return self.unfit(side, index, gate, inbound, frame, now, net);
+        }
+        let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
+        let before = splice.state;
+        let new = splice.note(side, &passing, coarse(now));
+        if side == Side::Client {
+            (splice.port, splice.mac) = (arrival.port, arrival.mac);
+        }
+        let (listen, ours, upstream) = ends_of(&self.listens, self.source_ports.pair(splice.pair), splice);
+        let client = splice.client_end();
+        let (from, to) = match side {
+            Side::Client => (ours, upstream),
+            Side::Upstream => (listen, client),
+        };
+        let received = Received { segment, options: &options, unfinished: arrival.unfinished };
+        splice.rewrite(side, &received, tcp, (from, to));
+        let forward = forward(splice, side, segment, (from, to));
+        if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
+            match side {
+                Side::Client => counters.bytes_to_upstream.add(u64::from(new)),
+                Side::Upstream => counters.bytes_to_client.add(u64::from(new)),
+            }
+        }
+        if splice.closed() {
+            self.end_spliced(index, EndCause::Closed, now, net);
+        } else if before != splice.state {
+            self.closing(index, now);
+        }
+        Ok(Outcome::Forward(forward))
+    }
+
+    /// A segment that did not just pass: the RST that ends the session, or one that is refused.
+    #[cold]
+    #[allow(clippy::too_many_arguments, reason = "one packet's facts, each from another place")]
+    pub(super) fn unfit<N: Lower>(
+        &mut self,
+        side: Side,
+        index: u32,
+        gate: Gate,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, arrival, .. } = inbound;
+        let Some((client, listen, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        let (reason, challenge) = match gate {
+            Gate::Pass => return Ok(Outcome::Consumed),
+            Gate::Drop(reason) => (reason, false),
+            Gate::Challenge(reason) => (reason, true),
+            Gate::Reset => {
+                let options = segment.options(frame);
+                let ends = match side {
+                    Side::Client => (ours, upstream),
+                    Side::Upstream => (listen, client),
+                };
+                let received = Received { segment, options: &options, unfinished: arrival.unfinished };
+                let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
+                splice.rewrite(side, &received, tcp, ends);
+                let forward = forward(splice, side, segment, ends);
+                let cause = match side {
+                    Side::Client => EndCause::ClientReset,
+                    Side::Upstream => EndCause::UpstreamReset,
+                };
+                self.end_spliced(index, cause, now, net);
+                return Ok(Outcome::Forward(forward));
+            }
+        };
+        if challenge {
+            self.challenge(side, index, now, net);
+        }
+        Err(reason)
+    }
+
+    /// Tells `side` where the other end is, unless it, or the other, was told a moment ago.
+    pub(super) fn challenge<N: Lower>(&mut self, side: Side, index: u32, now: Micros, net: &mut N) {
+        let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let ends = match side {
+            Side::Client => (client, listen),
+            Side::Upstream => (upstream, ours),
+        };
+        let clock = coarse(now) as u16;
+        let pause = coarse(Micros(0).after(CHALLENGE_PAUSE)) as u16;
+        if splice.state.has(State::CHALLENGED) && clock.wrapping_sub(splice.challenged) < pause {
+            return;
+        }
+        splice.state.set(State::CHALLENGED);
+        splice.challenged = clock;
+        let (ack, way) = (splice.bare_ack(side, ends), splice.way(side));
+        self.counters.challenge_acks.bump();
+        send_bare(&ack, way, net);
+    }
+
+    /// The client, where it connected to, and our end and the upstream's of the session.
+    pub(super) fn ends(&self, index: u32) -> Option<(End, End, End, End)> {
+        let splice = self.splices.get(index)?;
+        let (listen, ours, upstream) = ends_of(&self.listens, self.source_ports.pair(splice.pair), splice);
+        Some((splice.client_end(), listen, ours, upstream))
+    }
+
+    /// An end sent its FIN: the time for the other one begins.
+    #[cold]
+    fn closing(&mut self, index: u32, now: Micros) {
+        if let Some(splice) = self.splices.get(index)
+            && let Some(settings) = self.config.services.get(usize::from(splice.service.0))
+        {
+            self.splice_wheel.arm_sooner(index, now.after(settings.timeouts.half_closed));
+        }
+    }
+}
+
+/// Where the client connected to, our end towards the upstream, and the upstream. `pair` are the latter two's addresses.
+#[inline]
+fn ends_of(listens: &[End], pair: (Addr, End), splice: &Splice) -> (End, End, End) {
+    let (source, upstream) = pair;
+    let listen = listens.get(splice.listen as usize).copied().unwrap_or(End { addr: source, port: 0 });
+    (listen, End { addr: source, port: splice.our_port }, upstream)
+}
+
+#[inline]
+pub(super) fn forward(splice: &Splice, side: Side, segment: &Segment, ends: (End, End)) -> Forward {
+    let (way, tos) = match side {
+        // What strangers ask of our network does not count.
+        Side::Client => (splice.way(Side::Upstream), 0),
+        Side::Upstream => (splice.way(Side::Client), segment.tos & !ECN),
+    };
+    let len = u16::from(segment.tcp_len).wrapping_add(segment.payload_len);
+    Forward { way, l4: segment.l4(), ip: IpHeader { src: ends.0.addr, dst: ends.1.addr, tos, len } }
+}

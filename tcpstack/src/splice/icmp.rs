@@ -1,0 +1,5 @@
+//! ICMP errors about a spliced session's segments.
+
+/// To come.
+#[derive(Clone, Copy, Debug)]
+pub struct IcmpError;

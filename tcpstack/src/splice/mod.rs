@@ -1,0 +1,278 @@
+//! Splice mode: the client's own segments, rewritten and forwarded with the appliance as their sender, and the upstream's back.
+//!
+//! The two end hosts' TCPs talk to each other: their windows, their loss recovery, their congestion control. A connection costs
+//! the appliance one [`Splice`], two flow table entries and a timer. One frame in, the same frame out.
+//!
+//! - [`opening`]: from a valid cookie to a connected upstream. The dial's first number is the client's less the PROXY header's
+//!   length, so the client's numbers need no translation ever after.
+//! - [`window`]: which segments fit.
+//! - [`forward`]: how they change on their way.
+//! - [`promise`]: what a SYN-ACK may promise in the upstreams' name.
+//! - [`ending`]: timeouts, closes, resets.
+//! - [`icmp`]: errors about either leg, passed on to the host whose segment they are about.
+
+mod ending;
+mod forward;
+mod icmp;
+mod opening;
+pub(crate) mod promise;
+pub(crate) mod window;
+
+use std::num::NonZeroU16;
+
+use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
+
+use self::opening::Opening;
+use self::window::Half;
+use crate::net::Way;
+use crate::stack::Side;
+use crate::stack::dial::Lease;
+
+pub use self::forward::Forward;
+pub use self::icmp::IcmpError;
+
+/// `now` in a session's coarse time: units of 1,024 us, modulo 2^32, which is 50 days. Timeouts end at a week.
+#[inline]
+fn coarse(now: Micros) -> u32 {
+    (now.0 >> 10) as u32
+}
+
+/// No upstream has accepted yet.
+const NOT_CONNECTED: u32 = u32::MAX;
+
+/// One spliced connection. Numbers are the client's; the upstream's own lie `seq_delta` and `ts_delta` behind.
+pub(crate) struct Splice {
+    client_addr: Addr,
+    /// Never 0, which the parser sees to.
+    client_port: NonZeroU16,
+    /// Our source port towards the upstream; 0 while there is none.
+    our_port: u16,
+    /// Index into the stack's listening ends.
+    listen: u32,
+    /// Index into the stack's pairs of source and upstream address.
+    pair: u32,
+    service: ServiceId,
+    /// What the client sees of the upstream's sequence numbers, less the upstream's own.
+    seq_delta: u32,
+    /// The same of timestamps.
+    ts_delta: u32,
+    /// What exchanging the client's addresses and ports for ours adds to a segment's checksum.
+    change: u16,
+    state: State,
+    /// The window shift our SYN-ACK promised.
+    promised_shift: u8,
+    /// The client's way back.
+    port: PortId,
+    mac: [u8; 6],
+    hop_port: PortId,
+    hop: u32,
+    client: Half,
+    upstream: Half,
+    /// The client's first number.
+    isn: Seq,
+    /// Our first number towards the client.
+    cookie: Seq,
+    opened: Micros,
+    /// Microseconds from then until the upstream accepted.
+    connected: u32,
+    /// When payload last moved, or an end closed, in coarse time.
+    moved: u32,
+    /// When a challenge last went out, in coarse time modulo a minute.
+    challenged: u16,
+    /// Until the upstream has acknowledged all that comes from us.
+    opening: Option<Box<Opening>>,
+}
+
+/// What has happened to a session, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct State(u8);
+
+impl State {
+    /// The client's FIN went by.
+    const CLIENT_FIN: State = State(1);
+    /// The upstream's FIN went by.
+    const UPSTREAM_FIN: State = State(2);
+    /// The upstream closed before the client's FIN was acknowledged: it keeps the TIME-WAIT.
+    const UPSTREAM_FIRST: State = State(4);
+    /// Both ends send timestamps.
+    const TIMESTAMPS: State = State(8);
+    /// The client may still echo a timestamp of our SYN-ACK's, which the upstream never sent.
+    const ECHOES_OURS: State = State(16);
+    /// An end was challenged once at least.
+    const CHALLENGED: State = State(32);
+
+    #[inline]
+    fn has(self, bit: State) -> bool {
+        self.0 & bit.0 != 0
+    }
+
+    #[inline]
+    fn set(&mut self, bit: State) {
+        self.0 |= bit.0;
+    }
+
+    #[inline]
+    fn clear(&mut self, bit: State) {
+        self.0 &= !bit.0;
+    }
+
+    #[inline]
+    fn fin(self, side: Side) -> bool {
+        self.has(fin_of(side))
+    }
+}
+
+#[inline]
+fn fin_of(side: Side) -> State {
+    match side {
+        Side::Client => State::CLIENT_FIN,
+        Side::Upstream => State::UPSTREAM_FIN,
+    }
+}
+
+impl Splice {
+    /// The end of `side`, then the other one.
+    #[inline]
+    fn halves(&mut self, side: Side) -> (&mut Half, &mut Half) {
+        match side {
+            Side::Client => (&mut self.client, &mut self.upstream),
+            Side::Upstream => (&mut self.upstream, &mut self.client),
+        }
+    }
+
+    /// The number of `side`'s first octet of payload.
+    #[inline]
+    fn base(&self, side: Side) -> Seq {
+        match side {
+            Side::Client => self.isn.plus(1),
+            Side::Upstream => self.cookie.plus(1),
+        }
+    }
+
+    /// Payload octets that `side` has sent, retransmissions not counted.
+    fn octets(&self, side: Side) -> u64 {
+        let half = match side {
+            Side::Client => &self.client,
+            Side::Upstream => &self.upstream,
+        };
+        half.octets_since(self.base(side)).saturating_sub(u64::from(self.state.fin(side)))
+    }
+
+    /// Both FINs went by and were acknowledged.
+    #[inline]
+    fn closed(&self) -> bool {
+        let both = State::CLIENT_FIN.0 | State::UPSTREAM_FIN.0;
+        self.state.0 & both == both
+            && !self.client.outstanding(&self.upstream)
+            && !self.upstream.outstanding(&self.client)
+    }
+
+    /// The client's end.
+    #[inline]
+    fn client_end(&self) -> End {
+        End { addr: self.client_addr, port: self.client_port.get() }
+    }
+
+    /// Our first number towards the client.
+    pub(crate) fn cookie(&self) -> Seq {
+        self.cookie
+    }
+
+    fn way(&self, side: Side) -> Way {
+        match side {
+            Side::Client => Way::Reply { port: self.port, mac: self.mac },
+            Side::Upstream => Way::Neighbor { port: self.hop_port, id: self.hop },
+        }
+    }
+
+    /// The source port, while the session has one.
+    fn lease(&self) -> Option<Lease> {
+        (self.our_port != 0).then_some(Lease { space: self.pair as usize, port: self.our_port })
+    }
+}
+
+/// The sessions of one worker, side by side in memory. Its address space is taken at once and its memory as it fills, so it never
+/// moves.
+pub(crate) struct Splices {
+    entries: Vec<Option<Splice>>,
+    free: Vec<u32>,
+    capacity: usize,
+}
+
+impl Splices {
+    /// Room for `capacity` sessions.
+    pub(crate) fn new(capacity: usize) -> Splices {
+        Splices { entries: Vec::with_capacity(capacity), free: Vec::new(), capacity }
+    }
+
+    /// Enters a session; its index, or none when there are too many.
+    fn insert(&mut self, splice: Splice) -> Option<u32> {
+        if let Some(index) = self.free.pop() {
+            *self.entries.get_mut(index as usize)? = Some(splice);
+            return Some(index);
+        }
+        if self.entries.len() >= self.capacity {
+            return None;
+        }
+        let index = u32::try_from(self.entries.len()).ok()?;
+        self.entries.push(Some(splice));
+        Some(index)
+    }
+
+    #[inline]
+    pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut Splice> {
+        self.entries.get_mut(index as usize)?.as_mut()
+    }
+
+    fn get(&self, index: u32) -> Option<&Splice> {
+        self.entries.get(index as usize)?.as_ref()
+    }
+
+    fn take(&mut self, index: u32) -> Option<Splice> {
+        let splice = self.entries.get_mut(index as usize)?.take()?;
+        self.free.push(index);
+        Some(splice)
+    }
+
+    /// Live sessions.
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len() - self.free.len()
+    }
+
+    /// Their indices.
+    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
+        (0_u32..).zip(&self.entries).filter(|(_, entry)| entry.is_some()).map(|(index, _)| index)
+    }
+
+    /// Brings the session's cache lines in, for a segment soon to come.
+    #[inline]
+    pub(crate) fn touch(&self, index: u32) {
+        if let Some(Some(splice)) = self.entries.get(index as usize) {
+            std::hint::black_box((splice.client_port, splice.client.snd_max, splice.upstream.snd_max, splice.moved));
+        }
+    }
+}
+
+/// A listening end, and both ends towards an upstream: what sessions refer to by an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct End {
+    pub(crate) addr: Addr,
+    pub(crate) port: u16,
+}
+
+/// The flow of segments that come from `from` to `to`.
+fn flow(from: End, to: End) -> FlowKey {
+    FlowKey { src: from.addr, dst: to.addr, src_port: from.port, dst_port: to.port }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_takes_no_more_than_its_share_of_256_octets() {
+        // Beside it: two flow table entries of 16 octets at a load of three eighths at least, and a timer of 24.
+        assert!(size_of::<Option<Splice>>() <= 144, "{} octets", size_of::<Option<Splice>>());
+    }
+}

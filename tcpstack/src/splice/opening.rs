@@ -1,0 +1,704 @@
+//! From a valid cookie to a connected upstream.
+//!
+//! The dial's first sequence number is the client's, less the length of the PROXY header: the SYN takes one number, the header the
+//! following ones, and the client's first octet stands where the client put it. What the client sends before the upstream has
+//! accepted is held, within bounds, and follows the header; what finds no room the client sends again. The header is repeated
+//! until it is acknowledged, then forgotten; until then acknowledgments of its octets stay here.
+//!
+//! A SYN-ACK that accepts less than was promised to the client ends the attempt: the session goes on in terminate mode.
+
+use std::num::NonZeroU16;
+use std::time::Duration;
+
+use sluice_config::{Connect, Service};
+use sluice_filters::checksum::{self, Sum, TCP};
+use sluice_filters::units::{Micros, Seq, ServiceId};
+use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
+
+use super::forward::{Received, forward};
+use super::promise::Accepted;
+use super::window::{Gate, Half};
+use super::{End, NOT_CONNECTED, Splice, State, coarse};
+use crate::cookie::Offer;
+use crate::counters::{DialFailure, Missing};
+use crate::net::{Lower, Reach, Way};
+use crate::proxy::Header;
+use crate::record::EndCause;
+use crate::segment::{self, PACKET_MAX, SynSegment, TcpChecksum};
+use crate::stack::dial::Rest;
+use crate::stack::ending::Target;
+use crate::stack::ingress::{Inbound, Validated};
+use crate::stack::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
+use crate::translate::Patch;
+
+/// Segments held for one session: an initial window of ten (RFC 6928), and what its retransmission may add.
+const HELD_MAX: usize = 16;
+/// Octets held for all of a worker's sessions together.
+pub(crate) const HELD_OCTETS_MAX: usize = 32 << 20;
+/// The first pause before a SYN or a header is repeated; each next one is twice as long.
+const RESEND_FIRST: Duration = Duration::from_millis(200);
+const RESEND_MAX: Duration = Duration::from_secs(3);
+/// After an old connection of the upstream's was reset, the SYN is repeated this soon.
+const RESEND_AFTER_RESET: Duration = Duration::from_millis(5);
+/// While a dial waits for its next hop, it looks again this often.
+const DIAL_LOOK: Duration = Duration::from_millis(100);
+/// Acknowledgments that do not cover the header after which it is repeated at once (RFC 5681 section 3.2).
+const DUPLICATES: u8 = 3;
+
+/// What is known until the upstream has acknowledged all that comes from us.
+pub(crate) struct Opening {
+    stage: Stage,
+    offer: Offer,
+    ts_offset: u32,
+    arrival: Arrival,
+    /// The frame that brought the cookie: terminate mode begins with it.
+    first: Box<[u8]>,
+    /// TSval of the client's newest segment.
+    timestamp: Option<u32>,
+    header: Option<Header>,
+    held: Vec<Held>,
+    /// Upstreams tried, by index.
+    tried: u64,
+    resend_at: Micros,
+    pause: Duration,
+    duplicates: u8,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// `connect = "on-data"`: nothing dialled yet.
+    Waiting,
+    /// A SYN is on its way.
+    Dialing { target: Target, until: Micros },
+    /// The upstream has accepted, and has not acknowledged the header.
+    Greeting,
+}
+
+/// A client's segment that waits for the upstream.
+struct Held {
+    segment: Segment,
+    frame: Box<[u8]>,
+}
+
+impl Opening {
+    fn header_len(&self) -> u32 {
+        self.header.as_ref().map_or(0, |header| header.as_slice().len() as u32)
+    }
+
+    fn held_octets(&self) -> usize {
+        self.held.iter().map(|held| held.frame.len()).sum()
+    }
+
+    /// Our SYN's number towards the upstream, of a client that began with `isn`.
+    fn dial_isn(&self, isn: Seq) -> Seq {
+        Seq(isn.0.wrapping_sub(self.header_len()))
+    }
+}
+
+impl Splice {
+    /// Our SYN's number towards the upstream while it is being dialled.
+    pub(super) fn dialling(&self) -> Option<Seq> {
+        let opening = self.opening.as_ref()?;
+        matches!(opening.stage, Stage::Dialing { .. }).then(|| opening.dial_isn(self.isn))
+    }
+
+    /// Whether an upstream has accepted.
+    pub(super) fn is_connected(&self) -> bool {
+        self.connected != NOT_CONNECTED
+    }
+}
+
+impl Stack {
+    /// The session a valid cookie opens.
+    pub(crate) fn open_spliced<N: Lower>(
+        &mut self,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        service: ServiceId,
+        validated: Validated,
+        now: Micros,
+        net: &mut N,
+    ) -> Option<()> {
+        let settings = self.config.services.get(usize::from(service.0))?;
+        let Inbound { segment, hash, arrival, .. } = inbound;
+        let Validated { offer, ts_offset } = validated;
+        let options = segment.options(frame);
+        let isn = Seq(segment.seq.0.wrapping_sub(1));
+        let cookie = Seq(segment.ack.0.wrapping_sub(1));
+        let (remote, local) = (segment.key.remote(), segment.key.local());
+        let listen = *self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?;
+        let profile = self.offers.get(usize::from(service.0))?;
+        let shift = offer.wscale.unwrap_or(0);
+        let timestamp = options.timestamp.map(|(value, _)| value);
+        let clock = coarse(now);
+        let mut state = State::default();
+        if timestamp.is_some() {
+            state.set(State::TIMESTAMPS);
+            state.set(State::ECHOES_OURS);
+        }
+        let opening = Opening {
+            stage: Stage::Waiting,
+            offer,
+            ts_offset,
+            arrival,
+            first: frame.get(..segment.end())?.into(),
+            timestamp,
+            header: Header::of(settings.proxy_protocol, remote, local),
+            held: Vec::new(),
+            tried: 0,
+            resend_at: now,
+            pause: RESEND_FIRST,
+            duplicates: 0,
+        };
+        let window = u32::from(segment.window) << shift;
+        let stamp = timestamp.unwrap_or(0);
+        let index = self.splices.insert(Splice {
+            client_addr: segment.key.src,
+            client_port: NonZeroU16::new(segment.key.src_port)?,
+            our_port: 0,
+            listen,
+            pair: 0,
+            service,
+            seq_delta: 0,
+            ts_delta: 0,
+            change: 0,
+            state,
+            promised_shift: if offer.wscale.is_some() { profile.wscale.unwrap_or(0) } else { 0 },
+            port: arrival.port,
+            mac: arrival.mac,
+            hop_port: arrival.port,
+            hop: 0,
+            client: Half::new(isn.plus(1), cookie.plus(1), window, shift, stamp, clock),
+            upstream: Half::new(cookie.plus(1), isn.plus(1), u32::from(profile.window), 0, 0, clock),
+            isn,
+            cookie,
+            opened: now,
+            connected: NOT_CONNECTED,
+            moved: clock,
+            challenged: 0,
+            opening: Some(Box::new(opening)),
+        })?;
+        if self.flows.insert(hash, &segment.key, FlowRef::Splice(Side::Client, index).value()).is_err() {
+            self.splices.take(index);
+            return None;
+        }
+        // Payload that came with the cookie is the first to be held. The segment itself needs no other answer than the dial.
+        let _: Result<Outcome, DropReason> = self.spliced_opening(Side::Client, index, inbound, frame, now, net);
+        self.advance_opening(index, now, net);
+        Some(())
+    }
+
+    /// A segment of a session's whose upstream has not acknowledged all that comes from us.
+    #[cold]
+    pub(super) fn spliced_opening<N: Lower>(
+        &mut self,
+        side: Side,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref_mut()) else {
+            return Err(DropReason::NoFlow);
+        };
+        match (side, opening.stage) {
+            (Side::Client, Stage::Greeting) => {
+                if let Some((value, _)) = inbound.segment.options(frame).timestamp {
+                    opening.timestamp = Some(value);
+                }
+                self.spliced_connected(side, index, inbound, frame, now, net)
+            }
+            (Side::Client, Stage::Waiting | Stage::Dialing { .. }) => self.early(index, inbound, frame, now, net),
+            (Side::Upstream, Stage::Waiting) => Err(DropReason::NoFlow),
+            (Side::Upstream, Stage::Dialing { target, .. }) => {
+                let options = inbound.segment.options(frame);
+                self.answered(index, target, inbound, &options, now, net)
+            }
+            (Side::Upstream, Stage::Greeting) => self.greeted(index, inbound, frame, now, net),
+        }
+    }
+
+    /// A client's segment before the upstream has accepted.
+    fn early<N: Lower>(
+        &mut self,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, arrival, .. } = inbound;
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        let options = segment.options(frame);
+        let passing = splice.passing(Side::Client, segment, &options);
+        match splice.client.judge(&splice.upstream, &passing, splice.state.fin(Side::Client)) {
+            Gate::Pass => {}
+            Gate::Reset => {
+                self.end_spliced(index, EndCause::ClientReset, now, net);
+                return Ok(Outcome::Consumed);
+            }
+            gate => return self.unfit(Side::Client, index, gate, inbound, frame, now, net),
+        }
+        (splice.port, splice.mac) = (arrival.port, arrival.mac);
+        if !passing.occupies() {
+            splice.note(Side::Client, &passing, coarse(now));
+            return Ok(Outcome::Consumed);
+        }
+        let Some(opening) = &mut splice.opening else { return Err(DropReason::NoFlow) };
+        let same = |held: &Held| held.segment.seq == segment.seq && held.segment.seq_end() == segment.seq_end();
+        if !opening.held.iter().any(same) {
+            let octets = frame.get(..segment.end()).unwrap_or_default();
+            if opening.held.len() >= HELD_MAX || self.held_octets.saturating_add(octets.len()) > HELD_OCTETS_MAX {
+                // Not noted: the client sends it again.
+                return Err(DropReason::DialBacklog);
+            }
+            let mut octets: Box<[u8]> = octets.into();
+            if arrival.unfinished
+                && let Some(tcp) = octets.get_mut(segment.l4()..segment.end())
+            {
+                checksum::fill_tcp(tcp, segment.key.src, segment.key.dst);
+            }
+            self.held_octets += octets.len();
+            opening.held.push(Held { segment: *segment, frame: octets });
+        }
+        if let Some((value, _)) = options.timestamp {
+            opening.timestamp = Some(value);
+        }
+        let service = splice.service;
+        let new = splice.note(Side::Client, &passing, coarse(now));
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.bytes_to_upstream.add(u64::from(new));
+        }
+        self.advance_opening(index, now, net);
+        Ok(Outcome::Consumed)
+    }
+
+    /// Dials, when it is time to.
+    fn advance_opening<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let config = self.config.clone();
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(settings) = config.services.get(usize::from(splice.service.0)) else { return };
+        let Some(opening) = &splice.opening else { return };
+        if opening.stage != Stage::Waiting {
+            return;
+        }
+        if settings.connect == Connect::OnAccept || !opening.held.is_empty() {
+            self.dial_spliced(index, settings, now, net);
+        } else {
+            self.wait_for_splice(index, settings, now);
+        }
+    }
+
+    /// Dials the next upstream that the session has not tried; ends it when there is none.
+    fn dial_spliced<N: Lower>(&mut self, index: u32, settings: &Service, now: Micros, net: &mut N) {
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let service = splice.service;
+        let Some(mut tried) = splice.opening.as_ref().map(|opening| opening.tried) else { return };
+        let target = self.next_upstream(service, settings, &mut tried, now, net);
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(opening) = &mut splice.opening else { return };
+        opening.tried = tried;
+        let Some(target) = target else {
+            self.end_spliced(index, EndCause::DialFailed, now, net);
+            return;
+        };
+        opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
+        opening.pause = RESEND_FIRST;
+        splice.our_port = target.lease.port;
+        splice.pair = target.lease.space as u32;
+        (splice.hop_port, splice.hop) = match target.route.way {
+            Way::Neighbor { port, id } => (port, id),
+            Way::Reply { port, .. } => (port, 0),
+        };
+        if self.flows.insert(target.hash, &target.key, FlowRef::Splice(Side::Upstream, index).value()).is_err() {
+            self.end_spliced(index, EndCause::Internal, now, net);
+            return;
+        }
+        self.send_syn(index, now, net);
+    }
+
+    /// Sends the dial's SYN, again or for the first time.
+    fn send_syn<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let mtus = &self.mtus;
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let window = splice.client.window();
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        let Stage::Dialing { target, until } = opening.stage else { return };
+        // What the upstream sends has to fit both ports, whatever the families.
+        let headers = |v4: bool| if v4 { 40 } else { 60 };
+        let client_mtu = mtus.get(usize::from(splice.port.0)).copied().unwrap_or(1500);
+        let mss = opening
+            .offer
+            .mss
+            .min(client_mtu.saturating_sub(headers(splice.client_addr.is_v4())))
+            .min(target.route.mtu.saturating_sub(headers(target.key.src.is_v4())));
+        let syn = SynSegment {
+            key: target.key,
+            direction: segment::Direction::ToPeer,
+            isn: opening.dial_isn(splice.isn),
+            mss,
+            wscale: opening.offer.wscale,
+            sack: opening.offer.sack,
+            timestamp: opening.timestamp,
+            window: u16::try_from(window).unwrap_or(u16::MAX),
+        };
+        let mut packet = [0; PACKET_MAX];
+        if let Some(octets) =
+            segment::synthesize_syn(&syn, &mut packet, TcpChecksum::Full).and_then(|len| packet.get(..len))
+        {
+            net.send(target.route.way, octets.len(), |out| out.copy_from_slice(octets));
+        }
+        opening.resend_at = now.after(opening.pause);
+        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
+        self.splice_wheel.arm(index, look);
+    }
+
+    /// What the dialled upstream answered.
+    fn answered<N: Lower>(
+        &mut self,
+        index: u32,
+        target: Target,
+        inbound: Inbound<'_>,
+        options: &TcpOptions,
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, arrival, .. } = inbound;
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        let isn = splice.isn;
+        let Some(opening) = splice.opening.as_deref_mut() else { return Err(DropReason::NoFlow) };
+        let flags = segment.flags;
+        let acknowledges_syn = flags.ack() && segment.ack == opening.dial_isn(isn).plus(1);
+        if flags.rst() {
+            if !acknowledges_syn {
+                return Err(DropReason::BadRst);
+            }
+            self.dial_failed_spliced(index, target, DialFailure::Refused, now, net);
+            return Ok(Outcome::Consumed);
+        }
+        if flags.ack() && !acknowledges_syn {
+            // What is left of an older connection (RFC 9293 section 3.10.7.3): a RST ends it, and then our SYN is new.
+            opening.resend_at = now.after(RESEND_AFTER_RESET);
+            opening.pause = RESEND_FIRST;
+            let at = opening.resend_at;
+            self.splice_wheel.arm_sooner(index, at);
+            self.refuse(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, net);
+            return Err(DropReason::BadAck);
+        }
+        if !flags.syn() {
+            return Err(DropReason::BadAck);
+        }
+        if !flags.ack() {
+            return Err(DropReason::SynOnFlow);
+        }
+        self.accepted(index, target, segment, options, now, net);
+        Ok(Outcome::Consumed)
+    }
+
+    /// The upstream accepted.
+    fn accepted<N: Lower>(
+        &mut self,
+        index: u32,
+        target: Target,
+        segment: &Segment,
+        options: &TcpOptions,
+        now: Micros,
+        net: &mut N,
+    ) {
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let service = splice.service;
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        let offered = Accepted::offered(&opening.offer, opening.timestamp.is_some());
+        let got = Accepted::of(segment, options, &offered);
+        let promised_mss = self.offers.get(usize::from(service.0)).map_or(0, |profile| profile.mss);
+        let header_len = opening.header_len();
+        self.shared.board.learn(service, target.index, target.route, target.key.src.is_v4(), got);
+        self.refresh_offer(service);
+        if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
+            balancer.connected(target.index);
+        }
+        if let Some(missing) = got.missing(&offered, promised_mss, header_len) {
+            self.fall_back(index, target, segment, missing, now, net);
+            return;
+        }
+        let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
+        let clock = coarse(now);
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        splice.connected =
+            u32::try_from(now.since(splice.opened).as_micros()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
+        splice.moved = clock;
+        splice.seq_delta = splice.cookie.minus(segment.seq);
+        let theirs = options.timestamp.map_or(0, |(value, _)| value);
+        if options.timestamp.is_none() {
+            splice.state.clear(State::TIMESTAMPS);
+        }
+        splice.ts_delta = self.timestamp_ms.wrapping_add(opening.ts_offset).wrapping_sub(theirs);
+        splice.change = change(client, listen, ours, upstream);
+        // The header takes its share of the window, and a SYN's window is not scaled.
+        let window = u32::from(segment.window).saturating_sub(header_len);
+        let shift = if opening.offer.wscale.is_some() { options.wscale.unwrap_or(0) } else { 0 };
+        let promised = splice.upstream;
+        splice.upstream = Half::new(splice.cookie.plus(1), splice.isn.plus(1), window, shift, theirs, clock);
+        // The client was told of a window before anyone knew this one.
+        if splice.upstream.edge.precedes(promised.edge) {
+            splice.upstream.edge = promised.edge;
+        }
+        opening.stage = Stage::Greeting;
+        opening.pause = RESEND_FIRST;
+        let held = std::mem::take(&mut opening.held);
+        self.held_octets -= held.iter().map(|held| held.frame.len()).sum::<usize>();
+        if header_len > 0 {
+            self.send_header(index, now, net);
+        } else if held.is_empty() {
+            let ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+            send_bare(&ack, splice.way(Side::Upstream), net);
+        }
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        for Held { segment, mut frame } in held {
+            let options = segment.options(&frame);
+            let received = Received { segment: &segment, options: &options, unfinished: false };
+            let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { continue };
+            splice.rewrite(Side::Client, &received, tcp, (ours, upstream));
+            let forward = forward(splice, Side::Client, &segment, (ours, upstream));
+            net.send(forward.way, forward.ip.size() + tcp.len(), |packet| {
+                forward.ip.write(packet);
+                if let Some(out) = packet.get_mut(forward.ip.size()..) {
+                    out.copy_from_slice(tcp);
+                }
+            });
+        }
+        if header_len == 0 {
+            self.opened_spliced(index, now);
+        }
+    }
+
+    /// Nothing of ours is waiting for the upstream any more.
+    fn opened_spliced(&mut self, index: u32, now: Micros) {
+        let config = self.config.clone();
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        splice.opening = None;
+        if let Some(settings) = config.services.get(usize::from(splice.service.0)) {
+            self.wait_for_splice(index, settings, now);
+        }
+    }
+
+    /// Sends the PROXY header, again or for the first time.
+    fn send_header<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let Some((_, _, ours, upstream)) = self.ends(index) else { return };
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+        let (isn, way) = (splice.isn, splice.way(Side::Upstream));
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        ack.seq = opening.dial_isn(isn).plus(1);
+        ack.flags = Flags::ACK | Flags::PSH;
+        if let (Some(value), Some((stamp, _))) = (opening.timestamp, &mut ack.timestamp) {
+            *stamp = value;
+        }
+        let header = opening.header.as_ref().map_or(&[][..], Header::as_slice);
+        net.send(way, ack.len() + header.len(), |out| ack.write_with(header, out));
+        opening.duplicates = 0;
+        opening.resend_at = now.after(opening.pause);
+        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        self.splice_wheel.arm(index, opening.resend_at);
+    }
+
+    /// A segment of the upstream's while our header may be unacknowledged.
+    fn greeted<N: Lower>(
+        &mut self,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, .. } = inbound;
+        let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        let first = splice.isn.plus(1);
+        if segment.flags.syn()
+            && segment.flags.ack()
+            && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta))
+        {
+            // Our first segment was lost, or its SYN-ACK was slow.
+            self.send_header(index, now, net);
+            return Ok(Outcome::Consumed);
+        }
+        if segment.flags.rst() {
+            return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
+        }
+        if !segment.ack.precedes(first) {
+            if splice.upstream.judge(
+                &splice.client,
+                &splice.passing(Side::Upstream, segment, &TcpOptions::default()),
+                false,
+            ) == Gate::Pass
+            {
+                self.opened_spliced(index, now);
+            }
+            return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
+        }
+        let missing = first.minus(segment.ack);
+        let Some(opening) = splice.opening.as_deref_mut() else { return Err(DropReason::NoFlow) };
+        if !segment.flags.ack() || missing > opening.header_len() {
+            return Err(DropReason::OldAck);
+        }
+        // As if everything of ours had been acknowledged: the client knows nothing of it.
+        let mut raised = *segment;
+        raised.ack = first;
+        let short = missing.div_ceil(1 << splice.upstream.shift);
+        raised.window = u16::try_from(u32::from(segment.window).saturating_sub(short)).unwrap_or(0);
+        let options = segment.options(frame);
+        let passing = splice.passing(Side::Upstream, &raised, &options);
+        if splice.upstream.judge(&splice.client, &passing, splice.state.fin(Side::Upstream)) == Gate::Pass
+            && !passing.occupies()
+        {
+            splice.note(Side::Upstream, &passing, coarse(now));
+            if let Some(opening) = splice.opening.as_deref_mut() {
+                opening.duplicates = opening.duplicates.saturating_add(1);
+                if opening.duplicates == DUPLICATES {
+                    self.send_header(index, now, net);
+                }
+            }
+            return Ok(Outcome::Consumed);
+        }
+        if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
+            let mut patch = Patch::new(tcp);
+            patch.set(8, raised.ack.0);
+            patch.set_window(raised.window);
+            patch.finish();
+        }
+        self.spliced_connected(Side::Upstream, index, Inbound { segment: &raised, ..inbound }, frame, now, net)
+    }
+
+    /// A timer of a session that is still opening.
+    pub(super) fn opening_due<N: Lower>(&mut self, index: u32, settings: &Service, now: Micros, net: &mut N) {
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        match opening.stage {
+            Stage::Waiting => self.wait_for_splice(index, settings, now),
+            Stage::Dialing { target, until } => {
+                if now >= until {
+                    self.dial_failed_spliced(index, target, DialFailure::Timeout, now, net);
+                } else if net.reach(target.route.way) == Reach::Failed {
+                    self.dial_failed_spliced(index, target, DialFailure::Unreachable, now, net);
+                } else if now >= opening.resend_at {
+                    self.send_syn(index, now, net);
+                } else {
+                    let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
+                    self.splice_wheel.arm(index, look);
+                }
+            }
+            Stage::Greeting => {
+                let connected = Micros(splice.opened.0.saturating_add(u64::from(splice.connected)));
+                if now >= connected.after(settings.timeouts.unacknowledged) {
+                    self.end_spliced(index, EndCause::UpstreamTimeout, now, net);
+                } else if now >= opening.resend_at {
+                    self.send_header(index, now, net);
+                } else {
+                    let at = opening.resend_at;
+                    self.splice_wheel.arm(index, at);
+                }
+            }
+        }
+    }
+
+    /// One upstream did not become a connection: the next one's turn.
+    pub(super) fn dial_failed_spliced<N: Lower>(
+        &mut self,
+        index: u32,
+        target: Target,
+        failure: DialFailure,
+        now: Micros,
+        net: &mut N,
+    ) {
+        let config = self.config.clone();
+        let Some(service) = self.splices.get_mut(index).map(|splice| splice.service) else { return };
+        let Some(settings) = config.services.get(usize::from(service.0)) else { return };
+        self.dial_failed(service, target.index, failure, now);
+        let rest = if failure == DialFailure::Refused { Rest::None } else { Rest::Brief };
+        self.let_go(index, target, rest, now);
+        self.dial_spliced(index, settings, now, net);
+    }
+
+    /// The dial in progress, for an ICMP error about its SYN.
+    pub(super) fn dialled(&self, index: u32) -> Option<Target> {
+        match self.splices.get(index)?.opening.as_ref()?.stage {
+            Stage::Dialing { target, .. } => Some(target),
+            Stage::Waiting | Stage::Greeting => None,
+        }
+    }
+
+    /// Gives back what a dial occupied.
+    fn let_go(&mut self, index: u32, target: Target, rest: Rest, now: Micros) {
+        self.flows.remove(target.hash, &target.key);
+        self.source_ports.release(target.lease, rest, now);
+        if let Some(splice) = self.splices.get_mut(index) {
+            splice.our_port = 0;
+        }
+    }
+
+    /// What a session that ends before all was opened still holds of the client's.
+    pub(super) fn forget_held(&mut self, splice: &Splice) {
+        if let Some(opening) = &splice.opening {
+            self.held_octets = self.held_octets.saturating_sub(opening.held_octets());
+        }
+    }
+
+    /// The upstream accepts less than the client was promised: the session goes on in terminate mode, with a dial of its own.
+    fn fall_back<N: Lower>(
+        &mut self,
+        index: u32,
+        target: Target,
+        answer: &Segment,
+        missing: Missing,
+        now: Micros,
+        net: &mut N,
+    ) {
+        if let Some(reset) = segment::reset_for(answer) {
+            send_bare(&reset, target.route.way, net);
+        }
+        self.let_go(index, target, Rest::Brief, now);
+        let Some(mut splice) = self.splices.take(index) else { return };
+        self.splice_wheel.cancel(index);
+        self.forget_held(&splice);
+        if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
+            count(&counters.fallbacks, missing as usize);
+        }
+        let Some(opening) = splice.opening.take() else { return };
+        let Opening { offer, ts_offset, arrival, mut first, held, .. } = *opening;
+        let validated = Validated { offer, ts_offset };
+        let key = super::flow(
+            splice.client_end(),
+            self.listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),
+        );
+        let hash = self.flows.hash(&key);
+        let service = Some(splice.service);
+        let session = match parse(&first[..], RxChecksums::GOOD) {
+            Ok(Parsed::Tcp(segment)) => {
+                let inbound = Inbound { segment: &segment, hash, arrival, service };
+                self.open_terminated(inbound, &mut first, splice.service, validated, splice.promised_shift, now, net)
+            }
+            _ => None,
+        };
+        let Some(session) = session else {
+            self.abandon(&splice, key, hash, EndCause::Internal, now, net);
+            return;
+        };
+        if let Some(session) = self.sessions.get_mut(session) {
+            session.opened = splice.opened;
+        }
+        for Held { segment, mut frame } in held {
+            let inbound = Inbound { segment: &segment, hash, arrival, service };
+            let _: Result<(), DropReason> = self.terminated(Side::Client, session, inbound, &mut frame, now, net);
+        }
+    }
+}
+
+/// What exchanging one pair of addresses for the other adds to a checksum, from client to upstream.
+fn change(client: End, listen: End, ours: End, upstream: End) -> u16 {
+    let before = checksum::pseudo_header(client.addr, listen.addr, TCP, 0).fold();
+    let after = checksum::pseudo_header(ours.addr, upstream.addr, TCP, 0).fold();
+    Sum::ZERO.word(!before).word(after).fold()
+}

@@ -1,0 +1,170 @@
+//! Towards upstreams and away from connections: what both modes do alike when they dial and when they end.
+
+use std::net::SocketAddr;
+
+use siphasher::sip::SipHasher13;
+use sluice_config::Service;
+use sluice_filters::addr::FlowKey;
+use sluice_filters::units::{Micros, Seq, ServiceId};
+
+use super::dial::Lease;
+use super::linger::Linger;
+use super::{FlowRef, Stack, count, linger_timer};
+use crate::counters::DialFailure;
+use crate::net::{Lower, Route};
+use crate::record::{EndCause, SessionRecord};
+
+/// An upstream about to be dialled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Target {
+    /// Its index among the service's.
+    pub(crate) index: u16,
+    pub(crate) route: Route,
+    /// The source port, to be released.
+    pub(crate) lease: Lease,
+    /// The flow of its answers.
+    pub(crate) key: FlowKey,
+    /// That flow's hash.
+    pub(crate) hash: u64,
+}
+
+/// What there is to say of a connection that ended.
+pub(crate) struct Ended {
+    pub(crate) service: ServiceId,
+    pub(crate) client: FlowKey,
+    /// The upstream dialled last, and the flow of its answers.
+    pub(crate) target: Option<(u16, FlowKey)>,
+    pub(crate) opened: Micros,
+    pub(crate) connected: Option<Micros>,
+    pub(crate) to_upstream: u64,
+    pub(crate) to_client: u64,
+}
+
+impl Stack {
+    /// The next upstream to dial for a connection that has `tried` some already: a route to it, and a source port whose answers come
+    /// here. Those that cannot be dialled are counted as failures. None when there is no other.
+    pub(crate) fn next_upstream<N: Lower>(
+        &mut self,
+        service: ServiceId,
+        settings: &Service,
+        tried: &mut u64,
+        now: Micros,
+        net: &mut N,
+    ) -> Option<Target> {
+        loop {
+            let balancer = self.balancers.get_mut(usize::from(service.0))?;
+            let (index, address) = balancer.choose(*tried, now)?;
+            *tried |= 1 << index;
+            match self.aim(service, settings, index, address, now, net) {
+                Ok(target) => return Some(target),
+                Err(failure) => self.dial_failed(service, index, failure, now),
+            }
+        }
+    }
+
+    /// A route and a source port towards one upstream.
+    pub(crate) fn aim<N: Lower>(
+        &mut self,
+        service: ServiceId,
+        settings: &Service,
+        index: u16,
+        address: SocketAddr,
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Target, DialFailure> {
+        let route = net.route(address.ip().into()).ok_or(DialFailure::Unreachable)?;
+        let balancer = self.balancers.get_mut(usize::from(service.0)).ok_or(DialFailure::Unreachable)?;
+        let (ports, config) = (&mut self.source_ports, &self.config);
+        let (source, lease) = balancer
+            .sources(settings, address, route.source)
+            .find_map(|source| {
+                // A port that a service listens on at the same address is the clients'.
+                let listened = |port| {
+                    let end = SocketAddr::new(source.to_ip(), port);
+                    config.services.iter().any(|service| service.listen.contains(&end))
+                };
+                Some((source, ports.lease(source, address, now, net, listened)?))
+            })
+            .ok_or(DialFailure::NoSourcePort)?;
+        let key = FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: lease.port };
+        let hash = self.flows.hash(&key);
+        if let Some(FlowRef::Linger(old)) = self.flows.find(hash, &key).map(FlowRef::from_value) {
+            self.forget_linger(old);
+        }
+        Ok(Target { index, route, lease, key, hash })
+    }
+
+    pub(crate) fn dial_failed(&mut self, service: ServiceId, upstream: u16, failure: DialFailure, now: Micros) {
+        if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
+            balancer.failed(upstream, now);
+        }
+        if let Some(counters) = self.counters.services.get(usize::from(service.0))
+            && let Some(failures) = counters.dial_failures.get(usize::from(upstream))
+        {
+            count(failures, failure as usize);
+        }
+    }
+
+    /// Counts and reports a connection that ended, and gives its place among the limits back.
+    pub(crate) fn report(&mut self, ended: &Ended, cause: EndCause, now: Micros) {
+        self.shared.limits.close(ended.service, ended.client.src);
+        if let Some(counters) = self.counters.services.get(usize::from(ended.service.0)) {
+            counters.active.set(counters.active.get().saturating_sub(1));
+            count(&counters.ended, cause as usize);
+        }
+        let record = SessionRecord {
+            worker: self.worker,
+            service: ended.service,
+            upstream: ended.target.map(|(upstream, _)| upstream),
+            client: ended.client.remote(),
+            listen: ended.client.local(),
+            source: ended.target.map(|(_, key)| key.local()),
+            target: ended.target.map(|(_, key)| key.remote()),
+            opened: ended.opened,
+            connected: ended.connected,
+            ended: now,
+            bytes_to_upstream: ended.to_upstream,
+            bytes_to_client: ended.to_client,
+            cause,
+        };
+        if self.shared.records.push(record).is_err() {
+            self.counters.records_lost.bump();
+        }
+    }
+
+    pub(crate) fn keep_linger(&mut self, entry: Linger) {
+        let (hash, key, until) = (entry.hash, entry.key(), entry.until);
+        if let Some(index) = self.lingers.keep(entry) {
+            if self.flows.insert(hash, &key, FlowRef::Linger(index).value()).is_ok() {
+                self.wheel.arm(linger_timer(index), until);
+            } else {
+                self.lingers.forget(index);
+            }
+        }
+    }
+
+    pub(crate) fn forget_linger(&mut self, index: u32) {
+        if let Some(entry) = self.lingers.forget(index) {
+            self.wheel.cancel(linger_timer(index));
+            // A new connection between the same two ends may have taken its place.
+            if self.flows.find(entry.hash, &entry.key()) == Some(FlowRef::Linger(index).value()) {
+                self.flows.remove(entry.hash, &entry.key());
+            }
+        }
+    }
+
+    /// Our first sequence number towards an upstream (RFC 6528): a clock of 4 us ticks plus a keyed hash of the 4-tuple.
+    pub(crate) fn initial_sequence_number(&self, key: &FlowKey, now: Micros) -> Seq {
+        Seq((now.0 / 4) as u32).plus(self.keyed(key, 0) as u32)
+    }
+
+    pub(crate) fn keyed(&self, key: &FlowKey, purpose: u8) -> u64 {
+        let mut octets = [0; 37];
+        octets[..16].copy_from_slice(&key.src.octets());
+        octets[16..32].copy_from_slice(&key.dst.octets());
+        octets[32..34].copy_from_slice(&key.src_port.to_be_bytes());
+        octets[34..36].copy_from_slice(&key.dst_port.to_be_bytes());
+        octets[36] = purpose;
+        SipHasher13::new_with_keys(self.isn_key[0], self.isn_key[1]).hash(&octets)
+    }
+}

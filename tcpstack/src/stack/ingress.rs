@@ -1,0 +1,234 @@
+//! What comes in: to a session, to what is left of one, or, with a cookie of ours, to a new one.
+
+use sluice_config::Mode;
+use sluice_filters::units::{Micros, Seq, ServiceId};
+use sluice_filters::{DropReason, Segment};
+
+use super::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
+use crate::cookie::Offer;
+use crate::counters::AckResult;
+use crate::limits::Refusal;
+use crate::net::{Lower, Way};
+use crate::record::EndCause;
+use crate::segment;
+
+/// One segment, and what is known of it.
+#[derive(Clone, Copy)]
+pub(crate) struct Inbound<'a> {
+    pub(crate) segment: &'a Segment,
+    pub(crate) hash: u64,
+    pub(crate) arrival: Arrival,
+    /// What its destination names.
+    pub(crate) service: Option<ServiceId>,
+}
+
+/// What a client's valid cookie tells.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Validated {
+    /// What the handshake agreed on.
+    pub(crate) offer: Offer,
+    /// What our timestamps towards this client are ahead of the clock.
+    pub(crate) ts_offset: u32,
+}
+
+/// Whether a segment refused for this reason may belong to a later connection between the same ends.
+fn may_be_another(reason: DropReason) -> bool {
+    matches!(reason, DropReason::BadAck | DropReason::OldAck | DropReason::OutOfWindow | DropReason::StaleTimestamp)
+}
+
+impl Stack {
+    /// Takes a segment that is not an opening SYN: of a known flow, or with a cookie of ours. `service` is what its destination
+    /// names, if anything. Sessions it concerns are served by [`Stack::serve`].
+    ///
+    /// # Errors
+    /// Why it was dropped.
+    #[allow(clippy::too_many_arguments, reason = "one packet's facts, each from another place")]
+    pub fn segment<N: Lower>(
+        &mut self,
+        segment: &Segment,
+        frame: &mut [u8],
+        hash: u64,
+        arrival: Arrival,
+        service: Option<ServiceId>,
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let inbound = Inbound { segment, hash, arrival, service };
+        match self.flows.find(hash, &segment.key).map(FlowRef::from_value) {
+            Some(FlowRef::Session(side, index)) => {
+                let result = self.terminated(side, index, inbound, frame, now, net).map(|()| Outcome::Consumed);
+                match result {
+                    // A client that lost its state may come back from the same port, with a cookie of today.
+                    Err(reason) if side == Side::Client && may_be_another(reason) => {
+                        self.restarted(FlowRef::Session(side, index), reason, inbound, frame, now, net)
+                    }
+                    result => result,
+                }
+            }
+            Some(FlowRef::Splice(side, index)) => {
+                let result = self.spliced(side, index, inbound, frame, now, net);
+                match result {
+                    Err(reason) if side == Side::Client && may_be_another(reason) => {
+                        self.restarted(FlowRef::Splice(side, index), reason, inbound, frame, now, net)
+                    }
+                    result => result,
+                }
+            }
+            Some(FlowRef::Probe(index)) => {
+                let options = segment.options(frame);
+                self.probed(index, segment, &options, now, net)
+            }
+            Some(FlowRef::Linger(index)) => self.lingering(index, inbound, frame, now, net),
+            None => self.unknown(inbound, frame, now, net),
+        }
+    }
+
+    /// A client's segment that does not fit its session, which is `reason` to drop it, unless it brings a valid cookie of another
+    /// handshake.
+    fn restarted<N: Lower>(
+        &mut self,
+        flow: FlowRef,
+        reason: DropReason,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
+        let ours = match flow {
+            FlowRef::Session(_, index) => self.sessions.get_mut(index).map(|session| session.client.leg.isn()),
+            FlowRef::Splice(_, index) => self.splices.get_mut(index).map(|splice| splice.cookie()),
+            FlowRef::Linger(_) | FlowRef::Probe(_) => None,
+        };
+        if ours == Some(cookie) || self.check(inbound.segment).is_none() {
+            return Err(reason);
+        }
+        match flow {
+            FlowRef::Session(_, index) => {
+                if let Some(mut session) = self.sessions.take(index) {
+                    // Its peer is gone; a RST would hit the new connection.
+                    session.client.reset = true;
+                    self.end(index, session, EndCause::ClientRestarted, now, net);
+                }
+            }
+            FlowRef::Splice(_, index) => self.end_spliced(index, EndCause::ClientRestarted, now, net),
+            FlowRef::Linger(_) | FlowRef::Probe(_) => {}
+        }
+        self.unknown(inbound, frame, now, net)
+    }
+
+    fn lingering<N: Lower>(
+        &mut self,
+        index: u32,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Some(answer) = self.lingers.answer(index, inbound.segment) else {
+            if inbound.service.is_some()
+                && !self.lingers.same_handshake(index, inbound.segment)
+                && self.check(inbound.segment).is_some()
+            {
+                self.forget_linger(index);
+                return self.unknown(inbound, frame, now, net);
+            }
+            return Err(DropReason::NoFlow);
+        };
+        send_bare(&answer.0, answer.1, net);
+        Ok(Outcome::Consumed)
+    }
+
+    fn unknown<N: Lower>(
+        &mut self,
+        inbound: Inbound<'_>,
+        frame: &mut [u8],
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        let Inbound { segment, arrival, service, .. } = inbound;
+        let Some(service) = service else { return self.stray(segment, arrival, net) };
+        let flags = segment.flags;
+        if !flags.ack() || flags.syn() || flags.rst() {
+            return Err(DropReason::NoFlow);
+        }
+        let Some(offer) = self.check(segment) else {
+            self.count_ack(AckResult::BadCookie);
+            return Err(DropReason::BadCookie);
+        };
+        let way = Way::Reply { port: arrival.port, mac: arrival.mac };
+        if self.draining {
+            self.count_ack(AckResult::Draining);
+            self.refuse(segment, way, net);
+            return Err(DropReason::Draining);
+        }
+        if let Err(refusal) = self.shared.limits.open(service, segment.key.src) {
+            self.count_ack(AckResult::Limit);
+            if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+                match refusal {
+                    Refusal::Connections => counters.refused_limit.bump(),
+                    Refusal::Source => counters.refused_source_limit.bump(),
+                }
+            }
+            self.refuse(segment, way, net);
+            return Err(match refusal {
+                Refusal::Connections => DropReason::ConnectionLimit,
+                Refusal::Source => DropReason::SourceLimit,
+            });
+        }
+        let ts_offset =
+            self.jar.ts_offset(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), Seq(segment.ack.0.wrapping_sub(1)));
+        let validated = Validated { offer, ts_offset };
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.opened.bump();
+            counters.active.add(1);
+        }
+        let opened = match self.config.services.get(usize::from(service.0)).map(|settings| settings.mode) {
+            Some(Mode::Splice) => self.open_spliced(inbound, frame, service, validated, now, net),
+            _ => self.open_terminated(inbound, frame, service, validated, 0, now, net).map(|_| ()),
+        };
+        if opened.is_none() {
+            if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+                counters.opened.set(counters.opened.get().saturating_sub(1));
+                counters.active.set(counters.active.get().saturating_sub(1));
+            }
+            self.shared.limits.close(service, segment.key.src);
+            self.count_ack(AckResult::Limit);
+            self.refuse(segment, way, net);
+            return Err(DropReason::ConnectionLimit);
+        }
+        self.count_ack(AckResult::Accepted);
+        Ok(Outcome::Consumed)
+    }
+
+    fn count_ack(&self, result: AckResult) {
+        count(&self.counters.cookie_acks, result as usize);
+    }
+
+    fn check(&self, segment: &Segment) -> Option<Offer> {
+        let flags = segment.flags;
+        if !flags.ack() || flags.syn() || flags.rst() {
+            return None;
+        }
+        self.jar.check(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), segment.ack)
+    }
+
+    /// A segment to an address of ours that is no service and no flow: from an upstream that still holds a connection we no longer
+    /// know it gets a RST, so that it does not hold it for long; from anyone else nothing.
+    fn stray<N: Lower>(&mut self, segment: &Segment, arrival: Arrival, net: &mut N) -> Result<Outcome, DropReason> {
+        let remote = segment.key.remote();
+        let upstream = self.config.services.iter().flat_map(|s| &s.upstreams).any(|u| u.address == remote);
+        if upstream && !segment.flags.rst() {
+            self.refuse(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, net);
+        }
+        Err(DropReason::NoFlow)
+    }
+
+    /// Answers with the RST that RFC 9293 section 3.10.7.1 gives to a segment without a connection.
+    pub(crate) fn refuse<N: Lower>(&self, segment: &Segment, way: Way, net: &mut N) {
+        if let Some(reset) = segment::reset_for(segment) {
+            self.counters.resets_sent.bump();
+            send_bare(&reset, way, net);
+        }
+    }
+}

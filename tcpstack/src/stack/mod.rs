@@ -1,0 +1,385 @@
+//! One worker's TCP: cookies, the flow table, and what both modes share around their sessions.
+//!
+//! A segment is looked up in the flow table and handed to its session's mode: [`crate::terminate`] feeds it to a socket and serves the
+//! session at the end of the burst, [`crate::splice`] rewrites it and sends it on. Without a flow, a valid cookie opens a session.
+//! State exists only for clients that returned one. No clock, no random source, no I/O: time, seeds and the [`Lower`] below
+//! are handed in.
+
+pub(crate) mod dial;
+pub(crate) mod ending;
+pub(crate) mod ingress;
+pub(crate) mod linger;
+mod serve;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam::queue::ArrayQueue;
+use sluice_config::{Config, Mode, Service};
+use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::counter::Counter;
+use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
+use sluice_filters::{DropReason, Segment};
+
+use self::dial::{Balancer, SourcePorts};
+use self::linger::Lingers;
+use crate::cookie::{Jar, SynAckProfile};
+use crate::counters::StackCounters;
+use crate::flow::FlowTable;
+use crate::limits::SharedLimits;
+use crate::net::{Lower, Way};
+use crate::record::{EndCause, SessionRecord};
+use crate::segment::{BareSegment, TcpChecksum};
+use crate::slab::Slab;
+use crate::splice::promise::{Board, Probe, SynOffers, probes};
+use crate::splice::{End, Splices};
+use crate::terminate::clock;
+use crate::terminate::endpoint::Interfaces;
+use crate::terminate::session::Session;
+use crate::wheel::Wheel;
+
+pub use crate::splice::Forward;
+pub use crate::terminate::clock::timestamp_ms;
+
+/// A challenge ACK goes to one connection at most this often (RFC 5961 section 7).
+pub(crate) const CHALLENGE_PAUSE: Duration = Duration::from_millis(500);
+
+/// What all workers' stacks share.
+#[derive(Debug)]
+pub struct Shared {
+    /// Connection limits.
+    pub limits: SharedLimits,
+    /// Ended connections, on their way to the connection log.
+    pub records: ArrayQueue<SessionRecord>,
+    /// What is known of spliced services' upstreams.
+    pub(crate) board: Board,
+}
+
+impl Shared {
+    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources.
+    #[must_use]
+    pub fn new(config: &Config, secret: [u64; 2], records: usize) -> Shared {
+        Shared {
+            limits: SharedLimits::new(config, secret),
+            records: ArrayQueue::new(records),
+            board: Board::new(config),
+        }
+    }
+}
+
+/// What a stack is made with.
+pub struct Setup {
+    /// The checked configuration.
+    pub config: Arc<Config>,
+    /// Whose stack it is.
+    pub worker: WorkerId,
+    /// Where it counts.
+    pub counters: Arc<StackCounters>,
+    /// What it shares with the other workers.
+    pub shared: Arc<Shared>,
+    /// The cookies' key ring.
+    pub jar: Jar,
+    /// Secret octets of this worker's own.
+    pub entropy: [u8; 48],
+    /// The port MTUs, by [`PortId`].
+    pub mtus: Vec<u16>,
+    /// When it was made.
+    pub now: Micros,
+}
+
+/// How a received segment came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Through this port.
+    pub port: PortId,
+    /// From this Ethernet address.
+    pub mac: [u8; 6],
+    /// The frame's checksum was never computed, since it did not cross a wire; its contents are intact.
+    pub unfinished: bool,
+}
+
+/// What becomes of a segment that was taken.
+#[must_use = "a frame to forward still has to be sent"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Its content was taken.
+    Consumed,
+    /// It was rewritten: send it on.
+    Forward(Forward),
+}
+
+/// One worker's TCP.
+pub struct Stack {
+    // A copy of this worker's own: its count of owners is touched for every session served.
+    pub(crate) config: Rc<Config>,
+    pub(crate) worker: WorkerId,
+    pub(crate) counters: Arc<StackCounters>,
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) jar: Jar,
+    pub(crate) flows: FlowTable,
+    pub(crate) sessions: Slab<Session>,
+    pub(crate) splices: Splices,
+    pub(crate) splice_wheel: Wheel,
+    /// Octets of clients' segments that wait for an upstream to accept.
+    pub(crate) held_octets: usize,
+    /// Where services listen, each once, and the places in that list.
+    pub(crate) listens: Vec<End>,
+    pub(crate) listen_index: HashMap<(Addr, u16), u32>,
+    /// By service: what its SYN-ACKs say.
+    pub(crate) offers: Vec<SynOffers>,
+    pub(crate) probes: Vec<Probe>,
+    pub(crate) next_probe: Micros,
+    pub(crate) lingers: Lingers,
+    pub(crate) wheel: Wheel,
+    pub(crate) interfaces: Interfaces,
+    pub(crate) source_ports: SourcePorts,
+    pub(crate) balancers: Vec<Balancer>,
+    pub(crate) mtus: Vec<u16>,
+    pub(crate) isn_key: [u64; 2],
+    /// The timestamp clock of this turn.
+    pub(crate) timestamp_ms: u32,
+    pub(crate) dirty: Vec<u32>,
+    pub(crate) due: Vec<u32>,
+    pub(crate) draining: bool,
+}
+
+/// Which end of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    Client,
+    Upstream,
+}
+
+/// What a flow table value points to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum FlowRef {
+    Session(Side, u32),
+    Splice(Side, u32),
+    Linger(u32),
+    Probe(u32),
+}
+
+impl FlowRef {
+    pub(crate) fn value(self) -> u32 {
+        match self {
+            FlowRef::Session(Side::Client, index) => index << 3,
+            FlowRef::Session(Side::Upstream, index) => index << 3 | 1,
+            FlowRef::Splice(Side::Client, index) => index << 3 | 2,
+            FlowRef::Splice(Side::Upstream, index) => index << 3 | 3,
+            FlowRef::Linger(index) => index << 3 | 4,
+            FlowRef::Probe(index) => index << 3 | 5,
+        }
+    }
+
+    pub(crate) fn from_value(value: u32) -> FlowRef {
+        match value & 7 {
+            0 => FlowRef::Session(Side::Client, value >> 3),
+            1 => FlowRef::Session(Side::Upstream, value >> 3),
+            2 => FlowRef::Splice(Side::Client, value >> 3),
+            3 => FlowRef::Splice(Side::Upstream, value >> 3),
+            4 => FlowRef::Linger(value >> 3),
+            _ => FlowRef::Probe(value >> 3),
+        }
+    }
+}
+
+/// The wheel's ids: sessions even, lingering connections odd.
+pub(crate) fn session_timer(index: u32) -> u32 {
+    index << 1
+}
+
+pub(crate) fn linger_timer(index: u32) -> u32 {
+    index << 1 | 1
+}
+
+impl Stack {
+    /// A stack without connections.
+    #[must_use]
+    pub fn new(setup: Setup) -> Stack {
+        let Setup { config, worker, counters, shared, jar, entropy, mtus, now } = setup;
+        let word = |at: usize| {
+            let mut octets = [0; 8];
+            octets.copy_from_slice(&entropy[at * 8..at * 8 + 8]);
+            u64::from_le_bytes(octets)
+        };
+        let half = |at: usize| {
+            let mut octets = [0; 16];
+            octets.copy_from_slice(&entropy[at..at + 16]);
+            octets
+        };
+        // Two entries a connection, and one for what is left of an ended one.
+        let connections: u64 = config.services.iter().map(|service| u64::from(service.limits.connections)).sum();
+        let flows = usize::try_from(connections.saturating_mul(2)).unwrap_or(usize::MAX).min(FLOWS_MAX);
+        let spliced = config.services.iter().filter(|service| service.mode == Mode::Splice);
+        let spliced: u64 = spliced.map(|service| u64::from(service.limits.connections)).sum();
+        let spliced = usize::try_from(spliced).unwrap_or(usize::MAX).min(FLOWS_MAX / 2);
+        let mut listens = Vec::new();
+        let mut listen_index = HashMap::new();
+        for listen in config.services.iter().flat_map(|service| &service.listen) {
+            let end = End { addr: listen.ip().into(), port: listen.port() };
+            listen_index.insert((end.addr, end.port), listens.len() as u32);
+            listens.push(end);
+        }
+        let offers = config.services.iter().map(terminated_offers).collect();
+        // One worker's probes are enough.
+        let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
+        let balancers = config.services.iter().map(Balancer::new).collect();
+        let mut stack = Stack {
+            worker,
+            counters,
+            shared,
+            jar,
+            flows: FlowTable::new(flows + linger::MAX + probes.len(), half(0)),
+            sessions: Slab::new(),
+            splices: Splices::new(spliced),
+            splice_wheel: Wheel::new(now),
+            held_octets: 0,
+            listens,
+            listen_index,
+            offers,
+            probes,
+            next_probe: now,
+            lingers: Lingers::new(),
+            wheel: Wheel::new(now),
+            // No secret: the numbers smoltcp draws are translated before anyone sees them.
+            interfaces: Interfaces::new(u64::from(worker.0)),
+            source_ports: SourcePorts::new(half(16)),
+            balancers,
+            mtus,
+            isn_key: [word(4), word(5)],
+            timestamp_ms: clock::timestamp_ms(now),
+            dirty: Vec::with_capacity(256),
+            due: Vec::with_capacity(256),
+            draining: false,
+            config: Rc::new(Config::clone(&config)),
+        };
+        stack.refresh_offers();
+        stack
+    }
+
+    /// Starts a turn: the clock's reading for all that follows in it. `wall` is Unix time, for the cookies' epochs.
+    pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
+        self.timestamp_ms = clock::timestamp_ms(now);
+        clock::set_timestamp_clock(now);
+        self.jar.tick(wall);
+    }
+
+    /// The flow table's hash of `key`.
+    #[inline]
+    #[must_use]
+    pub fn hash(&self, key: &FlowKey) -> u64 {
+        self.flows.hash(key)
+    }
+
+    /// Brings the flow's table entry into the cache, for a [`Stack::segment`] soon to come.
+    #[inline]
+    pub fn touch(&self, hash: u64) {
+        self.flows.touch(hash);
+    }
+
+    /// Brings the flow's session into the cache, once its table entry is there.
+    #[inline]
+    pub fn touch_session(&self, hash: u64, key: &FlowKey) {
+        if let Some(FlowRef::Splice(_, index)) = self.flows.find(hash, key).map(FlowRef::from_value) {
+            self.splices.touch(index);
+        }
+    }
+
+    /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing. The frame's buffer must reach to
+    /// [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
+    ///
+    /// # Errors
+    /// [`DropReason::Draining`] while no new connections are wanted.
+    // Called once, in the middle of a worker's first pass: there the segment stays in registers.
+    #[inline(always)]
+    pub fn answer_syn(
+        &mut self,
+        frame: &mut [u8],
+        segment: &Segment,
+        service: ServiceId,
+        port: PortId,
+        our_mac: [u8; 6],
+    ) -> Result<usize, DropReason> {
+        if self.draining {
+            return Err(DropReason::Draining);
+        }
+        let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
+        let profile = SynAckProfile {
+            mss: self.mss_on(offers, port, segment.is_v4()),
+            wscale: offers.wscale,
+            window: offers.window,
+            sack: offers.sack,
+            timestamps: offers.timestamps,
+            src_mac: our_mac,
+            tcp_checksum: TcpChecksum::Full,
+        };
+        let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
+        self.counters.cookies_sent.bump();
+        Ok(len)
+    }
+
+    /// From now on nobody new is let in (`SIGTERM`).
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Live sessions.
+    #[must_use]
+    pub fn sessions(&self) -> usize {
+        self.sessions.len() + self.splices.len()
+    }
+
+    /// Resets connections, 128 of them at most: the end of the drain. To be called until there are none.
+    pub fn reset_some<N: Lower>(&mut self, now: Micros, net: &mut N) {
+        let indices: Vec<u32> = self.sessions.indices().take(RESETS).collect();
+        for index in indices {
+            if let Some(session) = self.sessions.take(index) {
+                self.end(index, session, EndCause::Shutdown, now, net);
+            }
+        }
+        let indices: Vec<u32> = self.splices.indices().take(RESETS).collect();
+        for index in indices {
+            self.end_spliced(index, EndCause::Shutdown, now, net);
+        }
+    }
+
+    /// Brings the gauges up to date; a few times a second is enough.
+    pub fn publish(&mut self, now: Micros) {
+        self.source_ports.reap(now);
+        self.counters.flow_entries.set(self.flows.len() as u64);
+        self.counters.time_wait.set(self.lingers.len() as u64);
+        self.refresh_offers();
+        self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
+        self.counters.held_bytes.set(self.held_octets as u64);
+        self.counters.source_ports.set(self.source_ports.occupied() as u64);
+    }
+}
+
+/// Connections reset a turn when the drain is over: as many as a device's queue takes.
+const RESETS: usize = 128;
+/// Most flow entries of live connections one worker's table is made for.
+const FLOWS_MAX: usize = 1 << 23;
+
+/// What a terminated service's SYN-ACKs say: what this stack can do.
+fn terminated_offers(service: &Service) -> SynOffers {
+    SynOffers { mss: u16::MAX, wscale: Some(0), window: advertised(service.buffer), sack: true, timestamps: true }
+}
+
+/// The window in a SYN-ACK of a service with buffers of `buffer` octets.
+pub(crate) fn advertised(buffer: usize) -> u16 {
+    u16::try_from(buffer).unwrap_or(u16::MAX)
+}
+
+pub(crate) fn send_bare<N: Lower>(bare: &BareSegment, way: Way, net: &mut N) {
+    net.send(way, bare.len(), |packet| bare.write(packet, TcpChecksum::Full));
+}
+
+pub(crate) fn count(counters: &[Counter], index: usize) {
+    if let Some(counter) = counters.get(index) {
+        counter.bump();
+    }
+}

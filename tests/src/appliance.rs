@@ -150,6 +150,21 @@ impl Service {
         self
     }
 
+    /// Whether probes tell sluice what it may promise.
+    fn learns(&self) -> bool {
+        let probes = !self.promise.iter().any(|(key, value)| key == "probe" && value == "\"0s\"");
+        self.mode == Mode::Splice && probes && self.real_upstreams().next().is_some()
+    }
+
+    /// Those on the server on whose port somebody may listen.
+    fn real_upstreams(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let real = |upstream: &SocketAddr| {
+            let port = upstream.port();
+            port != NOBODY && Family::BOTH.iter().any(|family| family.server(port) == *upstream)
+        };
+        self.upstreams.iter().copied().filter(real)
+    }
+
     fn toml(&self) -> String {
         let mut text = format!("\n[[service]]\nname = \"{}\"\nlisten = {:?}\n", self.name, strings(&self.listen));
         let _ = writeln!(text, "mode = \"{}\"", self.mode.as_str());
@@ -317,14 +332,9 @@ impl Setup {
 
     /// Listeners for the upstreams of spliced services on the server, where nobody listens yet. They never accept.
     fn stand_ins(&self, lab: &Lab) -> Vec<TcpListener> {
-        let spliced = self.services.iter().filter(|service| service.mode == Mode::Splice);
-        let upstreams = spliced.flat_map(|service| &service.upstreams);
-        let real = |upstream: &&SocketAddr| {
-            let port = upstream.port();
-            port != NOBODY && Family::BOTH.iter().any(|family| family.server(port) == **upstream)
-        };
+        let upstreams = self.services.iter().filter(|service| service.learns()).flat_map(Service::real_upstreams);
         // An error: somebody does listen there.
-        upstreams.filter(real).filter_map(|upstream| lab.server.try_listen(*upstream).ok()).collect()
+        upstreams.filter_map(|upstream| lab.server.try_listen(upstream).ok()).collect()
     }
 
     fn port(&self, text: &mut String, name: &str, index: u8, addresses: &[String], gateway: &[String]) {
@@ -414,12 +424,26 @@ impl<'lab> Sluice<'lab> {
     /// When it does not; the message holds what it printed.
     #[must_use]
     pub fn start(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
-        let _stand_ins = setup.stand_ins(lab);
+        let stand_ins = setup.stand_ins(lab);
         let mut sluice = Sluice::launch(lab, setup);
         if let Err(output) = sluice.process.wait_for_line("sluice: ready", Duration::from_secs(40)) {
             panic!("sluice did not come up: {output}");
         }
+        sluice.learn(setup);
+        drop(stand_ins);
         sluice
+    }
+
+    /// Waits until a first probe has told sluice what each spliced service may promise, for as long as probes take.
+    fn learn(&self, setup: &Setup) {
+        let deadline = Instant::now() + Duration::from_millis(1200);
+        let asking = setup.services.iter().filter(|service| service.learns());
+        for Service { name, .. } in asking {
+            let unknown = || self.metrics().sum("sluice_syn_ack_mss_bytes", &[("service", name)]) <= 536;
+            while unknown() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     /// Starts sluice without waiting for anything.

@@ -22,6 +22,8 @@ fn offer(lab: &Lab, from: u16, port: u16) -> Offer {
 fn a_syn_ack_promises_what_all_upstreams_were_seen_to_accept() {
     let lab = Lab::two_arms();
     let nobody = Family::V4.server(NOBODY);
+    // As large as Linux's default, which makes its window scale 7.
+    lab.server.sh("sysctl -qw net.ipv4.tcp_rmem='4096 131072 6291456'");
     let _listeners = [7001, 7002].map(|port| lab.server.listen(Family::V4.server(port)));
     let setup = Setup::of([
         Service::new("learned", 7001).splice(),

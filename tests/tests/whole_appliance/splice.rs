@@ -53,10 +53,10 @@ fn dial_of(station: &mut Station, first: u32, header: usize) -> Arrived {
     panic!("no dial with number {isn}; other numbers: {others:?}")
 }
 
-/// A connection with a TCP in user space at either end, over which nothing has gone yet.
-fn connection(lab: &Lab) -> (RawTcp, RawTcp) {
+/// A connection from `port` with a TCP in user space at either end, over which nothing has gone yet.
+fn connection(lab: &Lab, port: u16) -> (RawTcp, RawTcp) {
     let mut station = station(lab);
-    let client = client(lab, 40_000, Shape::usual());
+    let client = client(lab, port, Shape::usual());
     let syn = dial_of(&mut station, client.numbers().0, 0);
     let mut server = RawTcp::accept(station, syn, Shape::usual());
     let accepted = server.hear(SOON).expect("sluice takes the SYN-ACK");
@@ -264,8 +264,8 @@ fn half_closes_travel_with_a_mebibyte_behind_them_and_a_header_in_front() {
 fn a_reset_reaches_the_other_end_with_the_number_it_waits_for() {
     let lab = Lab::two_arms();
     let sluice = Sluice::start(&lab, &Setup::of([service()]));
-    for cause in ["client_reset", "upstream_reset"] {
-        let (mut client, mut server) = connection(&lab);
+    for (cause, port) in [("client_reset", 40_000), ("upstream_reset", 40_001)] {
+        let (mut client, mut server) = connection(&lab, port);
         exchange(&mut client, &mut server);
         let (from, to) = if cause == "client_reset" { (&mut client, &mut server) } else { (&mut server, &mut client) };
         let (next, expected) = from.numbers();
@@ -274,8 +274,6 @@ fn a_reset_reaches_the_other_end_with_the_number_it_waits_for() {
         assert_eq!(arrived.seq, to.numbers().1, "{cause}");
         let record = sluice.record_of(client.ends().0, SOON);
         assert_eq!((record.cause.as_str(), record.bytes_to_upstream, record.bytes_to_client), (cause, 10, 14));
-        // The port of a reset connection may be used at once.
-        thread::sleep(Duration::from_millis(100));
     }
 }
 
@@ -283,7 +281,7 @@ fn a_reset_reaches_the_other_end_with_the_number_it_waits_for() {
 fn blind_resets_data_and_acknowledgments_are_refused_and_the_connection_lives() {
     let lab = Lab::two_arms();
     let sluice = Sluice::start(&lab, &Setup::of([service()]));
-    let (mut client, mut server) = connection(&lab);
+    let (mut client, mut server) = connection(&lab, 40_000);
     exchange(&mut client, &mut server);
     let far = 0x4000_0000_u32;
     // What, reason, flags, number beyond the next one, acknowledgment beyond the right one, payload, age of the clock.
@@ -317,15 +315,11 @@ fn blind_resets_data_and_acknowledgments_are_refused_and_the_connection_lives() 
 #[test]
 fn timeouts_reset_both_ends_with_the_numbers_they_wait_for() {
     let lab = Lab::two_arms();
-    let both = |key: &str| service().timeout(key, "1s");
-    for (cause, service) in [
-        ("client_idle", both("client_idle")),
-        ("upstream_idle", both("upstream_idle")),
-        ("first_data", both("first_data")),
-        ("half_closed", both("half_closed")),
-    ] {
-        let sluice = Sluice::start(&lab, &Setup::of([service]));
-        let (mut client, mut server) = connection(&lab);
+    for (cause, port) in
+        [("client_idle", 40_000), ("upstream_idle", 40_001), ("first_data", 40_002), ("half_closed", 40_003)]
+    {
+        let sluice = Sluice::start(&lab, &Setup::of([service().timeout(cause, "1s")]));
+        let (mut client, mut server) = connection(&lab, port);
         if cause != "first_data" {
             exchange(&mut client, &mut server);
         }

@@ -56,6 +56,16 @@ impl Steer {
         if self.in_software { WorkerId((dst_port % u16::from(self.workers)) as u8) } else { here }
     }
 
+    /// The owner of a flow whose segments have `key` (as received on `port`) and this keyed hash, whoever received what is about it.
+    /// `service` says that the flow is a client's.
+    #[must_use]
+    pub fn owner(&self, key: &FlowKey, hash: u64, port: PortId, service: bool, here: WorkerId) -> WorkerId {
+        if self.in_software {
+            return if service { self.client(hash, here) } else { self.upstream(key.dst_port, here) };
+        }
+        (0..self.workers).map(WorkerId).find(|worker| self.owns(key, port, *worker)).unwrap_or(here)
+    }
+
     /// Whether segments with `key` (as received) that arrive on `port` come to `worker`.
     #[must_use]
     pub fn owns(&self, key: &FlowKey, port: PortId, worker: WorkerId) -> bool {

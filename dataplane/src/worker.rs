@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
+use sluice_filters::icmp::IcmpError;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
     Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
@@ -263,8 +264,14 @@ impl Worker {
                 Err(reason) => Verdict::Drop(reason),
             },
             Parsed::Arp(l2) => self.arp(port, frame, *l2, now),
-            Parsed::Icmp(packet) => self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, packet, now)),
-            Parsed::Icmp6(packet) => self.icmp6(port, frame, packet, now),
+            Parsed::Icmp(packet) => match IcmpError::read(frame.data(), packet) {
+                Some(error) => self.icmp_error(port, frame, packet, &error, now),
+                None => self.local(frame, |egress, octets, _| egress.net.icmp(port, octets, packet, now)),
+            },
+            Parsed::Icmp6(packet) => match IcmpError::read(frame.data(), packet) {
+                Some(error) => self.icmp_error(port, frame, packet, &error, now),
+                None => self.icmp6(port, frame, packet, now),
+            },
         }
     }
 
@@ -336,6 +343,36 @@ impl Worker {
         match self.stack.segment(segment, frame.data_mut(), hash, arrival, service, now, &mut self.egress)? {
             Outcome::Consumed => Ok(Verdict::Consumed),
             Outcome::Forward(forward) => Ok(Verdict::Forward(forward)),
+        }
+    }
+
+    /// An ICMP error about a segment of ours: for the owner of that segment's flow, at the same rate as echo replies.
+    fn icmp_error(
+        &mut self,
+        port: PortId,
+        frame: &Frame,
+        packet: &Datagram,
+        error: &IcmpError,
+        now: Micros,
+    ) -> Verdict {
+        if let Err(reason) = self.egress.net.accepts(port, frame.data(), packet.l2) {
+            return Verdict::Drop(reason);
+        }
+        let hash = self.stack.hash(&error.key);
+        let service = self.services.get(error.key.dst, error.key.dst_port).is_some();
+        let owner = self.steer.owner(&error.key, hash, port, service, self.id);
+        if owner != self.id {
+            return Verdict::HandOver(owner);
+        }
+        if !self.egress.net.may_send_icmp(now) {
+            return Verdict::Drop(DropReason::IcmpRate);
+        }
+        match self.stack.icmp_error(error, hash, now, &mut self.egress) {
+            Ok(()) => {
+                self.egress.net.sent_icmp(now);
+                Verdict::Consumed
+            }
+            Err(reason) => Verdict::Drop(reason),
         }
     }
 
@@ -471,6 +508,12 @@ impl Worker {
             self.busy = 0;
             self.published = now;
             self.stack.publish(now);
+            while let Some((service, promise)) = self.stack.changed_offer() {
+                // All workers learn the same; one says so.
+                if self.id == WorkerId(0) {
+                    tracing::info!(service, promise, "what SYN-ACKs promise has changed");
+                }
+            }
             self.egress.publish();
         }
         if self.nap && self.idle_turns > IDLE_TURNS {

@@ -171,7 +171,7 @@ fn filters(services: u32, prefixes: u32) -> (SourceFilter, ServiceMap) {
 }
 
 fn service(listen: SocketAddr) -> Service {
-    use sluice_config::{Balance, Congestion, Connect, Limits, Mode, ProxyProtocol, Timeouts};
+    use sluice_config::{Balance, Congestion, Connect, Limits, Mode, Promise, ProxyProtocol, Timeouts};
     let d = std::time::Duration::from_secs(1);
     Service {
         name: listen.to_string(),
@@ -193,6 +193,7 @@ fn service(listen: SocketAddr) -> Service {
             unacknowledged: d,
         },
         limits: Limits { connections: 1, connections_per_source: 0 },
+        promise: Promise::default(),
         upstreams: vec![],
     }
 }

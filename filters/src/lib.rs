@@ -9,6 +9,7 @@
 pub mod addr;
 pub mod checksum;
 pub mod counter;
+pub mod icmp;
 mod options;
 mod packet;
 mod parse;

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use sluice_config::{Config, SeedError};
+use sluice_config::{Config, Mode, SeedError};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
 use thiserror::Error;
@@ -89,6 +89,9 @@ fn announce(out: &mut impl Write, config: &Config, ports: &[PortSummary]) -> io:
             service.proxy_protocol,
             service.connect,
         )?;
+        if service.mode == Mode::Splice {
+            writeln!(out, "service {}: SYN-ACKs promise {}", service.name, service.promise)?;
+        }
     }
     for (worker, core) in config.runtime.cores.iter().enumerate() {
         writeln!(out, "worker {worker}: CPU {core}")?;

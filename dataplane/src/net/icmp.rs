@@ -30,8 +30,7 @@ const ECHO_REPLY6: u8 = 129;
 const HOP_LIMIT: u8 = 64;
 
 impl Net {
-    /// Serves a received ICMP message: echo requests to our addresses are answered in place. Errors ("unreachable", "too
-    /// big") are dropped: the stack's own timers and segment sizes serve a flow whose packets are lost.
+    /// Serves a received ICMP message that is no error about a segment of ours: echo requests to our addresses are answered in place.
     ///
     /// # Errors
     /// [`DropReason::BadIcmp`], [`DropReason::NotOurs`], [`DropReason::IcmpRate`], [`DropReason::MartianSource`],
@@ -84,6 +83,16 @@ impl Net {
             }
             _ => Err(DropReason::BadIcmp),
         }
+    }
+
+    /// Whether another ICMP message may be sent now.
+    pub fn may_send_icmp(&mut self, now: Micros) -> bool {
+        self.icmp.ready(now)
+    }
+
+    /// One was sent.
+    pub fn sent_icmp(&mut self, now: Micros) {
+        self.icmp.take(now);
     }
 
     /// Whether an echo request is for us, from someone who can be answered, and within the rate. Asked before its checksum is

@@ -77,9 +77,8 @@ impl Splice {
         }
         let fin = fin_of(side);
         if passing.flags.fin() && !self.state.has(fin) {
-            if side == Side::Upstream
-                && !(self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream))
-            {
+            let answers_fin = self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream);
+            if side == Side::Upstream && !answers_fin {
                 self.state.set(State::UPSTREAM_FIRST);
             }
             self.state.set(fin);

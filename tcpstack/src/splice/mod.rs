@@ -30,7 +30,6 @@ use crate::stack::Side;
 use crate::stack::dial::Lease;
 
 pub use self::forward::Forward;
-pub use self::icmp::IcmpError;
 
 /// `now` in a session's coarse time: units of 1,024 us, modulo 2^32, which is 50 days. Timeouts end at a week.
 #[inline]

@@ -11,6 +11,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use sluice_config::{Connect, Service};
+use sluice_filters::addr::FlowKey;
 use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
@@ -24,7 +25,7 @@ use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
 use crate::proxy::Header;
 use crate::record::EndCause;
-use crate::segment::{self, PACKET_MAX, SynSegment, TcpChecksum};
+use crate::segment::{self, BareSegment, PACKET_MAX, SynSegment, TcpChecksum};
 use crate::stack::dial::Rest;
 use crate::stack::ending::Target;
 use crate::stack::ingress::{Inbound, Validated};
@@ -51,10 +52,6 @@ pub(crate) struct Opening {
     offer: Offer,
     ts_offset: u32,
     arrival: Arrival,
-    /// The frame that brought the cookie: terminate mode begins with it.
-    first: Box<[u8]>,
-    /// TSval of the client's newest segment.
-    timestamp: Option<u32>,
     header: Option<Header>,
     held: Vec<Held>,
     /// Upstreams tried, by index.
@@ -102,6 +99,28 @@ impl Splice {
         matches!(opening.stage, Stage::Dialing { .. }).then(|| opening.dial_isn(self.isn))
     }
 
+    /// The frame that completed the client's handshake, as far as it matters: terminate mode begins with it. `echo` is a timestamp
+    /// of ours.
+    fn first_ack(&self, key: FlowKey, echo: u32) -> Vec<u8> {
+        let ack = BareSegment {
+            key,
+            direction: segment::Direction::FromPeer,
+            seq: self.isn.plus(1),
+            ack: self.cookie.plus(1),
+            flags: Flags::ACK,
+            window: u16::try_from(self.client.window() >> self.client.shift).unwrap_or(u16::MAX),
+            timestamp: self.state.has(State::TIMESTAMPS).then_some((self.client.timestamp, echo)),
+            ttl: segment::TTL,
+        };
+        let ether_type: [u8; 2] = if key.src.is_v4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+        let mut frame = [&[0; 12][..], &ether_type, &[0; PACKET_MAX]].concat();
+        if let Some(packet) = frame.get_mut(14..) {
+            let len = ack.write(packet, TcpChecksum::Full).unwrap_or(0);
+            frame.truncate(len.saturating_add(14));
+        }
+        frame
+    }
+
     /// Whether an upstream has accepted.
     pub(super) fn is_connected(&self) -> bool {
         self.connected != NOT_CONNECTED
@@ -121,7 +140,7 @@ impl Stack {
     ) -> Option<()> {
         let settings = self.config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival, .. } = inbound;
-        let Validated { offer, ts_offset } = validated;
+        let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
@@ -141,8 +160,6 @@ impl Stack {
             offer,
             ts_offset,
             arrival,
-            first: frame.get(..segment.end())?.into(),
-            timestamp,
             header: Header::of(settings.proxy_protocol, remote, local),
             held: Vec::new(),
             tried: 0,
@@ -163,7 +180,7 @@ impl Stack {
             ts_delta: 0,
             change: 0,
             state,
-            promised_shift: if offer.wscale.is_some() { profile.wscale.unwrap_or(0) } else { 0 },
+            promised_shift: window_shift,
             port: arrival.port,
             mac: arrival.mac,
             hop_port: arrival.port,
@@ -199,16 +216,11 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
-        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref_mut()) else {
+        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref()) else {
             return Err(DropReason::NoFlow);
         };
         match (side, opening.stage) {
-            (Side::Client, Stage::Greeting) => {
-                if let Some((value, _)) = inbound.segment.options(frame).timestamp {
-                    opening.timestamp = Some(value);
-                }
-                self.spliced_connected(side, index, inbound, frame, now, net)
-            }
+            (Side::Client, Stage::Greeting) => self.spliced_connected(side, index, inbound, frame, now, net),
             (Side::Client, Stage::Waiting | Stage::Dialing { .. }) => self.early(index, inbound, frame, now, net),
             (Side::Upstream, Stage::Waiting) => Err(DropReason::NoFlow),
             (Side::Upstream, Stage::Dialing { target, .. }) => {
@@ -261,9 +273,6 @@ impl Stack {
             }
             self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
-        }
-        if let Some((value, _)) = options.timestamp {
-            opening.timestamp = Some(value);
         }
         let service = splice.service;
         let new = splice.note(Side::Client, &passing, coarse(now));
@@ -323,6 +332,7 @@ impl Stack {
         let mtus = &self.mtus;
         let Some(splice) = self.splices.get_mut(index) else { return };
         let window = splice.client.window();
+        let timestamp = splice.state.has(State::TIMESTAMPS).then_some(splice.client.timestamp);
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let Stage::Dialing { target, until } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.
@@ -340,7 +350,7 @@ impl Stack {
             mss,
             wscale: opening.offer.wscale,
             sack: opening.offer.sack,
-            timestamp: opening.timestamp,
+            timestamp,
             window: u16::try_from(window).unwrap_or(u16::MAX),
         };
         let mut packet = [0; PACKET_MAX];
@@ -410,12 +420,12 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return };
         let service = splice.service;
         let Some(opening) = splice.opening.as_deref_mut() else { return };
-        let offered = Accepted::offered(&opening.offer, opening.timestamp.is_some());
+        let offered = Accepted::offered(&opening.offer, splice.state.has(State::TIMESTAMPS));
         let got = Accepted::of(segment, options, &offered);
         let promised_mss = self.offers.get(usize::from(service.0)).map_or(0, |profile| profile.mss);
         let header_len = opening.header_len();
         self.shared.board.learn(service, target.index, target.route, target.key.src.is_v4(), got);
-        self.refresh_offer(service);
+        self.refresh_offers();
         if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
             balancer.connected(target.index);
         }
@@ -494,9 +504,6 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         ack.seq = opening.dial_isn(isn).plus(1);
         ack.flags = Flags::ACK | Flags::PSH;
-        if let (Some(value), Some((stamp, _))) = (opening.timestamp, &mut ack.timestamp) {
-            *stamp = value;
-        }
         let header = opening.header.as_ref().map_or(&[][..], Header::as_slice);
         net.send(way, ack.len() + header.len(), |out| ack.write_with(header, out));
         opening.duplicates = 0;
@@ -667,18 +674,19 @@ impl Stack {
             count(&counters.fallbacks, missing as usize);
         }
         let Some(opening) = splice.opening.take() else { return };
-        let Opening { offer, ts_offset, arrival, mut first, held, .. } = *opening;
-        let validated = Validated { offer, ts_offset };
+        let Opening { offer, ts_offset, arrival, held, .. } = *opening;
+        let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
         let key = super::flow(
             splice.client_end(),
             self.listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),
         );
         let hash = self.flows.hash(&key);
         let service = Some(splice.service);
+        let mut first = splice.first_ack(key, self.timestamp_ms.wrapping_add(ts_offset));
         let session = match parse(&first[..], RxChecksums::GOOD) {
             Ok(Parsed::Tcp(segment)) => {
                 let inbound = Inbound { segment: &segment, hash, arrival, service };
-                self.open_terminated(inbound, &mut first, splice.service, validated, splice.promised_shift, now, net)
+                self.open_terminated(inbound, &mut first, splice.service, validated, now, net)
             }
             _ => None,
         };

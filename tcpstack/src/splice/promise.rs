@@ -139,6 +139,8 @@ impl Note {
 #[derive(Debug)]
 pub struct Board {
     services: Vec<Vec<AtomicU64>>,
+    /// Counts the notes that said something new.
+    news: AtomicU64,
 }
 
 impl Board {
@@ -150,7 +152,7 @@ impl Board {
             .iter()
             .map(|service| service.upstreams.iter().map(|_| AtomicU64::new(0)).collect())
             .collect();
-        Board { services }
+        Board { services, news: AtomicU64::new(0) }
     }
 
     /// Notes what an upstream accepted. What was not offered this time stays as it was known.
@@ -171,7 +173,10 @@ impl Board {
                 now.wscale = Some(Some(scale.max(older)));
             }
         }
-        note.store(Note::of(&now).0, Ordering::Relaxed);
+        let new = Note::of(&now).0;
+        if note.swap(new, Ordering::Relaxed) != new {
+            self.news.fetch_add(1, Ordering::Release);
+        }
     }
 
     /// What a service may promise.
@@ -232,22 +237,40 @@ pub(crate) fn probes(config: &Config, now: Micros) -> Vec<Probe> {
 }
 
 impl Stack {
-    /// Takes over what all workers have learned, and shows it. A few times a second is enough.
+    /// Takes over what all workers have learned, if there is anything new, and shows it. Cheap otherwise.
     pub(crate) fn refresh_offers(&mut self) {
-        for service in 0..self.config.services.len() {
-            self.refresh_offer(ServiceId(service as u16));
+        let news = self.shared.board.news.load(Ordering::Acquire);
+        if self.known_news != Some(news) {
+            self.known_news = Some(news);
+            for service in 0..self.config.services.len() {
+                self.refresh_offer(ServiceId(service as u16));
+            }
         }
     }
 
-    /// The same for one service.
-    pub(crate) fn refresh_offer(&mut self, service: ServiceId) {
+    /// A service whose SYN-ACKs changed since they were last asked for, for the log: its name, and what they promise.
+    pub fn changed_offer(&mut self) -> Option<(String, String)> {
+        let service = self.changed.pop()?;
+        let SynOffers { mss, wscale, window, sack, timestamps } = self.offers.get(usize::from(service.0))?;
+        let name = self.config.services.get(usize::from(service.0))?.name.clone();
+        let scale = wscale.map_or("none".to_owned(), |scale| scale.to_string());
+        let on = |promised: &bool| if *promised { "on" } else { "off" };
+        let (sack, timestamps) = (on(sack), on(timestamps));
+        Some((name, format!("MSS {mss}, window {window}, window scale {scale}, SACK {sack}, timestamps {timestamps}")))
+    }
+
+    fn refresh_offer(&mut self, service: ServiceId) {
         let index = usize::from(service.0);
         if let (Some(settings), Some(offers)) = (self.config.services.get(index), self.offers.get_mut(index)) {
             if settings.mode == Mode::Splice {
+                let before = *offers;
                 *offers = self.shared.board.offers(service, settings);
                 // The header comes out of the window, and is known to fit only with room to spare.
                 if let Some(header) = crate::proxy::longest(settings.proxy_protocol) {
                     offers.window = offers.window.saturating_sub(header).max(WINDOW_MIN);
+                }
+                if *offers != before && !self.changed.contains(&service) {
+                    self.changed.push(service);
                 }
             }
             if let Some(counters) = self.counters.services.get(index) {
@@ -359,7 +382,7 @@ impl Stack {
         let accepted = Accepted::of(segment, options, &offered);
         let v4 = asked.target.key.src.is_v4();
         self.shared.board.learn(service, upstream, asked.target.route, v4, accepted);
-        self.refresh_offer(service);
+        self.refresh_offers();
         if let Some(reset) = segment::reset_for(segment) {
             send_bare(&reset, asked.target.route.way, net);
         }

@@ -29,6 +29,8 @@ pub(crate) struct Validated {
     pub(crate) offer: Offer,
     /// What our timestamps towards this client are ahead of the clock.
     pub(crate) ts_offset: u32,
+    /// The shift that our windows were promised to be scaled by.
+    pub(crate) window_shift: u8,
 }
 
 /// Whether a segment refused for this reason may belong to a later connection between the same ends.
@@ -178,14 +180,16 @@ impl Stack {
         }
         let ts_offset =
             self.jar.ts_offset(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), Seq(segment.ack.0.wrapping_sub(1)));
-        let validated = Validated { offer, ts_offset };
+        let promised = self.offers.get(usize::from(service.0)).and_then(|offers| offers.wscale);
+        let window_shift = promised.filter(|_| offer.wscale.is_some()).unwrap_or(0);
+        let validated = Validated { offer, ts_offset, window_shift };
         if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
             counters.opened.bump();
             counters.active.add(1);
         }
         let opened = match self.config.services.get(usize::from(service.0)).map(|settings| settings.mode) {
             Some(Mode::Splice) => self.open_spliced(inbound, frame, service, validated, now, net),
-            _ => self.open_terminated(inbound, frame, service, validated, 0, now, net).map(|_| ()),
+            _ => self.open_terminated(inbound, frame, service, validated, now, net).map(|_| ()),
         };
         if opened.is_none() {
             if let Some(counters) = self.counters.services.get(usize::from(service.0)) {

@@ -131,6 +131,9 @@ pub struct Stack {
     pub(crate) listen_index: HashMap<(Addr, u16), u32>,
     /// By service: what its SYN-ACKs say.
     pub(crate) offers: Vec<SynOffers>,
+    /// The news of the board that are taken over, and the services they changed.
+    pub(crate) known_news: Option<u64>,
+    pub(crate) changed: Vec<ServiceId>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) next_probe: Micros,
     pub(crate) lingers: Lingers,
@@ -241,6 +244,8 @@ impl Stack {
             listens,
             listen_index,
             offers,
+            known_news: None,
+            changed: Vec::new(),
             probes,
             next_probe: now,
             lingers: Lingers::new(),

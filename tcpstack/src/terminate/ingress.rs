@@ -68,20 +68,19 @@ impl Stack {
         Ok(())
     }
 
-    /// The session a valid cookie opens; its index. Our windows were promised to be scaled by `shift`.
+    /// The session a valid cookie opens; its index.
     pub(crate) fn open_terminated<N: Lower>(
         &mut self,
         inbound: Inbound<'_>,
         frame: &mut [u8],
         service: ServiceId,
         validated: Validated,
-        shift: u8,
         now: Micros,
         net: &mut N,
     ) -> Option<u32> {
         let settings = self.config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival: Arrival { port, mac, .. }, .. } = inbound;
-        let Validated { offer, ts_offset } = validated;
+        let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
         let making = Making {
             key: segment.key,
@@ -91,7 +90,7 @@ impl Stack {
             congestion: settings.congestion,
             isn: Seq(segment.ack.0.wrapping_sub(1)),
             timestamp_offset: ts_offset,
-            window_shift: shift,
+            window_shift,
             timestamps: options.timestamp.is_some(),
         };
         let offer = ClientOffer {

@@ -414,6 +414,8 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Err
 pub struct Sluice<'lab> {
     lab: &'lab Lab,
     process: Process,
+    /// Spliced connections are spliced to their end.
+    keeps_promises: bool,
 }
 
 impl<'lab> Sluice<'lab> {
@@ -450,7 +452,16 @@ impl<'lab> Sluice<'lab> {
     #[must_use]
     pub fn launch(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
         let file = lab.write("sluice.toml", &setup.toml(lab));
-        Sluice { lab, process: Process::start(&lab.appliance, &binary(), &["run", "-c", &file]) }
+        let process = Process::start(&lab.appliance, &binary(), &["run", "-c", &file]);
+        Sluice { lab, process, keeps_promises: true }
+    }
+
+    /// Spliced connections may fall back to terminate mode. Otherwise one that does is an error, or tests of splice mode could test
+    /// the other one unawares.
+    #[must_use]
+    pub fn may_fall_back(mut self) -> Sluice<'lab> {
+        self.keeps_promises = false;
+        self
     }
 
     /// Its process.
@@ -547,6 +558,13 @@ impl Drop for Sluice<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("sluice printed:\n{}", self.process.text());
+        } else if self.keeps_promises && self.process.ended().is_none() {
+            let metrics = self.metrics();
+            assert_eq!(
+                metrics.sum("sluice_splice_fallbacks_total", &[]),
+                0,
+                "sessions went on in terminate mode\n{metrics}"
+            );
         }
     }
 }

@@ -264,7 +264,8 @@ pub enum Rule {
     ClockForward,
     /// An echoed timestamp is one the other end of this leg has sent (RFC 7323 section 3).
     EchoKnown,
-    /// SACK blocks lie between the acknowledgment and what was sent; the first may report an older duplicate (RFC 2883).
+    /// SACK blocks lie between the acknowledgment and what was sent; the first may report an older duplicate (RFC 2883), and what
+    /// the far end repeats of old ones may be repeated.
     SackInWindow,
     /// A window ends no later than the far end's does.
     WindowOfFarEnd,

@@ -32,6 +32,8 @@ struct Sent {
     acked: Option<i64>,
     /// Up to where it was willing to take the other end's stream.
     edge: Option<i64>,
+    /// SACK blocks it sent for what it had acknowledged already.
+    old_blocks: HashSet<(i64, i64)>,
 }
 
 impl Sent {
@@ -294,9 +296,16 @@ impl Checker<'_> {
             .iter()
             .map(|(first, last)| (stream.offset(*first).unwrap_or(i64::MAX), stream.offset(*last).unwrap_or(i64::MAX)))
             .collect();
+        let (leg, me) = (self.leg as usize, usize::from(!heard.up));
         for (index, (first, last)) in blocks.into_iter().enumerate() {
             let duplicate = index == 0 && last <= ack && first >= origin;
-            if first >= last || last > highest || (first < ack && !duplicate) {
+            if first < ack && !duplicate {
+                self.sent[leg][me].old_blocks.insert((first, last));
+            }
+            // Kernels do repeat old blocks; what sluice says in an end's place, that end has said.
+            let repeated = last <= ack && self.sent[1 - leg][me].old_blocks.contains(&(first, last));
+            let old = first < ack && !duplicate && !repeated;
+            if self.forwarded(heard) && (first >= last || last > highest || old) {
                 let detail = format!("block {first} to {last} with ack {ack}, sent up to {highest}");
                 self.breach(Rule::SackInWindow, detail);
             }

@@ -1,5 +1,6 @@
 //! ICMP about spliced connections: a router that tells one leg's sender is heard by the host whose segment it was.
 
+use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -15,6 +16,7 @@ use crate::basics::SOON;
 
 const MIB: u64 = 1 << 20;
 const LINK: u16 = 1300;
+const PORTS: [(Family, u16); 2] = [(Family::V4, 7004), (Family::V6, 7006)];
 
 /// The same link for packets of the other family, whose headers are 20 octets shorter or longer.
 fn as_of(mtu: u16, on: Family, at: Family) -> u16 {
@@ -25,7 +27,14 @@ fn as_of(mtu: u16, on: Family, at: Family) -> u16 {
     }
 }
 
-fn lan(family: Family) -> std::net::IpAddr {
+/// A spliced service for each family of upstreams, on a port of its own.
+fn services(address: impl Fn(Family, u16) -> SocketAddr) -> [Service; 2] {
+    PORTS.map(|(upstream, port)| {
+        Service::new(&format!("to-{port}"), port).upstreams(&[address(upstream, port)]).splice_pinned()
+    })
+}
+
+fn lan(family: Family) -> IpAddr {
     match family {
         Family::V4 => LAN4.into(),
         Family::V6 => LAN6.into(),
@@ -36,12 +45,8 @@ fn lan(family: Family) -> std::net::IpAddr {
 fn a_small_link_before_the_client_lowers_the_servers_path_mtu() {
     let lab = Lab::two_arms();
     let far = lab.host_behind(Side::Client, LINK);
-    let services = Family::BOTH.map(|upstream| {
-        let port = if upstream == Family::V4 { 7004 } else { 7006 };
-        Service::new(&format!("down-{port}"), port).upstreams(&[upstream.server(port)]).splice_pinned()
-    });
-    let sluice = Sluice::start(&lab, &Setup::of(services));
-    for (upstream, port) in [(Family::V4, 7004), (Family::V6, 7006)] {
+    let sluice = Sluice::start(&lab, &Setup::of(services(Family::server)));
+    for (upstream, port) in PORTS {
         let listener = lab.server.listen(upstream.server(port));
         for family in Family::BOTH {
             lab.server.sh("ip route flush cache; ip -6 route flush cache");
@@ -66,16 +71,11 @@ fn a_small_link_before_the_client_lowers_the_servers_path_mtu() {
 fn a_small_link_before_the_upstream_lowers_the_clients_path_mtu() {
     let lab = Lab::two_arms();
     let far = lab.host_behind(Side::Server, LINK);
-    let services = Family::BOTH.map(|upstream| {
-        let port = if upstream == Family::V4 { 7004 } else { 7006 };
-        let address = (upstream.behind(Side::Server), port).into();
-        Service::new(&format!("up-{port}"), port).upstreams(&[address]).splice_pinned()
-    });
-    let setup = Setup::of(services)
+    let setup = Setup::of(services(|upstream, port| (upstream.behind(Side::Server), port).into()))
         .route("10.9.0.0/24", Family::V4.server(0).ip())
         .route("fd00:9::/64", Family::V6.server(0).ip());
     let sluice = Sluice::start(&lab, &setup);
-    for (upstream, port) in [(Family::V4, 7004), (Family::V6, 7006)] {
+    for (upstream, port) in PORTS {
         let listener = far.listen((upstream.behind(Side::Server), port).into());
         for family in Family::BOTH {
             lab.client.sh("ip route flush cache; ip -6 route flush cache");
@@ -101,21 +101,17 @@ fn a_small_link_before_the_upstream_lowers_the_clients_path_mtu() {
 #[test]
 fn a_forged_report_is_dropped_and_one_about_a_segment_under_way_is_believed() {
     let lab = Lab::two_arms();
-    let services = Family::BOTH.map(|upstream| {
-        let port = if upstream == Family::V4 { 7004 } else { 7006 };
-        Service::new(&format!("raw-{port}"), port).upstreams(&[upstream.raw_server(port)]).splice_pinned()
-    });
-    let sluice = Sluice::start(&lab, &Setup::of(services));
+    let sluice = Sluice::start(&lab, &Setup::of(services(Family::raw_server)));
     let refused = || sluice.metrics().sum("sluice_dropped_packets_total", &[("reason", "bad_icmp")]);
     let to_mac = lab.appliance.mac_of("p1");
-    for (family, port) in [(Family::V4, 7004), (Family::V6, 7006)] {
+    for (family, port) in PORTS {
         let service = family.service(port);
         let mut station = Station::listen(&lab.server, "s0", SERVER_MAC, family.raw_server(port));
         let dialling = lab.client.spawn(move || std::net::TcpStream::connect(service));
         let syn = station.next_syn(SOON).expect("a dial");
         let mut server = RawTcp::accept(station, syn, Shape::usual());
         let client = dialling.join().expect("the client's thread").expect("sluice answers");
-        send(&client, UP, 1000).expect("it fits");
+        send(&client, UP, 1400).expect("it fits");
         let deadline = Instant::now() + SOON;
         let data = loop {
             assert!(Instant::now() < deadline, "no data");
@@ -136,14 +132,16 @@ fn a_forged_report_is_dropped_and_one_about_a_segment_under_way_is_believed() {
                 flags: flags::ACK,
                 window: 500,
                 options: &[],
-                payload: &[0; 8],
+                payload: &[0; 1400],
             };
             let reporter = family.server(0).ip();
-            assert!(link.send(&too_big(SERVER_MAC, to_mac, reporter, &quoted.frame()[14..], LINK)));
+            // As much as a report may hold (RFC 1812 section 4.3.2.3).
+            assert!(link.send(&too_big(SERVER_MAC, to_mac, reporter, &quoted.frame()[14..14 + 528], LINK)));
             thread::sleep(Duration::from_millis(100));
         };
-        // Long before, just before, just behind and long behind what is under way.
-        for (number, wrong) in [10_000_000_u32.wrapping_neg(), 1_000, 10_000_000].into_iter().enumerate() {
+        // Long before, just before, just behind (the next number to send may be quoted) and long behind what is under way.
+        let wrongs = [10_000_000_u32.wrapping_neg(), 1_u32.wrapping_neg(), 1_401, 10_000_000];
+        for (number, wrong) in wrongs.into_iter().enumerate() {
             let before = refused();
             report(data.seq.wrapping_add(wrong));
             assert_eq!(lab.client.path_mtu(service.ip()), None, "report {number} was believed");
@@ -152,9 +150,10 @@ fn a_forged_report_is_dropped_and_one_about_a_segment_under_way_is_believed() {
         report(data.seq);
         assert_eq!(lab.client.path_mtu(service.ip()), Some(LINK), "{family:?}\n{}", sluice.metrics());
         // The transfer goes on: the kernel repeats what the server has not acknowledged.
-        assert_eq!(server.wait_for(1000).expect("the data, repeated").len(), 1000);
+        assert_eq!(server.wait_for(1400).expect("the data, repeated").len(), 1400);
         send(&client, UP, 1400).expect("it fits");
         assert_eq!(server.wait_for(1400).expect("more data").len(), 1400);
-        assert!(server.largest_segment() <= usize::from(LINK) - 40, "{} octets", server.largest_segment());
+        let largest = server.largest_segment();
+        assert!(largest <= usize::from(LINK) - 40, "a segment of {largest} octets");
     }
 }

@@ -76,7 +76,7 @@ fn a_connection_whose_upstream_accepts_less_than_promised_is_terminated_and_inta
         ("window_scale", "tcp_window_scaling", 7003),
     ];
     let services = missing.map(|(name, _, port)| Service::new(name, port).splice().promise("probe", "\"1h\""));
-    let sluice = Sluice::start(&lab, &Setup::of(services));
+    let sluice = Sluice::start(&lab, &Setup::of(services)).may_fall_back();
     for (name, setting, port) in missing {
         let fallbacks = |label: &str| {
             let labels = [("service", name), ("missing", label)];

@@ -187,6 +187,8 @@ impl Stack {
         let ended = Ended {
             service: splice.service,
             client,
+            named: None,
+            counted: Some(client.src),
             target: target.filter(|_| splice.our_port != 0).map(|key| (self.upstream_index(splice.service, &key), key)),
             opened: splice.opened,
             connected: (splice.connected != NOT_CONNECTED)

@@ -138,13 +138,15 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Option<()> {
-        let settings = self.config.services.get(usize::from(service.0))?;
+        let config = self.config.clone();
+        let settings = config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival, .. } = inbound;
         let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
+        let evidence = self.evidence(service, segment, &options, segment.option_octets(frame), validated);
+        let header = self.header(settings, segment.key.remote(), segment.key.local(), evidence);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
-        let (remote, local) = (segment.key.remote(), segment.key.local());
         let listen = *self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?;
         let profile = self.offers.get(usize::from(service.0))?;
         let shift = offer.wscale.unwrap_or(0);
@@ -160,7 +162,7 @@ impl Stack {
             offer,
             ts_offset,
             arrival,
-            header: Header::of(settings.proxy_protocol, remote, local),
+            header,
             held: Vec::new(),
             tried: 0,
             resend_at: now,

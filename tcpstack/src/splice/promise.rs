@@ -18,6 +18,7 @@ use crate::net::{Lower, Route};
 use crate::segment::{self, Direction, PACKET_MAX, SynSegment, TcpChecksum};
 use crate::stack::dial::Rest;
 use crate::stack::ending::Target;
+use crate::stack::header::longest;
 use crate::stack::{FlowRef, Outcome, Stack, send_bare};
 
 /// Where nothing is known: the least MSS that every host takes (RFC 9293 section 3.7.1), and a window that every server opens.
@@ -266,7 +267,7 @@ impl Stack {
                 let before = *offers;
                 *offers = self.shared.board.offers(service, settings);
                 // The header comes out of the window, and is known to fit only with room to spare.
-                if let Some(header) = crate::proxy::longest(settings.proxy_protocol) {
+                if let Some(header) = longest(settings) {
                     offers.window = offers.window.saturating_sub(header).max(WINDOW_MIN);
                 }
                 if *offers != before && !self.changed.contains(&service) {

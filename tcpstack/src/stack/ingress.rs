@@ -1,6 +1,7 @@
 //! What comes in: to a session, to what is left of one, or, with a cookie of ours, to a new one.
 
 use sluice_config::Mode;
+use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
@@ -164,7 +165,9 @@ impl Stack {
             self.refuse(segment, way, net);
             return Err(DropReason::Draining);
         }
-        if let Err(refusal) = self.shared.limits.open(service, segment.key.src) {
+        // Behind a proxy stand many clients; its header tells which.
+        let counted = (!self.trusts(service, segment.key.src)).then_some(segment.key.src);
+        if let Err(refusal) = self.shared.limits.open(service, counted) {
             self.count_ack(AckResult::Limit);
             if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
                 match refusal {
@@ -196,13 +199,24 @@ impl Stack {
                 counters.opened.set(counters.opened.get().saturating_sub(1));
                 counters.active.set(counters.active.get().saturating_sub(1));
             }
-            self.shared.limits.close(service, segment.key.src);
+            self.shared.limits.close(service, counted);
             self.count_ack(AckResult::Limit);
             self.refuse(segment, way, net);
             return Err(DropReason::ConnectionLimit);
         }
         self.count_ack(AckResult::Accepted);
         Ok(Outcome::Consumed)
+    }
+
+    /// Whether `source` is a proxy that names the service's clients.
+    pub(crate) fn trusts(&self, service: ServiceId, source: Addr) -> bool {
+        let settings = self.config.services.get(usize::from(service.0));
+        settings.is_some_and(|settings| {
+            !settings.accept_proxy.is_empty() && {
+                let ip = source.to_ip();
+                settings.accept_proxy.iter().any(|net| net.contains(&ip))
+            }
+        })
     }
 
     fn count_ack(&self, result: AckResult) {

@@ -7,6 +7,7 @@
 
 pub(crate) mod dial;
 pub(crate) mod ending;
+pub(crate) mod header;
 pub(crate) mod ingress;
 pub(crate) mod linger;
 mod serve;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
+use siphasher::sip::SipHasher13;
 use sluice_config::{Config, Mode, Service};
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::counter::Counter;
@@ -26,12 +28,14 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Segment};
 
 use self::dial::{Balancer, SourcePorts};
+use self::header::Pressure;
 use self::linger::Lingers;
 use crate::cookie::{Jar, SynAckProfile};
 use crate::counters::StackCounters;
 use crate::flow::FlowTable;
 use crate::limits::SharedLimits;
 use crate::net::{Lower, Way};
+use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
@@ -57,16 +61,20 @@ pub struct Shared {
     pub records: ArrayQueue<SessionRecord>,
     /// What is known of spliced services' upstreams.
     pub(crate) board: Board,
+    /// The keys that sign PROXY headers.
+    pub(crate) keys: Arc<KeyRing>,
 }
 
 impl Shared {
-    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources.
+    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources, `keys` sign
+    /// PROXY headers.
     #[must_use]
-    pub fn new(config: &Config, secret: [u64; 2], records: usize) -> Shared {
+    pub fn new(config: &Config, secret: [u64; 2], records: usize, keys: Arc<KeyRing>) -> Shared {
         Shared {
             limits: SharedLimits::new(config, secret),
             records: ArrayQueue::new(records),
             board: Board::new(config),
+            keys,
         }
     }
 }
@@ -143,6 +151,13 @@ pub struct Stack {
     pub(crate) balancers: Vec<Balancer>,
     pub(crate) mtus: Vec<u16>,
     pub(crate) isn_key: [u64; 2],
+    /// The first half of this worker's unique ids, and how many there were.
+    pub(crate) id_prefix: u64,
+    pub(crate) named: u64,
+    /// By service: whether it is under attack.
+    pub(crate) pressures: Vec<Pressure>,
+    /// Unix time of this turn.
+    pub(crate) wall: Duration,
     /// The timestamp clock of this turn.
     pub(crate) timestamp_ms: u32,
     pub(crate) dirty: Vec<u32>,
@@ -256,6 +271,10 @@ impl Stack {
             balancers,
             mtus,
             isn_key: [word(4), word(5)],
+            id_prefix: SipHasher13::new_with_keys(word(4), word(5)).hash(b"unique id"),
+            named: 0,
+            pressures: vec![Pressure::default(); config.services.len()],
+            wall: Duration::ZERO,
             timestamp_ms: clock::timestamp_ms(now),
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
@@ -270,6 +289,7 @@ impl Stack {
     pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
         self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
+        self.wall = wall;
         self.jar.tick(wall);
     }
 
@@ -324,6 +344,9 @@ impl Stack {
         };
         let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.syns.bump();
+        }
         Ok(len)
     }
 
@@ -358,6 +381,7 @@ impl Stack {
         self.counters.flow_entries.set(self.flows.len() as u64);
         self.counters.time_wait.set(self.lingers.len() as u64);
         self.refresh_offers();
+        self.feel_pressure(now);
         self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
         self.counters.held_bytes.set(self.held_octets as u64);
         self.counters.source_ports.set(self.source_ports.occupied() as u64);

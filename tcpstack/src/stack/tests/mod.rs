@@ -1,6 +1,7 @@
 //! Conversations with a whole stack on a virtual clock.
 
 mod found_by_review;
+mod headers;
 mod lab;
 mod peers_that_break_rules;
 mod sessions;

@@ -131,8 +131,9 @@ impl Service {
     /// Splice mode that promises what Linux accepts, and asks no upstream whether it does.
     #[must_use]
     pub fn splice_pinned(self) -> Service {
+        // Between the families, segments are as small as IPv6's.
         let pinned =
-            [("mss", "1460"), ("window_scale", "7"), ("sack", "true"), ("timestamps", "true"), ("probe", "\"0s\"")];
+            [("mss", "1440"), ("window_scale", "7"), ("sack", "true"), ("timestamps", "true"), ("probe", "\"0s\"")];
         pinned.into_iter().fold(self.splice(), |service, (key, value)| service.promise(key, value))
     }
 

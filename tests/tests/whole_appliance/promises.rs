@@ -1,10 +1,12 @@
 //! What SYN-ACKs of spliced services promise, and what becomes of a promise the upstream does not keep.
 
+use std::net::Shutdown;
+use std::thread;
 use std::time::Duration;
 
 use sluice_tests::appliance::{NOBODY, Service, Setup, Sluice};
 use sluice_tests::lab::{Family, Lab};
-use sluice_tests::peer::{DOWN, Ending, Pattern, Route, UP, client_closes_first};
+use sluice_tests::peer::{DOWN, Ending, Pattern, Route, UP, accept, client_closes_first, hear, send};
 use sluice_tests::rawtcp::{Offer, RawTcp, Shape};
 
 use crate::basics::SOON;
@@ -55,7 +57,7 @@ fn probes_notice_what_an_upstream_gains_and_loses() {
         [(43_010, "tcp_sack=1", true, true), (43_020, "tcp_timestamps=0", true, false)]
     {
         lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}"));
-        std::thread::sleep(Duration::from_millis(1500));
+        thread::sleep(Duration::from_millis(1500));
         let offered = offer(&lab, from, 7001);
         assert_eq!(
             (offered.sack, offered.timestamps),
@@ -99,4 +101,27 @@ fn a_connection_whose_upstream_accepts_less_than_promised_is_terminated_and_inta
         assert_eq!(fallbacks(name), 1, "{name} was promised again\n{}", sluice.metrics());
         lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}=1"));
     }
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_after_a_fallback() {
+    let lab = Lab::two_arms();
+    lab.server.sh("sysctl -qw net.ipv4.tcp_sack=0");
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001).splice_pinned()])).may_fall_back();
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    for octets in [10, 4 * MIB] {
+        let client = route.dial();
+        let server = accept(&listener);
+        let serving = thread::spawn(move || {
+            send(&server, DOWN, octets).expect("the client takes it");
+            server.shutdown(Shutdown::Write).expect("the connection stands");
+            hear(&server)
+        });
+        assert_eq!(hear(&client), Pattern::heard(DOWN, octets, Ending::Eof));
+        send(&client, UP, octets).expect("the server takes it");
+        client.shutdown(Shutdown::Write).expect("the connection stands");
+        assert_eq!(serving.join().expect("the server's thread"), Pattern::heard(UP, octets, Ending::Eof));
+    }
+    assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[("missing", "sack")]), 2);
 }

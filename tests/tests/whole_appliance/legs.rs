@@ -8,7 +8,9 @@ use std::time::Duration;
 use sluice_tests::appliance::{Service, Setup, Sluice};
 use sluice_tests::capture::{Conversation, Legs, Taps};
 use sluice_tests::lab::{Arms, Family, Lab};
-use sluice_tests::peer::{DOWN, Ear, Ending, Pattern, Route, UP, accept_within, both_send, exchange, hear, send};
+use sluice_tests::peer::{
+    DOWN, Ear, Ending, Pattern, Route, UP, accept_within, both_send, exchange, hear, reset, send,
+};
 use sluice_tests::wire::Impairment;
 
 use crate::basics::SOON;
@@ -63,6 +65,8 @@ fn served(route: &Route<'_>, listener: &TcpListener) -> (TcpStream, TcpStream) {
         if let Some(server) = accept_within(listener, Duration::from_secs(1)) {
             return (client, server);
         }
+        // Not closed: its FIN would bring the cookie.
+        reset(client);
     }
     panic!("five clients in a row were not served");
 }

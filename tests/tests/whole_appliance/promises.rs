@@ -107,21 +107,31 @@ fn a_connection_whose_upstream_accepts_less_than_promised_is_terminated_and_inta
 fn a_server_that_speaks_first_is_heard_after_a_fallback() {
     let lab = Lab::two_arms();
     lab.server.sh("sysctl -qw net.ipv4.tcp_sack=0");
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001).splice_pinned()])).may_fall_back();
-    let route = Route::v4(&lab, 7001);
-    let listener = route.listen();
-    for octets in [10, 4 * MIB] {
-        let client = route.dial();
-        let server = accept(&listener);
-        let serving = thread::spawn(move || {
-            send(&server, DOWN, octets).expect("the client takes it");
-            server.shutdown(Shutdown::Write).expect("the connection stands");
-            hear(&server)
-        });
-        assert_eq!(hear(&client), Pattern::heard(DOWN, octets, Ending::Eof));
-        send(&client, UP, octets).expect("the server takes it");
-        client.shutdown(Shutdown::Write).expect("the connection stands");
-        assert_eq!(serving.join().expect("the server's thread"), Pattern::heard(UP, octets, Ending::Eof));
+    let service = |name, port| Service::new(name, port).upstreams(&[Family::V6.server(port)]).splice_pinned();
+    let services = [
+        // IPv6's segments are 20 octets smaller.
+        service("mss", 7001).promise("mss", "1460").promise("sack", "false"),
+        service("sack", 7002),
+    ];
+    let sluice = Sluice::start(&lab, &Setup::of(services)).may_fall_back();
+    for (missing, port) in [("mss", 7001), ("sack", 7002)] {
+        let route = Route { serve: Family::V6.server(port), ..Route::v4(&lab, port) };
+        let listener = route.listen();
+        for octets in [10, 4 * MIB] {
+            let client = route.dial();
+            let server = accept(&listener);
+            let serving = thread::spawn(move || {
+                let _ = send(&server, DOWN, octets);
+                let _ = server.shutdown(Shutdown::Write);
+                hear(&server)
+            });
+            let heard = hear(&client);
+            assert_eq!(heard, Pattern::heard(DOWN, octets, Ending::Eof), "{missing}\n{}", sluice.metrics());
+            send(&client, UP, octets).expect("the server takes it");
+            client.shutdown(Shutdown::Write).expect("the connection stands");
+            let heard = serving.join().expect("the server's thread");
+            assert_eq!(heard, Pattern::heard(UP, octets, Ending::Eof), "{missing}");
+        }
+        assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[("missing", missing)]), 2);
     }
-    assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[("missing", "sack")]), 2);
 }

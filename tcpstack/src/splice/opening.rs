@@ -707,7 +707,7 @@ impl Stack {
 }
 
 /// What exchanging one pair of addresses for the other adds to a checksum, from client to upstream.
-fn change(client: End, listen: End, ours: End, upstream: End) -> u16 {
+pub(super) fn change(client: End, listen: End, ours: End, upstream: End) -> u16 {
     let before = checksum::pseudo_header(client.addr, listen.addr, TCP, 0).fold();
     let after = checksum::pseudo_header(ours.addr, upstream.addr, TCP, 0).fold();
     Sum::ZERO.word(!before).word(after).fold()

@@ -333,7 +333,30 @@ impl Stack {
             return Err(DropReason::Draining);
         }
         let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
-        let profile = SynAckProfile {
+        let len = match *offers {
+            // What terminate mode and nearly every upstream can do is compiled by itself.
+            SynOffers { wscale: Some(shift), sack: true, timestamps: true, .. } => {
+                let profile = SynAckProfile {
+                    wscale: Some(shift),
+                    sack: true,
+                    timestamps: true,
+                    ..self.profile(offers, segment, port, our_mac)
+                };
+                self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
+            }
+            _ => self.answer_sparingly(frame, segment, offers, port, our_mac),
+        };
+        let len = len.ok_or(DropReason::Truncated)?;
+        self.counters.cookies_sent.bump();
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.syns.bump();
+        }
+        Ok(len)
+    }
+
+    #[inline(always)]
+    fn profile(&self, offers: &SynOffers, segment: &Segment, port: PortId, our_mac: [u8; 6]) -> SynAckProfile {
+        SynAckProfile {
             mss: self.mss_on(offers, port, segment.is_v4()),
             wscale: offers.wscale,
             window: offers.window,
@@ -341,13 +364,21 @@ impl Stack {
             timestamps: offers.timestamps,
             src_mac: our_mac,
             tcp_checksum: TcpChecksum::Full,
-        };
-        let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
-        self.counters.cookies_sent.bump();
-        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
-            counters.syns.bump();
         }
-        Ok(len)
+    }
+
+    /// For upstreams that cannot do everything.
+    #[inline(never)]
+    fn answer_sparingly(
+        &self,
+        frame: &mut [u8],
+        segment: &Segment,
+        offers: &SynOffers,
+        port: PortId,
+        our_mac: [u8; 6],
+    ) -> Option<usize> {
+        let profile = self.profile(offers, segment, port, our_mac);
+        self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
     }
 
     /// From now on nobody new is let in (`SIGTERM`).

@@ -6,3 +6,4 @@ mod lab;
 mod peers_that_break_rules;
 mod sessions;
 mod spliced;
+mod spliced_by_hand;

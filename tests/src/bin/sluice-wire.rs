@@ -1,12 +1,16 @@
-//! Joins two interfaces by a wire that loses, repeats, delays and reorders frames, for a bounded time.
+//! Joins two interfaces by a wire that loses, repeats, delays and reorders frames, for a bounded time or until SIGTERM or SIGINT.
 
 #![forbid(unsafe_code)]
 
+use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
-use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::SignalFd;
+use nix::sys::time::TimeSpec;
 use sluice_tests::wire::{Impairment, Wire};
 
 /// Joins two interfaces of this network namespace by a lossy wire.
@@ -50,8 +54,14 @@ fn main() {
         delay: Duration::from_millis(arguments.delay_ms),
         seed: arguments.seed,
     };
+    let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();
+    // Before the wire's threads begin, so that they leave the signals to us.
+    signals.thread_block().expect("signals can be blocked");
+    let told = SignalFd::new(&signals).expect("signals can be waited for");
     let wire = Wire::start_here(&arguments.a, &arguments.b, impairment);
-    thread::sleep(Duration::from_secs(arguments.seconds));
+    println!("joined");
+    let time = TimeSpec::from_duration(Duration::from_secs(arguments.seconds));
+    let _ = ppoll(&mut [PollFd::new(told.as_fd(), PollFlags::POLLIN)], Some(time), None);
     let counts = wire.counts();
     let show = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     println!(

@@ -61,7 +61,7 @@ impl Splice {
             payload: segment.payload_len,
             flags: segment.flags,
             window: segment.window,
-            timestamp: options.timestamp.map(|(value, _)| value),
+            timestamp: options.timestamp.filter(|_| self.state.has(State::TIMESTAMPS)).map(|(value, _)| value),
         }
     }
 
@@ -76,6 +76,13 @@ impl Splice {
             self.moved = now;
         }
         let fin = fin_of(side);
+        if self.state.has(fin) && !passing.flags.fin() && passing.payload > 0 {
+            let (me, _) = self.halves(side);
+            // Payload where the FIN was said to be: it was not this sender's.
+            if passing.end() == me.snd_max {
+                self.state.clear(fin);
+            }
+        }
         if passing.flags.fin() && !self.state.has(fin) {
             let answers_fin = self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream);
             if side == Side::Upstream && !answers_fin {
@@ -259,6 +266,14 @@ impl Stack {
         let (reason, challenge) = match gate {
             Gate::Pass => return Ok(Outcome::Consumed),
             Gate::Drop(reason) => (reason, false),
+            // The upstream's very SYN-ACK again: what answered it was lost, and no pause stands in the way.
+            Gate::Challenge(DropReason::SynOnFlow)
+                if side == Side::Upstream && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)) =>
+            {
+                let (ack, way) = (splice.bare_ack(side, (upstream, ours)), splice.way(side));
+                send_bare(&ack, way, net);
+                return Ok(Outcome::Consumed);
+            }
             Gate::Challenge(reason) => (reason, true),
             Gate::Reset => {
                 let options = segment.options(frame);

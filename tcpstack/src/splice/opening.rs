@@ -17,7 +17,7 @@ use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
 use super::forward::{Received, forward};
-use super::promise::Accepted;
+use super::promise::{Accepted, Source};
 use super::window::{Gate, Half};
 use super::{End, NOT_CONNECTED, Splice, State, coarse};
 use crate::cookie::Offer;
@@ -39,8 +39,9 @@ pub(crate) const HELD_OCTETS_MAX: usize = 32 << 20;
 /// The first pause before a SYN or a header is repeated; each next one is twice as long.
 const RESEND_FIRST: Duration = Duration::from_millis(200);
 const RESEND_MAX: Duration = Duration::from_secs(3);
-/// After an old connection of the upstream's was reset, the SYN is repeated this soon.
+/// After an old connection of the upstream's was reset, the SYN is repeated this soon, but not without end.
 const RESEND_AFTER_RESET: Duration = Duration::from_millis(5);
+const QUICK_RESENDS: u8 = 2;
 /// While a dial waits for its next hop, it looks again this often.
 const DIAL_LOOK: Duration = Duration::from_millis(100);
 /// Acknowledgments that do not cover the header after which it is repeated at once (RFC 5681 section 3.2).
@@ -58,6 +59,10 @@ pub(crate) struct Opening {
     tried: u64,
     resend_at: Micros,
     pause: Duration,
+    /// How often the SYN of this dial was repeated after a reset.
+    quick: u8,
+    /// The client has payload to send.
+    spoke: bool,
     duplicates: u8,
 }
 
@@ -99,6 +104,17 @@ impl Splice {
         matches!(opening.stage, Stage::Dialing { .. }).then(|| opening.dial_isn(self.isn))
     }
 
+    /// A held segment leaves after the header, whose timestamp is that of the client's newest: it must not look older.
+    fn freshen(&self, segment: &Segment, options: &TcpOptions, tcp: &mut [u8]) {
+        let Some((value, _)) = options.timestamp.filter(|_| self.state.has(State::TIMESTAMPS)) else { return };
+        let behind = self.client.timestamp.wrapping_sub(value);
+        if (behind as i32) > 0 {
+            let mut patch = Patch::new(tcp);
+            patch.add(usize::from(options.timestamp_at).wrapping_sub(segment.l4()), behind);
+            patch.finish();
+        }
+    }
+
     /// The frame that completed the client's handshake, as far as it matters: terminate mode begins with it. `echo` is a timestamp
     /// of ours.
     fn first_ack(&self, key: FlowKey, echo: u32) -> Vec<u8> {
@@ -119,6 +135,11 @@ impl Splice {
             frame.truncate(len.saturating_add(14));
         }
         frame
+    }
+
+    /// Our first number towards the upstream, as far as late segments of its may acknowledge it.
+    pub(super) fn dial_isn(&self) -> Seq {
+        self.opening.as_ref().map_or(self.isn, |opening| opening.dial_isn(self.isn))
     }
 
     /// Whether an upstream has accepted.
@@ -167,6 +188,8 @@ impl Stack {
             tried: 0,
             resend_at: now,
             pause: RESEND_FIRST,
+            quick: 0,
+            spoke: false,
             duplicates: 0,
         };
         let window = u32::from(segment.window) << shift;
@@ -179,7 +202,8 @@ impl Stack {
             pair: 0,
             service,
             seq_delta: 0,
-            ts_delta: 0,
+            // Until the upstream's clock is known, its timestamp of 0 is ours of now.
+            ts_delta: self.timestamp_ms.wrapping_add(ts_offset),
             change: 0,
             state,
             promised_shift: window_shift,
@@ -218,10 +242,11 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
-        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref()) else {
-            return Err(DropReason::NoFlow);
-        };
+        let Some(splice) = self.splices.get(index) else { return Err(DropReason::NoFlow) };
+        let isn = splice.isn;
+        let Some(opening) = splice.opening.as_deref() else { return Err(DropReason::NoFlow) };
         match (side, opening.stage) {
+            (Side::Client, _) if writes_before(inbound.segment, isn.plus(1)) => Err(DropReason::OutOfWindow),
             (Side::Client, Stage::Greeting) => self.spliced_connected(side, index, inbound, frame, now, net),
             (Side::Client, Stage::Waiting | Stage::Dialing { .. }) => self.early(index, inbound, frame, now, net),
             (Side::Upstream, Stage::Waiting) => Err(DropReason::NoFlow),
@@ -260,11 +285,13 @@ impl Stack {
             return Ok(Outcome::Consumed);
         }
         let Some(opening) = &mut splice.opening else { return Err(DropReason::NoFlow) };
+        opening.spoke = true;
         let same = |held: &Held| held.segment.seq == segment.seq && held.segment.seq_end() == segment.seq_end();
         if !opening.held.iter().any(same) {
             let octets = frame.get(..segment.end()).unwrap_or_default();
             if opening.held.len() >= HELD_MAX || self.held_octets.saturating_add(octets.len()) > HELD_OCTETS_MAX {
                 // Not noted: the client sends it again.
+                self.advance_opening(index, now, net);
                 return Err(DropReason::DialBacklog);
             }
             let mut octets: Box<[u8]> = octets.into();
@@ -276,11 +303,7 @@ impl Stack {
             self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
         }
-        let service = splice.service;
-        let new = splice.note(Side::Client, &passing, coarse(now));
-        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
-            counters.bytes_to_upstream.add(u64::from(new));
-        }
+        splice.note(Side::Client, &passing, coarse(now));
         self.advance_opening(index, now, net);
         Ok(Outcome::Consumed)
     }
@@ -294,7 +317,7 @@ impl Stack {
         if opening.stage != Stage::Waiting {
             return;
         }
-        if settings.connect == Connect::OnAccept || !opening.held.is_empty() {
+        if settings.connect == Connect::OnAccept || opening.spoke {
             self.dial_spliced(index, settings, now, net);
         } else {
             self.wait_for_splice(index, settings, now);
@@ -316,6 +339,7 @@ impl Stack {
         };
         opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
         opening.pause = RESEND_FIRST;
+        opening.quick = 0;
         splice.our_port = target.lease.port;
         splice.pair = target.lease.space as u32;
         (splice.hop_port, splice.hop) = match target.route.way {
@@ -392,10 +416,12 @@ impl Stack {
         }
         if flags.ack() && !acknowledges_syn {
             // What is left of an older connection (RFC 9293 section 3.10.7.3): a RST ends it, and then our SYN is new.
-            opening.resend_at = now.after(RESEND_AFTER_RESET);
-            opening.pause = RESEND_FIRST;
-            let at = opening.resend_at;
-            self.splice_wheel.arm_sooner(index, at);
+            if opening.quick < QUICK_RESENDS {
+                opening.quick += 1;
+                opening.resend_at = now.after(RESEND_AFTER_RESET);
+                let at = opening.resend_at;
+                self.splice_wheel.arm_sooner(index, at);
+            }
             self.refuse(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, net);
             return Err(DropReason::BadAck);
         }
@@ -423,15 +449,17 @@ impl Stack {
         let service = splice.service;
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let offered = Accepted::offered(&opening.offer, splice.state.has(State::TIMESTAMPS));
-        let got = Accepted::of(segment, options, &offered);
+        let mut got = Accepted::of(segment, options, &offered);
         let promised_mss = self.offers.get(usize::from(service.0)).map_or(0, |profile| profile.mss);
         let header_len = opening.header_len();
-        self.shared.board.learn(service, target.index, target.route, target.key.src.is_v4(), got);
+        let unit = 1_u32 << splice.promised_shift;
+        got.fit(target.route, target.key.src.is_v4());
+        self.shared.board.learn(service, target.index, got, Source::Dial);
         self.refresh_offers();
         if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
             balancer.connected(target.index);
         }
-        if let Some(missing) = got.missing(&offered, promised_mss, header_len) {
+        if let Some(missing) = got.missing(&offered, promised_mss, header_len, unit) {
             self.fall_back(index, target, segment, missing, now, net);
             return;
         }
@@ -469,10 +497,14 @@ impl Stack {
             send_bare(&ack, splice.way(Side::Upstream), net);
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.bytes_to_upstream.add(splice.octets(Side::Client));
+        }
         for Held { segment, mut frame } in held {
             let options = segment.options(&frame);
             let received = Received { segment: &segment, options: &options, unfinished: false };
             let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { continue };
+            splice.freshen(&segment, &options, tcp);
             splice.rewrite(Side::Client, &received, tcp, (ours, upstream));
             let forward = forward(splice, Side::Client, &segment, (ours, upstream));
             net.send(forward.way, forward.ip.size() + tcp.len(), |packet| {
@@ -676,7 +708,7 @@ impl Stack {
             count(&counters.fallbacks, missing as usize);
         }
         let Some(opening) = splice.opening.take() else { return };
-        let Opening { offer, ts_offset, arrival, held, .. } = *opening;
+        let Opening { offer, ts_offset, arrival, held, header, .. } = *opening;
         let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
         let key = super::flow(
             splice.client_end(),
@@ -698,12 +730,19 @@ impl Stack {
         };
         if let Some(session) = self.sessions.get_mut(session) {
             session.opened = splice.opened;
+            // The same header: it speaks of the ACK that returned the cookie, and has its id.
+            session.header = header;
         }
         for Held { segment, mut frame } in held {
             let inbound = Inbound { segment: &segment, hash, arrival, service };
             let _: Result<(), DropReason> = self.terminated(Side::Client, session, inbound, &mut frame, now, net);
         }
     }
+}
+
+/// Whether a client's segment has octets that stand before its first: there is the PROXY header's place.
+fn writes_before(segment: &Segment, first: Seq) -> bool {
+    segment.seq_len() > 0 && segment.seq.precedes(first)
 }
 
 /// What exchanging one pair of addresses for the other adds to a checksum, from client to upstream.

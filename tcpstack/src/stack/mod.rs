@@ -132,6 +132,8 @@ pub struct Stack {
     pub(crate) sessions: Slab<Session>,
     pub(crate) splices: Splices,
     pub(crate) splice_wheel: Wheel,
+    /// Where the resets at the end of the drain go on.
+    pub(crate) reset_next: u32,
     /// Octets of clients' segments that wait for an upstream to accept.
     pub(crate) held_octets: usize,
     /// Where services listen, each once, and the places in that list.
@@ -255,6 +257,7 @@ impl Stack {
             sessions: Slab::new(),
             splices: Splices::new(spliced),
             splice_wheel: Wheel::new(now),
+            reset_next: 0,
             held_octets: 0,
             listens,
             listen_index,
@@ -400,7 +403,9 @@ impl Stack {
                 self.end(index, session, EndCause::Shutdown, now, net);
             }
         }
-        let indices: Vec<u32> = self.splices.indices().take(RESETS).collect();
+        // On from where the last turn ended: nobody new is let in.
+        let indices: Vec<u32> = self.splices.indices_from(self.reset_next).take(RESETS).collect();
+        self.reset_next = indices.last().map_or(0, |last| last.saturating_add(1));
         for index in indices {
             self.end_spliced(index, EndCause::Shutdown, now, net);
         }

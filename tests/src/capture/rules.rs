@@ -207,7 +207,8 @@ impl Checker<'_> {
             sent.late <= source
         };
         if forwarded && !excused {
-            self.breach(Rule::ClockForward, format!("TSval {value} after {newest}"));
+            let octets = heard.payload.len();
+            self.breach(Rule::ClockForward, format!("TSval {value} after {newest}, {octets} octets"));
         }
     }
 

@@ -10,35 +10,35 @@ use super::lab::*;
 use crate::counters::{DialFailure, Missing};
 use crate::record::EndCause;
 
-const UPSTREAM: &str = "10.0.0.5:80";
-const PINNED: &str =
+pub(super) const UPSTREAM: &str = "10.0.0.5:80";
+pub(super) const PINNED: &str =
     "mode = \"splice\"\npromise = { probe = \"0s\", mss = 1200, window_scale = 7, sack = true, timestamps = true }";
-const HEADER_LEN: u32 = b"PROXY TCP4 203.0.113.99 198.51.100.10 5000 443\r\n".len() as u32;
+pub(super) const HEADER_LEN: u32 = b"PROXY TCP4 203.0.113.99 198.51.100.10 5000 443\r\n".len() as u32;
 /// The client's and the upstream's first numbers: both wrap soon.
-const ISN: u32 = u32::MAX - 20;
-const THEIR_ISN: u32 = u32::MAX - 5;
+pub(super) const ISN: u32 = u32::MAX - 20;
+pub(super) const THEIR_ISN: u32 = u32::MAX - 5;
 /// The upstream's clock.
-const THEIR_CLOCK: u32 = u32::MAX - 1_000;
+pub(super) const THEIR_CLOCK: u32 = u32::MAX - 1_000;
 
 /// A session's ends, by hand. The client's timestamps count from 500.
-struct Talk {
-    lab: Lab,
+pub(super) struct Talk {
+    pub(super) lab: Lab,
     /// Our first number towards the client.
-    cookie: u32,
+    pub(super) cookie: u32,
     /// TSval of our SYN-ACK.
-    our_stamp: u32,
+    pub(super) our_stamp: u32,
     /// Our end towards the upstream.
-    ours: String,
+    pub(super) ours: String,
     /// The dial's first number.
-    dial: u32,
+    pub(super) dial: u32,
 }
 
 /// A packet sent: to whom, and what.
-type Sent = (Way, Segment, TcpOptions, Vec<u8>);
+pub(super) type Sent = (Way, Segment, TcpOptions, Vec<u8>);
 
 impl Talk {
     /// A client that completed its handshake with every option; the dial's SYN is on its way.
-    fn new(extra: &str) -> Talk {
+    pub(super) fn new(extra: &str) -> Talk {
         let mut lab = Lab::new(extra);
         lab.client_answers = false;
         lab.server_answers = false;
@@ -59,7 +59,7 @@ impl Talk {
         talk
     }
 
-    fn find_dial(&mut self) {
+    pub(super) fn find_dial(&mut self) {
         if let Some((_, syn, ..)) = self.sent().into_iter().rev().find(|(_, segment, ..)| segment.flags == Flags::SYN) {
             self.ours = syn.key.local_of_reversed();
             self.dial = syn.seq.0;
@@ -67,7 +67,7 @@ impl Talk {
     }
 
     /// The same with an upstream that accepted with every option.
-    fn connected(extra: &str) -> Talk {
+    pub(super) fn connected(extra: &str) -> Talk {
         let mut talk = Talk::new(extra);
         talk.accept(&[
             Opt::Mss(1460),
@@ -80,23 +80,23 @@ impl Talk {
     }
 
     /// The upstream's SYN-ACK.
-    fn accept(&mut self, options: &[Opt]) {
+    pub(super) fn accept(&mut self, options: &[Opt]) {
         let frame = tcp(UPSTREAM, &*self.ours)
             .flags(Flags::SYN | Flags::ACK)
             .seq(THEIR_ISN)
             .ack(self.dial.wrapping_add(1))
             .window(60_000)
-            .options(options.iter().cloned())
+            .options(options)
             .build();
         self.lab.receive(&frame);
     }
 
     /// A client's segment, `seq` octets after its first and acknowledging `ack` of ours.
-    fn client(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
+    pub(super) fn client(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
         self.client_stamped(flags, seq, ack, payload, 510, self.our_stamp);
     }
 
-    fn client_stamped(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8], value: u32, echo: u32) {
+    pub(super) fn client_stamped(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8], value: u32, echo: u32) {
         let frame = tcp(HAND, SERVICE)
             .flags(flags)
             .seq(ISN.wrapping_add(1).wrapping_add(seq))
@@ -109,7 +109,7 @@ impl Talk {
     }
 
     /// An upstream's segment, `seq` octets after its first and acknowledging so much of what came after the dial's SYN.
-    fn upstream(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
+    pub(super) fn upstream(&mut self, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
         let frame = tcp(UPSTREAM, &*self.ours)
             .flags(flags)
             .seq(THEIR_ISN.wrapping_add(1).wrapping_add(seq))
@@ -122,7 +122,7 @@ impl Talk {
     }
 
     /// What was sent since it was last asked, in order.
-    fn sent(&mut self) -> Vec<Sent> {
+    pub(super) fn sent(&mut self) -> Vec<Sent> {
         let packets: Vec<_> = self.lab.below.sent.drain(..).collect();
         packets
             .into_iter()
@@ -134,13 +134,13 @@ impl Talk {
             .collect()
     }
 
-    fn one(&mut self) -> Sent {
+    pub(super) fn one(&mut self) -> Sent {
         let mut sent = self.sent();
         assert_eq!(sent.len(), 1, "{sent:?}");
         sent.remove(0)
     }
 
-    fn wait_ms(&mut self, ms: u64) {
+    pub(super) fn wait_ms(&mut self, ms: u64) {
         for _ in 0..ms {
             self.lab.now.0 += 1_000;
             self.lab.stack.begin_turn(self.lab.now, Duration::from_micros(self.lab.now.0));
@@ -149,7 +149,7 @@ impl Talk {
         }
     }
 
-    fn dropped(&mut self) -> Option<DropReason> {
+    pub(super) fn dropped(&mut self) -> Option<DropReason> {
         self.lab.drops.pop()
     }
 }
@@ -165,7 +165,7 @@ impl Reversed for FlowKey {
     }
 }
 
-fn to_client(sent: &Sent) -> bool {
+pub(super) fn to_client(sent: &Sent) -> bool {
     matches!(sent.0, Way::Reply { .. })
 }
 

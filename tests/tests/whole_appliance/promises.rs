@@ -36,7 +36,7 @@ fn a_syn_ack_promises_what_all_upstreams_were_seen_to_accept() {
     let sluice = Sluice::start(&lab, &setup);
     let all = Offer { mss: Some(1460), wscale: Some(7), sack: true, timestamps: true, ecn: false, took: 0 };
     assert_eq!(offer(&lab, 43_001, 7001), all, "{}", sluice.metrics());
-    assert_eq!(offer(&lab, 43_002, 7002), Offer { wscale: Some(3), ..all.clone() });
+    assert_eq!(offer(&lab, 43_002, 7002), Offer { mss: Some(1440), wscale: Some(3), ..all.clone() });
     let none = Offer { mss: None, wscale: None, sack: false, timestamps: false, ecn: false, took: 0 };
     for (from, port, sack) in [(43_003, 7003, true), (43_004, 7004, false)] {
         let offered = offer(&lab, from, port);

@@ -13,6 +13,7 @@
 #   --seconds S    length of one run after a second that does not count (default 5)
 #   --loss P       percent of the frames lost, each way (default 1)
 #   --delay MS     what the wire adds to the round trip, milliseconds, even (default 50)
+#   --congestion N what client and server use, such as cubic or bbr (default the kernel's own)
 #   --only WORDS   some of "proxyless terminate splice" (default all)
 #   --no-setup     do not install packages or reserve hugepages
 #   --no-build     use what is built
@@ -23,7 +24,7 @@ set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-rounds=3 seconds=5 loss=1 delay=50 only="proxyless terminate splice" with_setup=1 with_build=1
+rounds=3 seconds=5 loss=1 delay=50 congestion=() only="proxyless terminate splice" with_setup=1 with_build=1
 ARGS=("$@")
 number() { [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number, found '${2:-nothing}'"; }
 while (($#)); do
@@ -37,6 +38,10 @@ while (($#)); do
         --delay)
             number "$@" && delay=$2 && shift
             ((delay % 2 == 0)) || usage_error "--delay is shared by both directions: it must be even, found '$delay'"
+            ;;
+        --congestion)
+            [[ -n "${2:-}" ]] || usage_error "--congestion needs a name"
+            congestion=(--congestion "$2") && shift
             ;;
         --only)
             only=${2:-}
@@ -188,7 +193,7 @@ RATE=0
 run() {
     RATE=0
     start_iperf3
-    if ip netns exec "$CLIENT" timeout $((seconds + 30)) iperf3 -c 198.51.100.10 -p 5201 -t "$seconds" -O 1 -f k --connect-timeout 5000 "$@" \
+    if ip netns exec "$CLIENT" timeout $((seconds + 30)) iperf3 -c 198.51.100.10 -p 5201 -t "$seconds" -O 1 -f k --connect-timeout 5000 "${congestion[@]}" "$@" \
         >"$WORK/run.log" 2>&1 </dev/null; then
         RATE=$(awk '/receiver/ { rate = $7 / 1000 } END { print rate + 0 }' "$WORK/run.log")
     else
@@ -240,7 +245,7 @@ cell() {
 }
 
 say
-say "Mbit/s that arrived, medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
+say "Mbit/s that arrived, ${congestion[1]:-$(ip netns exec "$SERVER" sysctl -n net.ipv4.tcp_congestion_control)} at both ends, medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
 say
 say "| wire, each way | direction | no proxy | terminate | splice |"
 say "|---|---|---|---|---|"

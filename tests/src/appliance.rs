@@ -200,6 +200,7 @@ pub struct Setup {
     connections: Option<String>,
     runtime: String,
     filters: String,
+    tables: String,
     routes: String,
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
@@ -218,6 +219,7 @@ impl Setup {
             // Plenty for a lab, and quicker to set up than the default.
             runtime: "mbufs = 16383".to_owned(),
             filters: String::new(),
+            tables: String::new(),
             routes: String::new(),
             wan_device: None,
             wan_vlan: 0,
@@ -273,6 +275,12 @@ impl Setup {
         Setup { filters: format!("\n[filters]\n{lines}\n"), ..self }
     }
 
+    /// Adds these lines at the end: whole tables.
+    #[must_use]
+    pub fn tables(self, lines: &str) -> Setup {
+        Setup { tables: format!("\n{lines}\n"), ..self }
+    }
+
     /// Adds a route to `prefix` by `via` on the servers' side.
     #[must_use]
     pub fn route(self, prefix: &str, via: IpAddr) -> Setup {
@@ -323,6 +331,7 @@ impl Setup {
             text += &service.toml();
         }
         text += &self.filters;
+        text += &self.tables;
         let connections = self.connections.clone().unwrap_or_else(|| log_path(lab));
         let _ = write!(
             text,
@@ -381,6 +390,8 @@ pub struct Record {
     pub ended: SystemTime,
     /// The client as sluice saw it.
     pub client: SocketAddr,
+    /// The proxy that named it.
+    pub via: Option<SocketAddr>,
     /// Where it connected to.
     pub listen: SocketAddr,
     /// Sluice's address towards the upstream.

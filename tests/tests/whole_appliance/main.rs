@@ -29,6 +29,7 @@ mod basics;
 mod crowds;
 mod endings;
 mod floods;
+mod headers;
 mod legs;
 mod limits;
 mod loss;

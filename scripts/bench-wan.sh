@@ -13,6 +13,7 @@
 #   --seconds S    length of one run after a second that does not count (default 5)
 #   --loss P       percent of the frames lost, each way (default 1)
 #   --delay MS     what the wire adds to the round trip, milliseconds, even (default 50)
+#   --congestion N what client and server use, such as cubic or bbr (default the kernel's own)
 #   --only WORDS   some of "proxyless terminate splice" (default all)
 #   --no-setup     do not install packages or reserve hugepages
 #   --no-build     use what is built
@@ -23,7 +24,7 @@ set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-rounds=3 seconds=5 loss=1 delay=50 only="proxyless terminate splice" with_setup=1 with_build=1
+rounds=3 seconds=5 loss=1 delay=50 congestion=() only="proxyless terminate splice" with_setup=1 with_build=1
 ARGS=("$@")
 number() { [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number, found '${2:-nothing}'"; }
 while (($#)); do
@@ -37,6 +38,10 @@ while (($#)); do
         --delay)
             number "$@" && delay=$2 && shift
             ((delay % 2 == 0)) || usage_error "--delay is shared by both directions: it must be even, found '$delay'"
+            ;;
+        --congestion)
+            [[ -n "${2:-}" ]] || usage_error "--congestion needs a name"
+            congestion=(--congestion "$2") && shift
             ;;
         --only)
             only=${2:-}
@@ -112,16 +117,23 @@ for ns in "$CLIENT" "$SERVER"; do
     sysctl_in "$ns" net.ipv4.tcp_no_metrics_save=1
 done
 
-ip netns exec "$SERVER" iperf3 -s -p 5201 >"$WORK/iperf3.log" 2>&1 </dev/null &
-iperf3_pid=$!
-on_exit stop_pid "$iperf3_pid" 2
+# One server for each run: one that lost its client with the wire would wait for it.
+IPERF3_PID=''
 listening() { ip netns exec "$SERVER" ss -Htln 'sport = :5201' | grep -q .; }
-wait_until_or_dead 10 "$iperf3_pid" listening || die "iperf3 does not listen: $(tail -n 3 "$WORK/iperf3.log")"
+start_iperf3() {
+    if [[ -n $IPERF3_PID ]]; then stop_pid "$IPERF3_PID" 2; fi
+    ip netns exec "$SERVER" iperf3 -s -1 -p 5201 >"$WORK/iperf3.log" 2>&1 </dev/null &
+    IPERF3_PID=$!
+    wait_until_or_dead 10 "$IPERF3_PID" listening || die "iperf3 does not listen: $(tail -n 3 "$WORK/iperf3.log")"
+}
+# What still runs on the way out ends with its namespace.
 
 # --- What stands between ----------------------------------------------------------------------
 
 SLUICE_PID=''
 start_sluice() {
+    # It asks at its start what the server accepts.
+    start_iperf3
     cat >"$WORK/wan.toml" <<TOML
 [runtime]
 cores = [$WORKER_CORE]
@@ -152,7 +164,6 @@ connections = "off"
 TOML
     ip netns exec "$APPLIANCE" "$SLUICE_BIN" run -c "$WORK/wan.toml" >"$WORK/sluice.log" 2>&1 </dev/null &
     SLUICE_PID=$!
-    on_exit stop_pid "$SLUICE_PID" 2
     wait_until_or_dead 40 "$SLUICE_PID" grep -q "sluice: ready" "$WORK/sluice.log" ||
         die "sluice did not start: $(tail -n 3 "$WORK/sluice.log")"
     # The first probe's answer.
@@ -166,7 +177,6 @@ start_wire() { # far end, loss in percent, delay in ms of the round trip
     ip netns exec "$BETWEEN" "$WIRE" w0 "$1" --loss "$share" --delay-ms $(($3 / 2)) --seed "$round" --seconds 3600 \
         >"$WORK/wire.log" 2>&1 </dev/null &
     WIRE_PID=$!
-    on_exit stop_pid "$WIRE_PID" 2
     wait_until_or_dead 10 "$WIRE_PID" grep -q joined "$WORK/wire.log" || die "the wire did not start: $(cat "$WORK/wire.log")"
     # Somebody else may have the service's address now.
     ip -n "$CLIENT" neigh flush dev c0
@@ -178,15 +188,17 @@ stop_wire() {
     ((refused + overrun == 0)) || warn "$1: the wire itself lost $((refused + overrun)) frames"
 }
 
-# Mbit/s that arrived, of one flow.
+# Leaves in RATE what arrived of one flow, in Mbit/s.
+RATE=0
 run() {
-    ip netns exec "$CLIENT" timeout $((seconds + 30)) iperf3 -c 198.51.100.10 -p 5201 -t "$seconds" -O 1 -f k --connect-timeout 5000 "$@" \
-        >"$WORK/run.log" 2>&1 </dev/null || {
+    RATE=0
+    start_iperf3
+    if ip netns exec "$CLIENT" timeout $((seconds + 30)) iperf3 -c 198.51.100.10 -p 5201 -t "$seconds" -O 1 -f k --connect-timeout 5000 "${congestion[@]}" "$@" \
+        >"$WORK/run.log" 2>&1 </dev/null; then
+        RATE=$(awk '/receiver/ { rate = $7 / 1000 } END { print rate + 0 }' "$WORK/run.log")
+    else
         warn "iperf3: $(tail -n 1 "$WORK/run.log")"
-        echo 0
-        return
-    }
-    awk '/receiver/ { rate = $7 / 1000 } END { print rate + 0 }' "$WORK/run.log"
+    fi
 }
 
 # --- Runs -------------------------------------------------------------------------------------
@@ -208,9 +220,9 @@ for ((round = 1; round <= rounds; round++)); do
             for direction in up down; do
                 flags=()
                 [[ $direction == up ]] || flags=(--reverse)
-                rate=$(run "${flags[@]}")
-                rates["$path $wire $direction"]+="$rate "
-                printf 'round %d: %-9s %s%% loss, %s ms, %-4s %8.1f Mbit/s\n' "$round" "$path" "$percent" "$ms" "$direction" "$rate" >&2
+                run "${flags[@]}"
+                rates["$path $wire $direction"]+="$RATE "
+                printf 'round %d: %-9s %s%% loss, %s ms, %-4s %8.1f Mbit/s\n' "$round" "$path" "$percent" "$ms" "$direction" "$RATE" >&2
             done
             stop_wire "round $round, $path, $percent% loss, $ms ms"
         done
@@ -233,7 +245,7 @@ cell() {
 }
 
 say
-say "Mbit/s that arrived, medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
+say "Mbit/s that arrived, ${congestion[1]:-$(ip netns exec "$SERVER" sysctl -n net.ipv4.tcp_congestion_control)} at both ends, medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
 say
 say "| wire, each way | direction | no proxy | terminate | splice |"
 say "|---|---|---|---|---|"

@@ -60,6 +60,8 @@ pub struct WireCounts {
     pub repeated: AtomicU64,
     /// Frames the far interface had no room for: lost, but not on purpose.
     pub refused: AtomicU64,
+    /// Frames that came faster than they were read: the same. Known when the wire has stopped.
+    pub overrun: AtomicU64,
 }
 
 /// A running wire. Stops when dropped.
@@ -115,6 +117,14 @@ impl Wire {
     pub fn counts(&self) -> &WireCounts {
         &self.counts
     }
+
+    /// Takes the wire down; all it has done.
+    #[must_use]
+    pub fn stop(self) -> Arc<WireCounts> {
+        let counts = Arc::clone(&self.counts);
+        drop(self);
+        counts
+    }
 }
 
 impl Drop for Wire {
@@ -151,6 +161,7 @@ impl OneWay {
                 }
             }
         }
+        self.counts.overrun.fetch_add(from.overruns(), Ordering::Relaxed);
     }
 
     fn take(&mut self, frame: &[u8]) {

@@ -62,15 +62,16 @@ fn main() {
     println!("joined");
     let time = TimeSpec::from_duration(Duration::from_secs(arguments.seconds));
     let _ = ppoll(&mut [PollFd::new(told.as_fd(), PollFlags::POLLIN)], Some(time), None);
-    let counts = wire.counts();
+    let counts = wire.stop();
     let show = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
     println!(
-        "received {} sent {} lost {} held {} repeated {} refused {}",
+        "received {} sent {} lost {} held {} repeated {} refused {} overrun {}",
         show(&counts.received),
         show(&counts.sent),
         show(&counts.lost),
         show(&counts.held),
         show(&counts.repeated),
-        show(&counts.refused)
+        show(&counts.refused),
+        show(&counts.overrun)
     );
 }

@@ -5,6 +5,11 @@
 //! accepted is held, within bounds, and follows the header; what finds no room the client sends again. The header is repeated
 //! until it is acknowledged, then forgotten; until then acknowledgments of its octets stay here.
 //!
+//! The upstream must not take the handshake with us for the way to the client: a sender that goes by the least round trip it ever
+//! saw (BBR's, RACK's) would hold back for it. When the client is far, the SYN is therefore sent once more as soon as it was
+//! answered, so that the answer's round trip counts for nothing (Karn's algorithm, RFC 6298 section 3), and the ACK that completes the
+//! handshake carries no timestamp to measure by. It costs no time; the second answer is acknowledged again.
+//!
 //! A SYN-ACK that accepts less than was promised to the client ends the attempt: the session goes on in terminate mode.
 
 use std::num::NonZeroU16;
@@ -44,6 +49,8 @@ const RESEND_AFTER_RESET: Duration = Duration::from_millis(5);
 const QUICK_RESENDS: u8 = 2;
 /// While a dial waits for its next hop, it looks again this often.
 const DIAL_LOOK: Duration = Duration::from_millis(100);
+/// A client whose round trip is no longer than this is as near as its upstream may believe, milliseconds.
+const NEAR: u32 = 5;
 /// Acknowledgments that do not cover the header after which it is repeated at once (RFC 5681 section 3.2).
 const DUPLICATES: u8 = 3;
 
@@ -63,6 +70,10 @@ pub(crate) struct Opening {
     quick: u8,
     /// The client has payload to send.
     spoke: bool,
+    /// The client is far, as far as anybody knows.
+    far: bool,
+    /// The SYN was sent twice on purpose: another answer is on its way.
+    twice: bool,
     duplicates: u8,
 }
 
@@ -190,6 +201,8 @@ impl Stack {
             pause: RESEND_FIRST,
             quick: 0,
             spoke: false,
+            far: evidence.rtt_ms.is_none_or(|elapsed| elapsed > NEAR),
+            twice: false,
             duplicates: 0,
         };
         let window = u32::from(segment.window) << shift;
@@ -353,14 +366,26 @@ impl Stack {
         self.send_syn(index, now, net);
     }
 
-    /// Sends the dial's SYN, again or for the first time.
+    /// Sends the dial's SYN, again or for the first time, and says when to look again.
     fn send_syn<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        self.emit_syn(index, net);
+        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref_mut()) else {
+            return;
+        };
+        let Stage::Dialing { until, .. } = opening.stage else { return };
+        opening.resend_at = now.after(opening.pause);
+        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
+        self.splice_wheel.arm(index, look);
+    }
+
+    fn emit_syn<N: Lower>(&mut self, index: u32, net: &mut N) {
         let mtus = &self.mtus;
         let Some(splice) = self.splices.get_mut(index) else { return };
         let window = splice.client.window();
         let timestamp = splice.state.has(State::TIMESTAMPS).then_some(splice.client.timestamp);
         let Some(opening) = splice.opening.as_deref_mut() else { return };
-        let Stage::Dialing { target, until } = opening.stage else { return };
+        let Stage::Dialing { target, .. } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.
         let headers = |v4: bool| if v4 { 40 } else { 60 };
         let client_mtu = mtus.get(usize::from(splice.port.0)).copied().unwrap_or(1500);
@@ -385,10 +410,6 @@ impl Stack {
         {
             net.send(target.route.way, octets.len(), |out| out.copy_from_slice(octets));
         }
-        opening.resend_at = now.after(opening.pause);
-        opening.pause = (opening.pause * 2).min(RESEND_MAX);
-        let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
-        self.splice_wheel.arm(index, look);
     }
 
     /// What the dialled upstream answered.
@@ -467,6 +488,13 @@ impl Stack {
         let clock = coarse(now);
         let Some(splice) = self.splices.get_mut(index) else { return };
         let Some(opening) = splice.opening.as_deref_mut() else { return };
+        let far = opening.far;
+        if far {
+            opening.twice = true;
+            self.emit_syn(index, net);
+        }
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
         splice.connected =
             u32::try_from(now.since(splice.opened).as_micros()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
         splice.moved = clock;
@@ -490,11 +518,14 @@ impl Stack {
         opening.pause = RESEND_FIRST;
         let held = std::mem::take(&mut opening.held);
         self.held_octets -= held.iter().map(|held| held.frame.len()).sum::<usize>();
+        if far || (header_len == 0 && held.is_empty()) {
+            let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+            ack.seq = splice.dial_isn().plus(1);
+            ack.timestamp = ack.timestamp.filter(|_| !far);
+            send_bare(&ack, splice.way(Side::Upstream), net);
+        }
         if header_len > 0 {
             self.send_header(index, now, net);
-        } else if held.is_empty() {
-            let ack = splice.bare_ack(Side::Upstream, (upstream, ours));
-            send_bare(&ack, splice.way(Side::Upstream), net);
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
         if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
@@ -562,8 +593,18 @@ impl Stack {
             && segment.flags.ack()
             && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta))
         {
-            // Our first segment was lost, or its SYN-ACK was slow.
-            self.send_header(index, now, net);
+            let Some((_, _, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
+            let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+            let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+            ack.seq = splice.dial_isn().plus(1);
+            match splice.opening.as_deref_mut() {
+                Some(opening) if opening.twice => {
+                    opening.twice = false;
+                    send_bare(&ack, splice.way(Side::Upstream), net);
+                }
+                // Our first segment was lost, or its SYN-ACK was slow.
+                _ => self.send_header(index, now, net),
+            }
             return Ok(Outcome::Consumed);
         }
         if segment.flags.rst() {

@@ -231,7 +231,8 @@ fn promise(known: &[Accepted], pinned: &Promise) -> SynOffers {
     let scales = all(&|upstream| upstream.wscale.map(|scale| scale.is_some()));
     let largest = known.iter().filter_map(|upstream| upstream.wscale.flatten()).max();
     SynOffers {
-        mss: pinned.mss.or(known.iter().map(|upstream| upstream.mss).min()).unwrap_or(MSS_UNKNOWN),
+        // Larger segments than an upstream takes are of no use to anybody, pinned or not.
+        mss: pinned.mss.into_iter().chain(known.iter().map(|upstream| upstream.mss)).min().unwrap_or(MSS_UNKNOWN),
         wscale: pinned.window_scale.or(largest.filter(|_| scales)),
         window: known.iter().map(|upstream| upstream.window).min().unwrap_or(WINDOW_UNKNOWN).max(WINDOW_MIN),
         sack: pinned.sack.unwrap_or_else(|| all(&|upstream| upstream.sack)),

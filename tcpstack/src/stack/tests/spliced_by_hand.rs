@@ -39,6 +39,14 @@ pub(super) type Sent = (Way, Segment, TcpOptions, Vec<u8>);
 impl Talk {
     /// A client that completed its handshake with every option; the dial's SYN is on its way.
     pub(super) fn new(extra: &str) -> Talk {
+        let mut talk = Talk::shaken(extra);
+        talk.client(Flags::ACK, 0, 0, b"");
+        talk.find_dial();
+        talk
+    }
+
+    /// A client whose SYN was answered.
+    fn shaken(extra: &str) -> Talk {
         let mut lab = Lab::new(extra);
         lab.client_answers = false;
         lab.server_answers = false;
@@ -47,16 +55,13 @@ impl Talk {
         lab.receive(&tcp(HAND, SERVICE).flags(Flags::SYN).seq(ISN).options(options).build());
         let (_, packet) = lab.below.sent.pop_back().unwrap();
         let (answer, options) = read(&packet);
-        let mut talk = Talk {
+        Talk {
             lab,
             cookie: answer.seq.0,
             our_stamp: options.timestamp.map_or(0, |(value, _)| value),
             ours: String::new(),
             dial: 0,
-        };
-        talk.client(Flags::ACK, 0, 0, b"");
-        talk.find_dial();
-        talk
+        }
     }
 
     pub(super) fn find_dial(&mut self) {
@@ -478,4 +483,28 @@ fn windows_are_rescaled_where_the_upstreams_scale_is_another() {
     talk.sent();
     talk.upstream(Flags::ACK, 0, 0, b"");
     assert_eq!(talk.one().1.window, 500 << 2);
+}
+
+#[test]
+fn a_far_clients_upstream_learns_no_round_trip_from_the_handshake() {
+    let mut talk = Talk::shaken(&format!("{PINNED}\nproxy_protocol = \"v1\""));
+    talk.wait_ms(40);
+    talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.find_dial();
+    let all = [Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)];
+    talk.accept(&all);
+    let sent = talk.sent();
+    // The SYN again, so that its answer's time means nothing; an ACK to go with it; then all the rest.
+    assert_eq!((sent[0].1.flags, sent[0].1.seq), (Flags::SYN, Seq(talk.dial)));
+    assert_eq!((sent[1].1.flags, sent[1].1.seq, sent[1].2.timestamp), (Flags::ACK, Seq(talk.dial).plus(1), None));
+    assert!(sent[2].3.starts_with(b"PROXY "));
+    assert_eq!((sent.len(), &sent[3].3[..]), (4, &b"hello"[..]));
+    // The answer to the second SYN is acknowledged, with a timestamp now; nothing is repeated for it.
+    talk.accept(&all);
+    let (_, ack, options, payload) = talk.one();
+    assert_eq!((ack.flags, ack.ack, payload.len()), (Flags::ACK, Seq(THEIR_ISN).plus(1), 0));
+    assert!(options.timestamp.is_some());
+    // A third one means that we were not heard.
+    talk.accept(&all);
+    assert!(talk.one().3.starts_with(b"PROXY "));
 }

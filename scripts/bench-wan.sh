@@ -13,6 +13,8 @@
 #   --seconds S    length of one run after a second that does not count (default 5)
 #   --loss P       percent of the frames lost, each way (default 1)
 #   --delay MS     what the wire adds to the round trip, milliseconds, even (default 50)
+#   --rate M       what the wire carries each way, Mbit/s, behind a queue of 50 ms (default 400: less than what two cores can
+#                  do in each of the cases, or the processor would be measured; 0 = whatever comes)
 #   --congestion N what client and server use, such as cubic or bbr (default the kernel's own)
 #   --only WORDS   some of "proxyless terminate splice" (default all)
 #   --no-setup     do not install packages or reserve hugepages
@@ -24,7 +26,7 @@ set -Eeuo pipefail
 # shellcheck source=scripts/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-rounds=3 seconds=5 loss=1 delay=50 congestion=() only="proxyless terminate splice" with_setup=1 with_build=1
+rounds=3 seconds=5 loss=1 delay=50 rate=400 congestion=() only="proxyless terminate splice" with_setup=1 with_build=1
 ARGS=("$@")
 number() { [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] || usage_error "$1 needs a number, found '${2:-nothing}'"; }
 while (($#)); do
@@ -38,6 +40,10 @@ while (($#)); do
         --delay)
             number "$@" && delay=$2 && shift
             ((delay % 2 == 0)) || usage_error "--delay is shared by both directions: it must be even, found '$delay'"
+            ;;
+        --rate)
+            [[ "${2:-}" =~ ^[0-9]+$ ]] || usage_error "--rate needs a number, found '${2:-nothing}'"
+            rate=$2 && shift
             ;;
         --congestion)
             [[ -n "${2:-}" ]] || usage_error "--congestion needs a name"
@@ -174,7 +180,7 @@ WIRE_PID=''
 start_wire() { # far end, loss in percent, delay in ms of the round trip
     local share
     share=$(awk -v percent="$2" 'BEGIN { print percent / 100 }')
-    ip netns exec "$BETWEEN" "$WIRE" w0 "$1" --loss "$share" --delay-ms $(($3 / 2)) --seed "$round" --seconds 3600 \
+    ip netns exec "$BETWEEN" "$WIRE" w0 "$1" --loss "$share" --delay-ms $(($3 / 2)) --rate "$rate" --seed "$round" --seconds 3600 \
         >"$WORK/wire.log" 2>&1 </dev/null &
     WIRE_PID=$!
     wait_until_or_dead 10 "$WIRE_PID" grep -q joined "$WORK/wire.log" || die "the wire did not start: $(cat "$WORK/wire.log")"
@@ -245,7 +251,7 @@ cell() {
 }
 
 say
-say "Mbit/s that arrived, ${congestion[1]:-$(ip netns exec "$SERVER" sysctl -n net.ipv4.tcp_congestion_control)} at both ends, medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
+say "Mbit/s that arrived, ${congestion[1]:-$(ip netns exec "$SERVER" sysctl -n net.ipv4.tcp_congestion_control)} at both ends, a wire of $((rate)) Mbit/s (0 = any), medians of $rounds runs of $seconds s; in brackets the share of what arrives without a proxy."
 say
 say "| wire, each way | direction | no proxy | terminate | splice |"
 say "|---|---|---|---|---|"

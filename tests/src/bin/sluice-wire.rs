@@ -36,6 +36,9 @@ struct Arguments {
     /// Delay of every frame, in milliseconds.
     #[arg(long, default_value_t = 0)]
     delay_ms: u64,
+    /// What the wire carries each way, in Mbit/s; 0 = whatever comes.
+    #[arg(long, default_value_t = 0)]
+    rate: u64,
     /// Seed of the decisions.
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -52,6 +55,7 @@ fn main() {
         reorder: arguments.reorder,
         hold: Duration::from_millis(arguments.hold_ms),
         delay: Duration::from_millis(arguments.delay_ms),
+        rate: arguments.rate * 1_000_000,
         seed: arguments.seed,
     };
     let signals: SigSet = [Signal::SIGTERM, Signal::SIGINT].into_iter().collect();

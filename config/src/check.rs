@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use crate::address;
 use crate::error::{Diagnostics, Located, nearest, quoted};
-use crate::model::{Config, Filters, Limits, Metrics, Port, Route, Service, Upstream};
+use crate::model::{Config, Filters, Limits, Metrics, Mode, Port, ProxyProtocol, Route, Service, Upstream};
 use crate::schema::{Draft, PortDraft, RouteDraft, ServiceDraft};
 
 /// Checks the draft; the configuration, if `diag` holds no mistake afterwards.
@@ -268,12 +268,41 @@ fn check_service(draft: &Draft, service: &ServiceDraft, diag: &mut Diagnostics<'
     for upstream in &service.upstreams {
         check_upstream(draft, &upstream.address, diag);
     }
+    check_proxy_header(draft, service, diag);
+    check_accept_proxy(&service.accept_proxy, service.mode, diag);
     if let Some(limit) = &service.connections_per_source
         && limit.value > service.connections
     {
         let found = format!("{} is more than limits.connections, {}", limit.value, service.connections);
         diag.wrong(limit, found, "write less, or 0 for no limit per source");
     }
+}
+
+fn check_proxy_header(draft: &Draft, service: &ServiceDraft, diag: &mut Diagnostics<'_>) {
+    let header = &service.proxy_header;
+    if service.proxy_protocol != ProxyProtocol::V2 {
+        for key in &header.asked {
+            let found =
+                format!("asks for what only version 2 carries, but proxy_protocol is \"{}\"", service.proxy_protocol);
+            diag.wrong(key, found, "write proxy_protocol = \"v2\" in this service, or remove the key");
+        }
+    } else if let Some(authenticate) = &header.authenticate
+        && !draft.has_proxy_keys
+    {
+        let remedy = "add a section [proxy_keys] with file = \"/etc/sluice/proxy.keys\"";
+        diag.wrong(authenticate, "asks for signatures, but there are no keys", remedy);
+    }
+}
+
+/// What proxies in front need of the service's mode.
+fn check_accept_proxy(proxies: &[Located<IpNet>], mode: Mode, diag: &mut Diagnostics<'_>) {
+    if mode == Mode::Splice
+        && let Some(first) = proxies.first()
+    {
+        let found = "a header can be taken off a connection only where the connection ends, but mode is \"splice\"";
+        diag.wrong(first, found, "write mode = \"terminate\" in this service, or remove accept_proxy");
+    }
+    distinct(proxies.iter(), "prefix", "write it once", diag);
 }
 
 /// Notes an address that a link reserves, or that is a router's.
@@ -373,6 +402,7 @@ fn finish(draft: Draft) -> Option<Config> {
         services: draft.services.into_iter().map(finish_service).collect(),
         filters: Filters { deny: strip(draft.deny), allow: strip(draft.allow), icmp_rate: draft.icmp_rate },
         cookies: draft.cookies,
+        proxy_keys: draft.proxy_keys,
         metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),
         log: draft.log,
     })
@@ -397,6 +427,8 @@ fn finish_service(service: ServiceDraft) -> Service {
         listen: service.listen.into_iter().map(|l| l.value).collect(),
         mode: service.mode,
         proxy_protocol: service.proxy_protocol,
+        proxy_header: service.proxy_header.extras,
+        accept_proxy: service.accept_proxy.into_iter().map(|net| net.value).collect(),
         connect: service.connect,
         balance: service.balance,
         source: service.source.into_iter().map(|s| s.value).collect(),
@@ -414,5 +446,25 @@ fn finish_service(service: ServiceDraft) -> Service {
             .into_iter()
             .map(|u| Upstream { address: u.address.value, weight: u.weight })
             .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_in_front_need_mode_terminate() {
+        let key = "service \"web\": accept_proxy[0]".to_owned();
+        let proxies = [Located { value: "10.0.0.0/8".parse().unwrap(), at: 0, key }];
+        let mistakes = |mode, proxies: &[Located<IpNet>]| {
+            let mut diag = Diagnostics::new("f", "");
+            check_accept_proxy(proxies, mode, &mut diag);
+            diag.into_mistakes()
+        };
+        assert!(mistakes(Mode::Terminate, &proxies).is_empty());
+        assert!(mistakes(Mode::Splice, &[]).is_empty());
+        let shown = mistakes(Mode::Splice, &proxies)[0].to_string();
+        assert!(shown.starts_with("f:1: service \"web\": accept_proxy[0]: ") && shown.contains("mode"), "{shown}");
     }
 }

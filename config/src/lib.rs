@@ -2,7 +2,7 @@
 //!
 //! [`load`] reads a file into a [`Config`] whose every value has been checked, or into [`ConfigErrors`] that name every
 //! mistake with its line, key, what was found and what would be right. Nothing here looks at the machine: whether a CPU, a
-//! device or a seed file exists is found out at start ([`read_seed`] for the latter).
+//! device or a file of secrets exists is found out at start ([`read_seed`] and [`read_proxy_keys`] for the latter).
 //!
 //! The TOML tree is walked by hand instead of deserialised with serde, because a derived deserialiser stops at the first
 //! mistake and knows no remedies.
@@ -15,9 +15,11 @@
 mod address;
 mod check;
 mod error;
+mod keys;
 mod model;
 mod read;
 mod schema;
+mod secret;
 mod seed;
 mod summary;
 mod units;
@@ -27,6 +29,7 @@ use std::io::Read;
 use std::path::Path;
 
 pub use error::{ConfigErrors, Mistake, Place};
+pub use keys::{KeyError, KeyFault, ProxyKeys, read_proxy_keys};
 pub use model::*;
 pub use seed::{SeedError, read_seed};
 

@@ -22,6 +22,8 @@ pub struct Config {
     pub filters: Filters,
     /// `[cookies]`
     pub cookies: Cookies,
+    /// `proxy_keys.file`: the keys that sign PROXY headers; there when a service authenticates.
+    pub proxy_keys: Option<PathBuf>,
     /// `[metrics]`; absent = no exporter.
     pub metrics: Option<Metrics>,
     /// `[log]`
@@ -168,6 +170,10 @@ pub struct Service {
     pub mode: Mode,
     /// Default `off`.
     pub proxy_protocol: ProxyProtocol,
+    /// `[service.proxy_header]`; asks for something only with [`ProxyProtocol::V2`].
+    pub proxy_header: ProxyHeaderExtras,
+    /// Proxies in front of the appliance, whose connections begin with a PROXY header; only with [`Mode::Terminate`].
+    pub accept_proxy: Vec<IpNet>,
     /// Default `on-accept`.
     pub connect: Connect,
     /// Default `round-robin`.
@@ -188,6 +194,29 @@ pub struct Service {
     pub promise: Promise,
     /// `[[service.upstream]]`, at least one.
     pub upstreams: Vec<Upstream>,
+}
+
+/// `[service.proxy_header]`: what the header says besides the addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProxyHeaderExtras {
+    /// A name of each connection.
+    pub unique_id: bool,
+    /// A checksum.
+    pub crc32c: bool,
+    /// A host name; 1 to 255 octets.
+    pub authority: Option<String>,
+    /// What the handshake showed of the client.
+    pub evidence: bool,
+    /// A signature; [`Config::proxy_keys`] is there then.
+    pub authenticate: bool,
+}
+
+impl ProxyHeaderExtras {
+    /// Whether the header says nothing but the addresses.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == ProxyHeaderExtras::default()
+    }
 }
 
 /// `[service.timeouts]`; zero = off for `first_data` only.

@@ -11,23 +11,25 @@ use crate::address;
 use crate::error::{Diagnostics, Located, Wrong, quoted};
 use crate::model::{
     Balance, Congestion, Connect, ConnectionLog, Cookies, Hugepages, Idle, Level, Limits, Log, Mode, PortAddress,
-    Promise, ProxyProtocol, Runtime, Timeouts,
+    Promise, ProxyHeaderExtras, ProxyProtocol, Runtime, Timeouts,
 };
 use crate::read::{Entry, Section};
 
 /// Every section and its keys; the first is the file itself. `docs/configuration.md` describes each, which a test sees to.
-pub(crate) const SCHEMA: [(&str, &[&str]); 13] = [
-    ("", &["runtime", "port", "route", "service", "filters", "cookies", "metrics", "log"]),
+pub(crate) const SCHEMA: [(&str, &[&str]); 15] = [
+    ("", &["runtime", "port", "route", "service", "filters", "cookies", "proxy_keys", "metrics", "log"]),
     ("runtime", RUNTIME),
     ("port", PORT),
     ("route", ROUTE),
     ("service", SERVICE),
+    ("service.proxy_header", PROXY_HEADER),
     ("service.timeouts", TIMEOUTS),
     ("service.limits", LIMITS),
     ("service.promise", PROMISE),
     ("service.upstream", UPSTREAM),
     ("filters", FILTERS),
     ("cookies", COOKIES),
+    ("proxy_keys", PROXY_KEYS),
     ("metrics", METRICS),
     ("log", LOG),
 ];
@@ -41,23 +43,27 @@ const SERVICE: &[&str] = &[
     "listen",
     "mode",
     "proxy_protocol",
+    "accept_proxy",
     "connect",
     "balance",
     "source",
     "congestion",
     "upstream_congestion",
     "buffer",
+    "proxy_header",
     "timeouts",
     "limits",
     "promise",
     "upstream",
 ];
+const PROXY_HEADER: &[&str] = &["unique_id", "crc32c", "authority", "evidence", "authenticate"];
 const TIMEOUTS: &[&str] = &["connect", "client_idle", "upstream_idle", "half_closed", "first_data", "unacknowledged"];
 const LIMITS: &[&str] = &["connections", "connections_per_source"];
 const PROMISE: &[&str] = &["mss", "window_scale", "sack", "timestamps", "probe"];
 const UPSTREAM: &[&str] = &["address", "weight"];
 const FILTERS: &[&str] = &["deny", "allow", "icmp_rate"];
 const COOKIES: &[&str] = &["seed_file", "epoch"];
+const PROXY_KEYS: &[&str] = &["file"];
 const METRICS: &[&str] = &["listen"];
 const LOG: &[&str] = &["level", "connections"];
 
@@ -92,6 +98,9 @@ pub(crate) struct Draft {
     pub(crate) allow: Vec<Located<IpNet>>,
     pub(crate) icmp_rate: u32,
     pub(crate) cookies: Cookies,
+    /// `[proxy_keys]` stands in the file, whether it is right or not.
+    pub(crate) has_proxy_keys: bool,
+    pub(crate) proxy_keys: Option<PathBuf>,
     pub(crate) metrics: Option<Located<SocketAddr>>,
     pub(crate) log: Log,
 }
@@ -121,6 +130,8 @@ pub(crate) struct ServiceDraft {
     pub(crate) listen: Vec<Located<SocketAddr>>,
     pub(crate) mode: Mode,
     pub(crate) proxy_protocol: ProxyProtocol,
+    pub(crate) proxy_header: ProxyHeaderDraft,
+    pub(crate) accept_proxy: Vec<Located<IpNet>>,
     pub(crate) connect: Connect,
     pub(crate) balance: Balance,
     pub(crate) source: Vec<Located<IpAddr>>,
@@ -134,6 +145,16 @@ pub(crate) struct ServiceDraft {
     pub(crate) upstreams: Vec<UpstreamDraft>,
     /// Every `[[service.upstream]]` was read without a mistake.
     pub(crate) upstreams_sound: bool,
+}
+
+/// `[service.proxy_header]`.
+#[derive(Default)]
+pub(crate) struct ProxyHeaderDraft {
+    pub(crate) extras: ProxyHeaderExtras,
+    /// Where each key stands that asks for something.
+    pub(crate) asked: Vec<Located<()>>,
+    /// Where `authenticate = true` stands.
+    pub(crate) authenticate: Option<Located<()>>,
 }
 
 /// One `[[service.upstream]]`.
@@ -192,6 +213,8 @@ pub(crate) fn draft(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Draft {
         allow,
         icmp_rate: icmp_rate.map_or(crate::model::Filters::default().icmp_rate, |n| n.value),
         cookies: cookies(root, diag),
+        has_proxy_keys: root.get("proxy_keys").is_some(),
+        proxy_keys: proxy_keys(root, diag),
         metrics: metrics(root, diag),
         log: log(root, diag),
     }
@@ -406,6 +429,8 @@ fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<ServiceD
             })
         })
         .collect();
+    let accept_proxy = section.list("accept_proxy", diag);
+    let accept_proxy = accept_proxy.iter().filter_map(|item| item.parsed(diag, address::prefix)).collect();
     let limits = optional(section, "limits", LIMITS, diag);
     let connections = limits.as_ref().and_then(|l| l.integer("connections", 1..=16_000_000_u32, diag));
     let connections_per_source =
@@ -424,6 +449,8 @@ fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<ServiceD
         listen,
         mode,
         proxy_protocol: section.choice("proxy_protocol", &proxy, diag).unwrap_or(ProxyProtocol::Off),
+        proxy_header: proxy_header(section, diag),
+        accept_proxy,
         connect: section
             .choice("connect", &[("on-accept", Connect::OnAccept), ("on-data", Connect::OnData)], diag)
             .unwrap_or(Connect::OnAccept),
@@ -479,6 +506,46 @@ fn listen_socket(text: &str) -> Result<SocketAddr, Wrong> {
     Ok(socket)
 }
 
+fn proxy_header(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> ProxyHeaderDraft {
+    let Some(section) = optional(service, "proxy_header", PROXY_HEADER, diag) else {
+        return ProxyHeaderDraft::default();
+    };
+    let mut asked = Vec::new();
+    let mut flag = |key: &str| {
+        let entry = section.get(key).filter(|_| section.boolean(key, diag) == Some(true));
+        asked.extend(entry.as_ref().map(|entry| entry.located(())));
+        entry
+    };
+    let (unique_id, crc32c, evidence) = (flag("unique_id"), flag("crc32c"), flag("evidence"));
+    let authenticate = flag("authenticate");
+    let authority = section.parsed("authority", diag, authority);
+    asked.extend(authority.as_ref().map(|authority| authority.with(())));
+    ProxyHeaderDraft {
+        extras: ProxyHeaderExtras {
+            unique_id: unique_id.is_some(),
+            crc32c: crc32c.is_some(),
+            authority: authority.map(|authority| authority.value),
+            evidence: evidence.is_some(),
+            authenticate: authenticate.is_some(),
+        },
+        asked,
+        authenticate: authenticate.map(|entry| entry.located(())),
+    }
+}
+
+/// A host name, as TLS clients name theirs.
+fn authority(text: &str) -> Result<String, Wrong> {
+    const EXAMPLE: &str = "write a host name, as in \"www.example.com\"";
+    match text {
+        "" => Err(Wrong::new("is empty", EXAMPLE)),
+        _ if text.len() > 255 => Err(Wrong::new("is too long", "write 255 octets at most")),
+        _ if text.chars().any(|c| c.is_whitespace() || c.is_control()) => {
+            Err(Wrong::new("holds white space or control characters", EXAMPLE))
+        }
+        _ => Ok(text.to_owned()),
+    }
+}
+
 fn timeouts(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> Timeouts {
     let default = Timeouts::default();
     let Some(section) = optional(service, "timeouts", TIMEOUTS, diag) else { return default };
@@ -515,6 +582,12 @@ fn cookies(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Cookies {
             .duration("epoch", Duration::from_secs(4)..=Duration::from_secs(3_600), diag)
             .unwrap_or(default.epoch),
     }
+}
+
+fn proxy_keys(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<PathBuf> {
+    let section = optional(root, "proxy_keys", PROXY_KEYS, diag)?;
+    let file = section.require("file", "\"/etc/sluice/proxy.keys\"", diag)?;
+    file.parsed(diag, absolute_path).map(|path| path.value)
 }
 
 /// A path that means the same file wherever the appliance is started.
@@ -671,6 +744,8 @@ address = "198.51.100.50:443"
                 listen: vec!["198.51.100.10:443".parse().unwrap()],
                 mode: Mode::Terminate,
                 proxy_protocol: ProxyProtocol::Off,
+                proxy_header: ProxyHeaderExtras::default(),
+                accept_proxy: vec![],
                 connect: Connect::OnAccept,
                 balance: Balance::RoundRobin,
                 source: vec![],
@@ -691,6 +766,7 @@ address = "198.51.100.50:443"
             }],
             filters: Filters { deny: vec![], allow: vec![], icmp_rate: 1_000 },
             cookies: Cookies { seed_file: None, epoch: secs(64) },
+            proxy_keys: None,
             metrics: None,
             log: Log { level: Level::Info, connections: ConnectionLog::Stdout },
         };
@@ -748,6 +824,64 @@ address = "198.51.100.50:443"
         let text = MINIMAL.replace("198.51.100.10:443\"]", "192.0.2.10:443\"]\nsource = [\"192.0.2.10\"]");
         assert!(parse("f", &text).is_ok());
         assert!(parse("f", &text.replace("source = [\"192.0.2.10\"]", "source = [\"192.0.2.11\"]")).is_err());
+    }
+
+    /// A service that asks for every extension.
+    const EXTRAS: &str = r#"
+[service.proxy_header]
+unique_id = true
+crc32c = true
+authority = "www.example.com"
+evidence = true
+authenticate = true
+[proxy_keys]
+file = "/etc/sluice/proxy.keys"
+"#;
+
+    #[test]
+    fn header_extensions_are_for_version_2() {
+        let v2 = MINIMAL.replace("[[service]]", "[[service]]\nproxy_protocol = \"v2\"");
+        let config = parse("f", &format!("{v2}{EXTRAS}")).unwrap();
+        let extras = ProxyHeaderExtras {
+            unique_id: true,
+            crc32c: true,
+            authority: Some("www.example.com".into()),
+            evidence: true,
+            authenticate: true,
+        };
+        assert_eq!((&config.services[0].proxy_header, extras.is_empty()), (&extras, false));
+        assert_eq!(config.proxy_keys, Some("/etc/sluice/proxy.keys".into()));
+        for version in ["off", "v1"] {
+            let errors = parse("f", &format!("{v2}{EXTRAS}").replace("\"v2\"", &format!("{version:?}"))).unwrap_err();
+            assert_eq!(errors.mistakes().len(), 5, "{errors}");
+        }
+        let off = EXTRAS.replace("true", "false").replace("authority", "# authority");
+        assert!(parse("f", &format!("{MINIMAL}{off}")).unwrap().services[0].proxy_header.is_empty());
+    }
+
+    #[test]
+    fn a_wrong_key_file_is_one_mistake() {
+        let v2 = MINIMAL.replace("[[service]]", "[[service]]\nproxy_protocol = \"v2\"");
+        let errors = parse("f", &format!("{v2}{EXTRAS}").replace("/etc", "etc")).unwrap_err();
+        assert_eq!(errors.mistakes().len(), 1, "{errors}");
+    }
+
+    #[test]
+    fn an_authority_is_a_name_without_spaces() {
+        for text in ["a", "www.example.com", "münchen.example", &"a".repeat(255)] {
+            assert_eq!(authority(text), Ok(text.to_owned()));
+        }
+        for text in ["", " a", "a b", "a\u{a0}b", "a\u{7f}", "a\0", &"a".repeat(256), &"é".repeat(128)] {
+            assert!(authority(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn proxies_in_front_are_prefixes() {
+        let text = MINIMAL.replace("[[service]]", "[[service]]\naccept_proxy = [\"10.0.0.0/8\", \"2001:db8::7\"]");
+        let config = parse("f", &text).unwrap();
+        let expected: Vec<IpNet> = vec!["10.0.0.0/8".parse().unwrap(), "2001:db8::7/128".parse().unwrap()];
+        assert_eq!(config.services[0].accept_proxy, expected);
     }
 
     #[test]

@@ -1,14 +1,12 @@
 //! The cookie seed's file: 64 hexadecimal digits, secret.
 
-use std::fs::{self, File};
-use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::io;
 use std::path::{Path, PathBuf};
 
-use zeroize::Zeroizing;
+use crate::secret::{self, Refused};
 
 /// Octets read at most: the digits and generous white space.
-const LONGEST: u64 = 1_024;
+const LONGEST: usize = 1_024;
 
 /// Permission bits that give others access, or let a group write.
 const TOO_OPEN: u32 = 0o027;
@@ -65,19 +63,14 @@ pub enum SeedError {
 /// # Errors
 /// When the file is missing or no regular file, when others may read or write it, or when it holds anything else.
 pub fn read_seed(path: &Path) -> Result<[u8; 32], SeedError> {
-    let unreadable = |source| SeedError::Unreadable { path: path.to_owned(), source };
-    // Asked before opening: opening a pipe would wait for its writer.
-    if !fs::metadata(path).map_err(unreadable)?.is_file() {
-        return Err(SeedError::NotAFile { path: path.to_owned() });
-    }
-    let file = File::open(path).map_err(unreadable)?;
-    let mode = file.metadata().map_err(unreadable)?.permissions().mode() & 0o7777;
-    if mode & TOO_OPEN != 0 {
-        return Err(SeedError::TooOpen { path: path.to_owned(), mode });
-    }
-    // Room for everything at once: a growing vector would leave copies behind.
-    let mut text = Zeroizing::new(Vec::with_capacity(2 * LONGEST as usize));
-    file.take(LONGEST).read_to_end(&mut text).map_err(unreadable)?;
+    let text = secret::read(path, TOO_OPEN, LONGEST).map_err(|refused| {
+        let path = path.to_owned();
+        match refused {
+            Refused::Unreadable(source) => SeedError::Unreadable { path, source },
+            Refused::NotAFile => SeedError::NotAFile { path },
+            Refused::TooOpen(mode) => SeedError::TooOpen { path, mode },
+        }
+    })?;
     let seed = digits(&text).ok_or_else(|| SeedError::Malformed { path: path.to_owned() })?;
     if seed.iter().all(|octet| *octet == seed[0]) {
         return Err(SeedError::Placeholder { path: path.to_owned() });
@@ -90,17 +83,18 @@ fn digits(text: &[u8]) -> Option<[u8; 32]> {
     if text.len() != 64 {
         return None;
     }
-    let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
     let mut seed = [0; 32];
     for (octet, pair) in seed.iter_mut().zip(text.chunks_exact(2)) {
-        let [high, low] = pair else { return None };
-        *octet = nibble(*high)? << 4 | nibble(*low)?;
+        *octet = secret::octet(pair)?;
     }
     Some(seed)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     const DIGITS: &str = "000102030405060708090a0b0c0d0e0f101112131415161718191A1B1C1D1E1F";

@@ -4,13 +4,14 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use crate::model::{
-    Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, Promise, ProxyProtocol,
+    Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, Promise, ProxyHeaderExtras,
+    ProxyProtocol,
 };
 use crate::units::{show_duration, show_size};
 
 impl Config {
-    /// What was understood: a line for the runtime, each port, route, service, upstream, the filters, cookies, metrics and
-    /// log, each ending in a newline.
+    /// What was understood: lines for the runtime, each port, route, service, upstream, the filters, cookies, keys, metrics
+    /// and log, each ending in a newline.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut out = Lines(String::new());
@@ -27,6 +28,9 @@ impl Config {
         ));
         let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
         out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
+        if let Some(path) = &self.proxy_keys {
+            out.line(format_args!("proxy keys: {}, read again when it changes", path.display()));
+        }
         match &self.metrics {
             Some(metrics) => out.line(format_args!("metrics: http://{}/metrics", metrics.listen)),
             None => out.line(format_args!("metrics: off")),
@@ -87,6 +91,13 @@ impl Config {
                 service.connect,
                 service.balance,
             ));
+            if !service.proxy_header.is_empty() {
+                out.line(format_args!("service {}: PROXY headers carry {}", service.name, service.proxy_header));
+            }
+            if !service.accept_proxy.is_empty() {
+                let proxies = list(&service.accept_proxy);
+                out.line(format_args!("service {}: PROXY headers are expected from {proxies}", service.name));
+            }
             let (t, limits) = (&service.timeouts, &service.limits);
             let first_data = if t.first_data.is_zero() { "off".to_owned() } else { show_duration(t.first_data) };
             out.line(format_args!(
@@ -202,5 +213,37 @@ impl Display for ConnectionLog {
             ConnectionLog::Off => f.write_str("off"),
             ConnectionLog::File(path) => path.display().fmt(f),
         }
+    }
+}
+
+impl Display for ProxyHeaderExtras {
+    /// `authority www.example.com, unique id`: in the order of the header.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = self.authority.as_ref().map(|name| format!("authority {}", name.escape_debug()));
+        let said = [
+            (self.unique_id, "unique id"),
+            (self.evidence, "handshake evidence"),
+            (self.authenticate, "signature"),
+            (self.crc32c, "CRC32C"),
+        ];
+        let said = said.into_iter().filter(|(asked, _)| *asked).map(|(_, what)| what.to_owned());
+        f.write_str(&list(&authority.into_iter().chain(said).collect::<Vec<_>>()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn extensions_are_listed_in_the_headers_order() {
+        let extras = ProxyHeaderExtras {
+            unique_id: true,
+            crc32c: true,
+            authority: Some("www.example.com".into()),
+            evidence: true,
+            authenticate: true,
+        };
+        assert_eq!(extras.to_string(), "authority www.example.com, unique id, handshake evidence, signature, CRC32C");
     }
 }

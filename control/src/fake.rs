@@ -94,6 +94,7 @@ pub(crate) fn record() -> SessionRecord {
         worker: WorkerId(1),
         service: ServiceId(0),
         upstream: Some(0),
+        via: None,
         client: "203.0.113.7:51000".parse().unwrap(),
         listen: "198.51.100.10:443".parse().unwrap(),
         source: Some("10.0.0.2:40001".parse().unwrap()),

@@ -1,4 +1,5 @@
-//! Everything of sluice that is off the hot path: the metrics endpoint, the connection log and the log on standard error.
+//! Everything of sluice that is off the hot path: the metrics endpoint, the connection log, the rotation of keys and the log
+//! on standard error.
 //!
 //! The control plane reads what the workers publish (their counters and the bounded queue of ended connections) through
 //! [`Source`], and never makes a worker wait: a reader that is slow, a full disk or a stuck pipe cost log lines, which
@@ -15,6 +16,7 @@ mod error;
 #[cfg(test)]
 mod fake;
 mod http;
+pub mod keys;
 pub mod logging;
 pub mod metrics;
 mod source;

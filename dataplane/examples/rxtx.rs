@@ -69,6 +69,7 @@ fn main() -> Result<(), StartError> {
         services: Vec::new(),
         filters: config::Filters::default(),
         cookies: config::Cookies { seed_file: None, epoch: Duration::from_secs(64) },
+        proxy_keys: None,
         metrics: None,
         log: config::Log { level: config::Level::Info, connections: config::ConnectionLog::Off },
     };

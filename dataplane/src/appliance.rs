@@ -9,6 +9,7 @@ use sluice_config::{Config, Idle};
 use sluice_filters::units::{Micros, WorkerId};
 use sluice_filters::{ServiceMap, SourceFilter};
 use sluice_tcpstack::cookie::Jar;
+use sluice_tcpstack::proxy::KeyRing;
 use sluice_tcpstack::record::SessionRecord;
 use sluice_tcpstack::stack::{Setup, Shared, Stack};
 
@@ -120,11 +121,11 @@ impl View {
 }
 
 impl Appliance {
-    /// Starts DPDK and the ports of `config`, and prepares its workers. `seed` is the SYN cookies'.
+    /// Starts DPDK and the ports of `config`, and prepares its workers. `seed` is the SYN cookies', `keys` sign PROXY headers.
     ///
     /// # Errors
     /// Whatever keeps devices, memory or threads from starting.
-    pub fn build(config: Arc<Config>, seed: [u8; 32]) -> Result<Appliance, StartError> {
+    pub fn build(config: Arc<Config>, seed: [u8; 32], keys: Arc<KeyRing>) -> Result<Appliance, StartError> {
         let mut runtime = Runtime::build(&config)?;
         let mut entropy = [0; 48 * 2 + 16];
         getrandom::fill(&mut entropy)
@@ -132,7 +133,7 @@ impl Appliance {
         let clock = Clock::start();
         let count = config.runtime.cores.len();
         let workers: Arc<[Arc<WorkerCounters>]> = (0..count).map(|_| Arc::new(WorkerCounters::new(&config))).collect();
-        let shared = Arc::new(Shared::new(&config, [word(&entropy, 0), word(&entropy, 1)], RECORDS));
+        let shared = Arc::new(Shared::new(&config, [word(&entropy, 0), word(&entropy, 1)], RECORDS, keys));
         let macs: Vec<[u8; 6]> = runtime.ports().iter().map(|port| port.mac).collect();
         let spreads = |port| runtime.rss(port).filter(|rss| rss.hash_types.tcp4 && rss.hash_types.tcp6).cloned();
         let rss = (0..config.ports.len()).map(spreads).collect();

@@ -63,7 +63,7 @@ impl Steer {
         if self.in_software {
             return if service { self.client(hash, here) } else { self.upstream(key.dst_port, here) };
         }
-        (0..self.workers).map(WorkerId).find(|worker| self.owns(key, port, *worker)).unwrap_or(here)
+        self.queue(key, port).and_then(|queue| u8::try_from(queue).ok()).map_or(here, WorkerId)
     }
 
     /// Whether segments with `key` (as received) that arrive on `port` come to `worker`.
@@ -72,14 +72,14 @@ impl Steer {
         if self.in_software {
             return self.upstream(key.dst_port, worker) == worker;
         }
-        match self.rss.get(usize::from(port.0)) {
-            Some(Some(rss)) if self.workers > 1 => {
-                let hash = toeplitz(&rss.key, key);
-                let entry = rss.table.get(hash as usize & rss.table.len().wrapping_sub(1));
-                entry.is_none_or(|queue| *queue == u16::from(worker.0))
-            }
-            _ => true,
-        }
+        self.queue(key, port).is_none_or(|queue| queue == u16::from(worker.0))
+    }
+
+    /// The queue that the device puts segments with `key` into; none when it has only one.
+    fn queue(&self, key: &FlowKey, port: PortId) -> Option<u16> {
+        let rss = self.rss.get(usize::from(port.0))?.as_ref().filter(|_| self.workers > 1)?;
+        let hash = toeplitz(&rss.key, key);
+        rss.table.get(hash as usize & rss.table.len().wrapping_sub(1)).copied()
     }
 }
 
@@ -170,5 +170,6 @@ mod tests {
         let key = key("66.9.149.187", 2794, "161.142.100.80", 1766);
         assert!(steer.owns(&key, PortId(0), WorkerId(0)));
         assert!(!steer.owns(&key, PortId(0), WorkerId(1)));
+        assert_eq!(steer.owner(&key, 0, PortId(0), true, WorkerId(1)), WorkerId(0));
     }
 }

@@ -346,7 +346,7 @@ impl Worker {
         }
     }
 
-    /// An ICMP error about a segment of ours: for the owner of that segment's flow, at the same rate as echo replies.
+    /// An ICMP error about a segment of ours: for the owner of that segment's flow.
     fn icmp_error(
         &mut self,
         port: PortId,
@@ -358,20 +358,17 @@ impl Worker {
         if let Err(reason) = self.egress.net.accepts(port, frame.data(), packet.l2) {
             return Verdict::Drop(reason);
         }
+        if !self.egress.net.may_hear_error(now) {
+            return Verdict::Drop(DropReason::IcmpRate);
+        }
         let hash = self.stack.hash(&error.key);
         let service = self.services.get(error.key.dst, error.key.dst_port).is_some();
         let owner = self.steer.owner(&error.key, hash, port, service, self.id);
         if owner != self.id {
             return Verdict::HandOver(owner);
         }
-        if !self.egress.net.may_send_icmp(now) {
-            return Verdict::Drop(DropReason::IcmpRate);
-        }
         match self.stack.icmp_error(error, hash, now, &mut self.egress) {
-            Ok(()) => {
-                self.egress.net.sent_icmp(now);
-                Verdict::Consumed
-            }
+            Ok(()) => Verdict::Consumed,
             Err(reason) => Verdict::Drop(reason),
         }
     }
@@ -508,6 +505,12 @@ impl Worker {
             self.busy = 0;
             self.published = now;
             self.stack.publish(now);
+            while let Some((service, promise)) = self.stack.changed_offer() {
+                // All workers learn the same; one says so.
+                if self.id == WorkerId(0) {
+                    tracing::info!(service, promise, "what SYN-ACKs promise has changed");
+                }
+            }
             self.egress.publish();
         }
         if self.nap && self.idle_turns > IDLE_TURNS {

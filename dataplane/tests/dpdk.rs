@@ -65,6 +65,7 @@ fn appliance(cores: &[u16], control_core: u16, ports: Vec<config::Port>) -> conf
         services: Vec::new(),
         filters: config::Filters::default(),
         cookies: config::Cookies { seed_file: None, epoch: Duration::from_secs(64) },
+        proxy_keys: None,
         metrics: None,
         log: config::Log { level: config::Level::Info, connections: config::ConnectionLog::Off },
     }

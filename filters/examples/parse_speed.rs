@@ -171,13 +171,17 @@ fn filters(services: u32, prefixes: u32) -> (SourceFilter, ServiceMap) {
 }
 
 fn service(listen: SocketAddr) -> Service {
-    use sluice_config::{Balance, Congestion, Connect, Limits, Mode, Promise, ProxyProtocol, Timeouts};
+    use sluice_config::{
+        Balance, Congestion, Connect, Limits, Mode, Promise, ProxyHeaderExtras, ProxyProtocol, Timeouts,
+    };
     let d = std::time::Duration::from_secs(1);
     Service {
         name: listen.to_string(),
         listen: vec![listen],
         mode: Mode::Terminate,
         proxy_protocol: ProxyProtocol::Off,
+        proxy_header: ProxyHeaderExtras::default(),
+        accept_proxy: vec![],
         connect: Connect::OnAccept,
         balance: Balance::RoundRobin,
         source: vec![],

@@ -20,7 +20,7 @@ pub mod sources;
 pub mod testkit;
 pub mod units;
 
-pub use options::{SynOffer, TcpOptions};
+pub use options::{SynOffer, TcpOptions, option_kinds};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
 pub use parse::{parse, parse_then};
 pub use reason::DropReason;

@@ -211,6 +211,23 @@ impl From<TcpOptions> for SynOffer {
     }
 }
 
+/// The kinds of the options in `bytes` in their order, NOP (1) and end of list (0) included, up to the first malformed one.
+pub fn option_kinds(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let mut rest = bytes;
+    std::iter::from_fn(move || {
+        let (kind, tail) = rest.split_first()?;
+        rest = match kind {
+            0 => &[],
+            1 => tail,
+            _ => {
+                let len = usize::from(*tail.first()?).checked_sub(2)?;
+                tail.get(1..)?.get(len..)?
+            }
+        };
+        Some(*kind)
+    })
+}
+
 fn nonzero(mss: u16) -> Option<u16> {
     (mss != 0).then_some(mss)
 }
@@ -268,6 +285,17 @@ mod tests {
         ] {
             assert_eq!(SynOffer::read(&octets), expected, "{octets:?}");
         }
+    }
+
+    #[test]
+    fn kinds_come_in_order_up_to_a_malformed_option() {
+        let kinds = |octets: &[u8]| option_kinds(octets).collect::<Vec<u8>>();
+        assert_eq!(kinds(&[1, 1, 8, 10, 0, 0, 0, 1, 0, 0, 0, 2]), [1, 1, 8]);
+        assert_eq!(kinds(&[2, 4, 5, 0xb4, 4, 2, 0, 3, 3, 7]), [2, 4, 0]);
+        for malformed in [&[4, 2, 8, 1][..], &[4, 2, 8, 11, 0, 0], &[4, 2, 8]] {
+            assert_eq!(kinds(malformed), [4], "{malformed:?}");
+        }
+        assert_eq!(kinds(&[]), []);
     }
 
     #[test]

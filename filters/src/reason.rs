@@ -95,7 +95,7 @@ reasons! {
     BadNdp = "bad_ndp",
     /// ICMP or ICMPv6 too short, with a bad checksum, or of a kind we do not serve.
     BadIcmp = "bad_icmp",
-    /// Echo requests past `filters.icmp_rate`.
+    /// Echo requests past `filters.icmp_rate`, or more ICMP errors than honest routers send.
     IcmpRate = "icmp_rate",
     /// ARP, NDP or ICMP for an address that is not ours.
     NotOurs = "not_ours",

@@ -1,16 +1,17 @@
 //! `sluice run`: the appliance from start to exit.
 //!
-//! Everything that can be refused is refused before a packet flows: the configuration, the cookie seed, the metrics port and
-//! the connection log come before the devices.
+//! Everything that can be refused is refused before a packet flows: the configuration, the cookie seed, the keys of PROXY
+//! headers, the metrics port and the connection log come before the devices.
 
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use sluice_config::{Config, SeedError};
+use sluice_config::{Config, KeyError, Mode, SeedError};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
+use sluice_tcpstack::proxy::{KeyRing, Keys};
 use thiserror::Error;
 
 use crate::exit::{BAD_CONFIG, FAILED, complain};
@@ -20,6 +21,8 @@ use crate::exit::{BAD_CONFIG, FAILED, complain};
 enum RunError {
     #[error(transparent)]
     Seed(#[from] SeedError),
+    #[error(transparent)]
+    Keys(#[from] KeyError),
     #[error("the system gives no random numbers for the cookies' seed: {0}")]
     Random(#[from] getrandom::Error),
     #[error(transparent)]
@@ -43,9 +46,12 @@ pub fn run(path: &Path) -> ExitCode {
 fn serve(config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     let control = sluice_control::prepare(config)?;
-    let appliance = Appliance::build(Arc::clone(config), seed(config)?)?;
+    let keys = key_ring(config)?;
+    let appliance = Appliance::build(Arc::clone(config), seed(config)?, Arc::clone(&keys))?;
     let dpdk = sluice_dataplane::dpdk_version().trim_start_matches("DPDK ").to_owned();
     let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), dpdk };
+    // Ends when the appliance has.
+    let _watch = config.proxy_keys.as_deref().map(|path| sluice_control::keys::watch(path, keys)).transpose()?;
     let control = control.start(Arc::clone(config), Arc::new(appliance.view()), build)?;
     if let Err(error) = announce(&mut io::stdout().lock(), config, &appliance.ports()) {
         tracing::warn!(%error, "cannot write the start-up lines to standard output");
@@ -66,6 +72,12 @@ fn seed(config: &Config) -> Result<[u8; 32], RunError> {
             Ok(seed)
         }
     }
+}
+
+/// The keys that sign PROXY headers; none without a file.
+fn key_ring(config: &Config) -> Result<Arc<KeyRing>, RunError> {
+    let keys = config.proxy_keys.as_deref().map(sluice_config::read_proxy_keys).transpose()?;
+    Ok(Arc::new(KeyRing::new(keys.as_ref().map(Keys::new).unwrap_or_default())))
 }
 
 /// One line a port, service and worker; the last line is what scripts wait for.
@@ -89,6 +101,9 @@ fn announce(out: &mut impl Write, config: &Config, ports: &[PortSummary]) -> io:
             service.proxy_protocol,
             service.connect,
         )?;
+        if service.mode == Mode::Splice {
+            writeln!(out, "service {}: SYN-ACKs promise {}", service.name, service.promise)?;
+        }
     }
     for (worker, core) in config.runtime.cores.iter().enumerate() {
         writeln!(out, "worker {worker}: CPU {core}")?;
@@ -149,6 +164,15 @@ address = "198.51.100.5:443"
              metrics: http://127.0.0.1:9150/metrics\n\
              sluice: ready\n"
         );
+    }
+
+    #[test]
+    fn keys_are_the_files_or_none() {
+        let mut config = sluice_config::parse("test.toml", CONFIG).unwrap();
+        assert_eq!(key_ring(&config).unwrap().current().signer(), None);
+        config.proxy_keys = Some("/nonexistent/keys".into());
+        let error = key_ring(&config).unwrap_err().to_string();
+        assert!(error.starts_with("proxy_keys.file: /nonexistent/keys"), "{error}");
     }
 
     #[test]

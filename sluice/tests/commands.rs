@@ -138,3 +138,147 @@ fn log_filter_that_is_none_ends_the_start_with_exit_code_1() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("sluice: SLUICE_LOG: \"sluice=loud\""), "{}", text(&output.stderr));
 }
+
+#[test]
+fn unusable_key_file_ends_the_start_with_exit_code_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = right(folder.path(), "[proxy_keys]\nfile = \"/nonexistent/proxy.keys\"");
+    let output = sluice(&["run", "-c", path.to_str().unwrap()]);
+    let error = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("sluice: proxy_keys.file: /nonexistent/proxy.keys cannot be read"), "{error}");
+    assert!(output.stdout.is_empty());
+}
+
+/// A file of keys, and one with a header that the first of them signed at 1767323045678.
+fn signed_header(folder: &Path) -> (String, String) {
+    use std::os::unix::fs::PermissionsExt;
+
+    use sluice_tcpstack::proxy::{Evidence, Extras, Header, Keys, OptionKinds, UnixMillis};
+
+    let keys = folder.join("proxy.keys");
+    let line = b"7 000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f\n";
+    std::fs::write(&keys, line).unwrap();
+    std::fs::set_permissions(&keys, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let signer = Keys::new(&sluice_config::read_proxy_keys(&keys).unwrap());
+    let evidence = Evidence {
+        mss: 1_460,
+        wscale: Some(7),
+        sack: true,
+        tsval: Some(16_909_060),
+        hop_limit: 57,
+        window: 502,
+        options: OptionKinds::new([1, 1, 8]),
+        rtt_ms: None,
+        under_attack: false,
+    };
+    let extras = Extras {
+        authority: Some("trade.example"),
+        unique_id: Some(*b"0123456789abcdef"),
+        evidence: Some(evidence),
+        sign: Some((&signer, UnixMillis(1_767_323_045_678))),
+        crc32c: true,
+    };
+    let (client, listen) = ("203.0.113.7:51000".parse().unwrap(), "198.51.100.10:443".parse().unwrap());
+    let header = folder.join("header.bin");
+    std::fs::write(&header, Header::v2_with(client, listen, &extras).as_slice()).unwrap();
+    (keys.to_str().unwrap().to_owned(), header.to_str().unwrap().to_owned())
+}
+
+const FACTS: &str = "\
+version: 2
+client: 203.0.113.7:51000
+destination: 198.51.100.10:443
+authority: trade.example
+unique id: 30313233343536373839616263646566
+mss: 1460
+window scale: 7
+sack permitted: yes
+timestamp: 16909060
+ttl: 57
+window: 502
+options: 1 1 8
+round trip: unknown
+under attack: no
+key: 7
+signed: 2026-01-02T03:04:05.678Z
+age: 322 ms
+";
+
+#[test]
+fn authentic_header_is_told_one_fact_a_line_and_exits_0() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, header) = signed_header(folder.path());
+    let output = sluice(&["proxy-header", "verify", "--keys", &keys, "--at", "1767323046000", &header]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout), FACTS);
+    assert!(output.stderr.is_empty());
+}
+
+#[test]
+fn header_may_come_in_hexadecimal_digits_on_standard_input() {
+    use std::io::Write;
+    use std::process::Stdio;
+
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, header) = signed_header(folder.path());
+    let digits: Vec<String> = std::fs::read(header).unwrap().iter().map(|octet| format!("{octet:02X}")).collect();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_sluice"))
+        .args(["proxy-header", "verify", "--keys", &keys, "--hex", "--at", "1767323046000"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(digits.join(" ").as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(0), FACTS), "{}", text(&output.stderr));
+}
+
+#[test]
+fn header_that_is_not_authentic_exits_1_with_the_reason() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, header) = signed_header(folder.path());
+    let verify = |arguments: &[&str]| {
+        let output = sluice(&[&["proxy-header", "verify", "--keys", &keys], arguments].concat());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(output.stdout.is_empty(), "{}", text(&output.stdout));
+        text(&output.stderr).to_owned()
+    };
+    let error = verify(&[&header]);
+    assert!(error.starts_with("sluice: not authentic: the header was signed ") && error.contains("ms ago"), "{error}");
+    let error = verify(&["--max-age", "1s", "--at", "1767323040000", &header]);
+    assert!(error.contains("5678 ms in the future, more than the 1000 ms allowed"), "{error}");
+
+    let changed = folder.path().join("changed.bin");
+    let mut octets = std::fs::read(&header).unwrap();
+    octets[16] ^= 1;
+    std::fs::write(&changed, &octets).unwrap();
+    let error = verify(&["--at", "1767323046000", changed.to_str().unwrap()]);
+    assert_eq!(error, "sluice: not authentic: the PROXY header is malformed: its CRC32C is wrong\n");
+    std::fs::write(&changed, &octets[..40]).unwrap();
+    assert_eq!(verify(&[changed.to_str().unwrap()]), "sluice: not authentic: the header is not complete\n");
+}
+
+#[test]
+fn header_or_keys_that_cannot_be_read_exit_2() {
+    let folder = tempfile::tempdir().unwrap();
+    let (keys, header) = signed_header(folder.path());
+    let nowhere = "/nonexistent/file";
+    for (arguments, complaint) in [
+        (vec!["--keys", nowhere, header.as_str()], "sluice: proxy_keys.file: /nonexistent/file cannot be read"),
+        (vec!["--keys", &header, &header], "sluice: proxy_keys.file: "),
+        (vec!["--keys", &keys, nowhere], "sluice: /nonexistent/file: cannot be read"),
+        (vec!["--keys", &keys, "--hex", &header], "sluice: "),
+        (vec!["--keys", &keys, "--max-age", "soon", &header], "error: invalid value 'soon'"),
+        (vec![header.as_str()], "error: "),
+    ] {
+        let output = sluice(&[&["proxy-header", "verify"], &arguments[..]].concat());
+        let error = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(error.starts_with(complaint) && output.stdout.is_empty(), "{arguments:?}: {error}");
+    }
+    let help = sluice(&["proxy-header", "verify", "--help"]);
+    assert_eq!(help.status.code(), Some(0));
+    assert!(text(&help.stdout).contains("Exit codes:") && text(&help.stdout).contains("Examples:"));
+}

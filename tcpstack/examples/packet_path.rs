@@ -81,7 +81,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         jar: Jar::new([7; 32], config.cookies.epoch),
         worker: WorkerId(0),
         counters,
-        shared: Arc::new(Shared::new(&config, [1, 2], 16)),
+        shared: Arc::new(Shared::new(&config, [1, 2], 16, Arc::default())),
         entropy: [3; 48],
         mtus: vec![1500],
         now: Micros(0),

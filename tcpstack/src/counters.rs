@@ -38,6 +38,10 @@ pub struct StackCounters {
 /// One service's share.
 #[derive(Debug)]
 pub struct ServiceCounters {
+    /// SYNs answered.
+    pub syns: Counter,
+    /// Gauge: many more SYNs than clients, 0 or 1.
+    pub under_attack: Counter,
     /// Sessions opened.
     pub opened: Counter,
     /// Gauge: sessions alive.
@@ -181,6 +185,8 @@ impl StackCounters {
             .services
             .iter()
             .map(|service| ServiceCounters {
+                syns: Counter::default(),
+                under_attack: Counter::default(),
                 opened: Counter::default(),
                 active: Counter::default(),
                 ended: Default::default(),

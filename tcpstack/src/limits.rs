@@ -64,11 +64,11 @@ impl SharedLimits {
         }
     }
 
-    /// Counts one connection more, if there may be one.
+    /// Counts one connection more, if there may be one. A `source` that is not known yet is [named](SharedLimits::name) later.
     ///
     /// # Errors
     /// The limit that stands against it; nothing was counted then.
-    pub fn open(&self, service: ServiceId, source: Addr) -> Result<(), Refusal> {
+    pub fn open(&self, service: ServiceId, source: Option<Addr>) -> Result<(), Refusal> {
         let (Some(limits), Some(active)) =
             (self.limits.get(usize::from(service.0)), self.active.get(usize::from(service.0)))
         else {
@@ -78,12 +78,25 @@ impl SharedLimits {
             active.fetch_sub(1, Ordering::Relaxed);
             return Err(Refusal::Connections);
         }
-        if limits.connections_per_source > 0 {
+        if let Some(source) = source
+            && let Err(refusal) = self.name(service, source)
+        {
+            active.fetch_sub(1, Ordering::Relaxed);
+            return Err(refusal);
+        }
+        Ok(())
+    }
+
+    /// Counts a connection that is already open among its source's.
+    ///
+    /// # Errors
+    /// [`Refusal::Source`]; it was not counted then.
+    pub fn name(&self, service: ServiceId, source: Addr) -> Result<(), Refusal> {
+        let most = self.limits.get(usize::from(service.0)).map_or(0, |limits| limits.connections_per_source);
+        if most > 0 {
             let mut shard = self.shard(service, source).lock().unwrap_or_else(PoisonError::into_inner);
             let count = shard.entry((service, source)).or_insert(0);
-            if *count >= limits.connections_per_source {
-                drop(shard);
-                active.fetch_sub(1, Ordering::Relaxed);
+            if *count >= most {
                 return Err(Refusal::Source);
             }
             *count += 1;
@@ -91,15 +104,15 @@ impl SharedLimits {
         Ok(())
     }
 
-    /// Counts one connection less.
-    pub fn close(&self, service: ServiceId, source: Addr) {
+    /// Counts one connection less, of the source it was counted for.
+    pub fn close(&self, service: ServiceId, source: Option<Addr>) {
         let (Some(limits), Some(active)) =
             (self.limits.get(usize::from(service.0)), self.active.get(usize::from(service.0)))
         else {
             return;
         };
         active.fetch_sub(1, Ordering::Relaxed);
-        if limits.connections_per_source > 0 {
+        if let Some(source) = source.filter(|_| limits.connections_per_source > 0) {
             let mut shard = self.shard(service, source).lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(count) = shard.get_mut(&(service, source)) {
                 *count -= 1;
@@ -135,31 +148,31 @@ mod tests {
     #[test]
     fn a_service_takes_its_limit_and_no_more() {
         let limits = limits(2, 0);
-        assert_eq!(limits.open(S, Addr::v4(1)), Ok(()));
-        assert_eq!(limits.open(S, Addr::v4(1)), Ok(()));
-        assert_eq!(limits.open(S, Addr::v4(2)), Err(Refusal::Connections));
-        limits.close(S, Addr::v4(1));
-        assert_eq!(limits.open(S, Addr::v4(2)), Ok(()));
+        assert_eq!(limits.open(S, Some(Addr::v4(1))), Ok(()));
+        assert_eq!(limits.open(S, Some(Addr::v4(1))), Ok(()));
+        assert_eq!(limits.open(S, Some(Addr::v4(2))), Err(Refusal::Connections));
+        limits.close(S, Some(Addr::v4(1)));
+        assert_eq!(limits.open(S, Some(Addr::v4(2))), Ok(()));
     }
 
     #[test]
     fn a_source_at_its_limit_does_not_use_up_the_service() {
         let limits = limits(2, 1);
-        assert_eq!(limits.open(S, Addr::v4(1)), Ok(()));
+        assert_eq!(limits.open(S, Some(Addr::v4(1))), Ok(()));
         for _ in 0..10 {
-            assert_eq!(limits.open(S, Addr::v4(1)), Err(Refusal::Source));
+            assert_eq!(limits.open(S, Some(Addr::v4(1))), Err(Refusal::Source));
         }
-        assert_eq!(limits.open(S, Addr::v4(2)), Ok(()));
+        assert_eq!(limits.open(S, Some(Addr::v4(2))), Ok(()));
     }
 
     #[test]
     fn sources_are_forgotten_with_their_last_connection() {
         let limits = limits(10, 5);
         for _ in 0..3 {
-            limits.open(S, Addr::v4(9)).unwrap();
+            limits.open(S, Some(Addr::v4(9))).unwrap();
         }
         for _ in 0..3 {
-            limits.close(S, Addr::v4(9));
+            limits.close(S, Some(Addr::v4(9)));
         }
         assert!(limits.sources.iter().all(|shard| shard.lock().unwrap().is_empty()));
     }

@@ -23,6 +23,10 @@ pub enum EndCause {
     HalfClosed,
     /// The client never spoke.
     FirstData,
+    /// A PROXY header that was malformed, missing or late, or came from a sender who is not to send one.
+    ProxyHeader,
+    /// The client named in a PROXY header has too many connections.
+    SourceLimit,
     /// The client stopped acknowledging.
     ClientTimeout,
     /// The upstream stopped acknowledging.
@@ -52,7 +56,7 @@ pub enum Blame {
 
 impl EndCause {
     /// Every cause, in counter order.
-    pub const ALL: [EndCause; 13] = [
+    pub const ALL: [EndCause; 15] = [
         EndCause::Closed,
         EndCause::ClientReset,
         EndCause::UpstreamReset,
@@ -61,6 +65,8 @@ impl EndCause {
         EndCause::UpstreamIdle,
         EndCause::HalfClosed,
         EndCause::FirstData,
+        EndCause::ProxyHeader,
+        EndCause::SourceLimit,
         EndCause::ClientTimeout,
         EndCause::UpstreamTimeout,
         EndCause::ClientRestarted,
@@ -80,6 +86,8 @@ impl EndCause {
             EndCause::UpstreamIdle => "upstream_idle",
             EndCause::HalfClosed => "half_closed",
             EndCause::FirstData => "first_data",
+            EndCause::ProxyHeader => "proxy_header",
+            EndCause::SourceLimit => "source_limit",
             EndCause::ClientTimeout => "client_timeout",
             EndCause::UpstreamTimeout => "upstream_timeout",
             EndCause::ClientRestarted => "client_restarted",
@@ -96,6 +104,8 @@ impl EndCause {
             EndCause::ClientReset
             | EndCause::ClientIdle
             | EndCause::FirstData
+            | EndCause::ProxyHeader
+            | EndCause::SourceLimit
             | EndCause::ClientTimeout
             | EndCause::ClientRestarted => Blame::Client,
             EndCause::UpstreamReset | EndCause::DialFailed | EndCause::UpstreamIdle | EndCause::UpstreamTimeout => {
@@ -130,8 +140,10 @@ pub struct SessionRecord {
     pub service: ServiceId,
     /// Index of the last upstream dialled; none when no dial began.
     pub upstream: Option<u16>,
-    /// Client's address as the appliance saw it.
+    /// The client's address, as the appliance saw it or a trusted proxy named it.
     pub client: SocketAddr,
+    /// The trusted proxy that named the client.
+    pub via: Option<SocketAddr>,
     /// Address the client connected to.
     pub listen: SocketAddr,
     /// Our address towards the upstream; none when no dial began.

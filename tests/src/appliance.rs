@@ -1,7 +1,7 @@
 //! A `sluice` process in a lab: its configuration, its metrics, its connection log.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::thread;
@@ -36,12 +36,37 @@ pub fn binary() -> String {
     path.to_str().expect("a UTF-8 path").to_owned()
 }
 
+/// A port of the server on which nobody ever listens.
+pub const NOBODY: u16 = 9;
+
+/// How a service serves its connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The client's TCP ends in the appliance.
+    Terminate,
+    /// The client's segments are rewritten and forwarded.
+    Splice,
+}
+
+impl Mode {
+    /// Its name in a configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Mode::Terminate => "terminate",
+            Mode::Splice => "splice",
+        }
+    }
+}
+
 /// One `[[service]]` of a configuration.
 #[derive(Clone, Debug)]
 pub struct Service {
     name: String,
+    mode: Mode,
     listen: Vec<SocketAddr>,
     keys: Vec<(String, String)>,
+    promise: Vec<(String, String)>,
     timeouts: Vec<(String, String)>,
     limits: Vec<(String, String)>,
     upstreams: Vec<SocketAddr>,
@@ -53,8 +78,10 @@ impl Service {
     pub fn new(name: &str, port: u16) -> Service {
         Service {
             name: name.to_owned(),
+            mode: Mode::Terminate,
             listen: Family::BOTH.map(|family| family.service(port)).into(),
             keys: Vec::new(),
+            promise: Vec::new(),
             timeouts: Vec::new(),
             limits: Vec::new(),
             upstreams: vec![Family::V4.server(port)],
@@ -68,6 +95,18 @@ impl Service {
         self
     }
 
+    /// Sets `mode`.
+    #[must_use]
+    pub fn mode(self, mode: Mode) -> Service {
+        Service { mode, ..self }
+    }
+
+    /// Sets `mode = "splice"`.
+    #[must_use]
+    pub fn splice(self) -> Service {
+        self.mode(Mode::Splice)
+    }
+
     /// Sets `proxy_protocol`.
     #[must_use]
     pub fn proxy_protocol(self, version: &str) -> Service {
@@ -79,6 +118,23 @@ impl Service {
     pub fn key(mut self, key: &str, value: &str) -> Service {
         self.keys.push((key.to_owned(), value.to_owned()));
         self
+    }
+
+    /// Sets a key of `[service.promise]` anew; `value` is TOML.
+    #[must_use]
+    pub fn promise(mut self, key: &str, value: &str) -> Service {
+        self.promise.retain(|(known, _)| known != key);
+        self.promise.push((key.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Splice mode that promises what Linux accepts, and asks no upstream whether it does.
+    #[must_use]
+    pub fn splice_pinned(self) -> Service {
+        // Between the families, segments are as small as IPv6's.
+        let pinned =
+            [("mss", "1440"), ("window_scale", "7"), ("sack", "true"), ("timestamps", "true"), ("probe", "\"0s\"")];
+        pinned.into_iter().fold(self.splice(), |service, (key, value)| service.promise(key, value))
     }
 
     /// Sets a key of `[service.timeouts]`.
@@ -95,12 +151,28 @@ impl Service {
         self
     }
 
+    /// Whether probes tell sluice what it may promise.
+    fn learns(&self) -> bool {
+        let probes = !self.promise.iter().any(|(key, value)| key == "probe" && value == "\"0s\"");
+        self.mode == Mode::Splice && probes && self.real_upstreams().next().is_some()
+    }
+
+    /// Those on the server on whose port somebody may listen.
+    fn real_upstreams(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        let real = |upstream: &SocketAddr| {
+            let port = upstream.port();
+            port != NOBODY && Family::BOTH.iter().any(|family| family.server(port) == *upstream)
+        };
+        self.upstreams.iter().copied().filter(real)
+    }
+
     fn toml(&self) -> String {
         let mut text = format!("\n[[service]]\nname = \"{}\"\nlisten = {:?}\n", self.name, strings(&self.listen));
+        let _ = writeln!(text, "mode = \"{}\"", self.mode.as_str());
         for (key, value) in &self.keys {
             let _ = writeln!(text, "{key} = {value}");
         }
-        for (table, keys) in [("timeouts", &self.timeouts), ("limits", &self.limits)] {
+        for (table, keys) in [("promise", &self.promise), ("timeouts", &self.timeouts), ("limits", &self.limits)] {
             if !keys.is_empty() {
                 let _ = writeln!(text, "[service.{table}]");
             }
@@ -128,6 +200,8 @@ pub struct Setup {
     connections: Option<String>,
     runtime: String,
     filters: String,
+    tables: String,
+    routes: String,
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
     services: Vec<Service>,
@@ -145,6 +219,8 @@ impl Setup {
             // Plenty for a lab, and quicker to set up than the default.
             runtime: "mbufs = 16383".to_owned(),
             filters: String::new(),
+            tables: String::new(),
+            routes: String::new(),
             wan_device: None,
             wan_vlan: 0,
             services: Vec::new(),
@@ -155,6 +231,12 @@ impl Setup {
     #[must_use]
     pub fn of(services: impl IntoIterator<Item = Service>) -> Setup {
         Setup { services: services.into_iter().collect(), ..Setup::new() }
+    }
+
+    /// Sets every service's `mode`.
+    #[must_use]
+    pub fn mode(self, mode: Mode) -> Setup {
+        Setup { services: self.services.into_iter().map(|service| service.mode(mode)).collect(), ..self }
     }
 
     /// Sets the number of workers, 1 or 2.
@@ -193,6 +275,22 @@ impl Setup {
         Setup { filters: format!("\n[filters]\n{lines}\n"), ..self }
     }
 
+    /// Adds these lines at the end: whole tables.
+    #[must_use]
+    pub fn tables(self, lines: &str) -> Setup {
+        Setup { tables: format!("\n{lines}\n"), ..self }
+    }
+
+    /// Adds a route to `prefix` by `via` on the servers' side.
+    #[must_use]
+    pub fn route(self, prefix: &str, via: IpAddr) -> Setup {
+        let port = "lan";
+        Setup {
+            routes: format!("{}\n[[route]]\nto = \"{prefix}\"\nvia = \"{via}\"\nport = \"{port}\"\n", self.routes),
+            ..self
+        }
+    }
+
     /// Puts another device behind port `wan`.
     #[must_use]
     pub fn wan_device(self, device: &str, args: &str) -> Setup {
@@ -228,16 +326,25 @@ impl Setup {
             Arms::One => self.port(&mut text, "wan", 0, &[wan, lan].concat(), &gateway),
             Arms::Cable => panic!("a cable has no appliance"),
         }
+        text += &self.routes;
         for service in &self.services {
             text += &service.toml();
         }
         text += &self.filters;
+        text += &self.tables;
         let connections = self.connections.clone().unwrap_or_else(|| log_path(lab));
         let _ = write!(
             text,
             "\n[metrics]\nlisten = \"{METRICS}\"\n\n[log]\nlevel = \"info\"\nconnections = \"{connections}\"\n"
         );
         text
+    }
+
+    /// Listeners for the upstreams of spliced services on the server, where nobody listens yet. They never accept.
+    fn stand_ins(&self, lab: &Lab) -> Vec<TcpListener> {
+        let upstreams = self.services.iter().filter(|service| service.learns()).flat_map(Service::real_upstreams);
+        // An error: somebody does listen there.
+        upstreams.filter_map(|upstream| lab.server.try_listen(upstream).ok()).collect()
     }
 
     fn port(&self, text: &mut String, name: &str, index: u8, addresses: &[String], gateway: &[String]) {
@@ -283,6 +390,8 @@ pub struct Record {
     pub ended: SystemTime,
     /// The client as sluice saw it.
     pub client: SocketAddr,
+    /// The proxy that named it.
+    pub via: Option<SocketAddr>,
     /// Where it connected to.
     pub listen: SocketAddr,
     /// Sluice's address towards the upstream.
@@ -317,27 +426,54 @@ fn time<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Err
 pub struct Sluice<'lab> {
     lab: &'lab Lab,
     process: Process,
+    /// Spliced connections are spliced to their end.
+    keeps_promises: bool,
 }
 
 impl<'lab> Sluice<'lab> {
-    /// Starts sluice and waits until it serves.
+    /// Starts sluice and waits until it serves. Servers of spliced services need not be up yet: somebody else listens in
+    /// their place while sluice looks at its upstreams, unless their port is [`NOBODY`].
     ///
     /// # Panics
     /// When it does not; the message holds what it printed.
     #[must_use]
     pub fn start(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
+        let stand_ins = setup.stand_ins(lab);
         let mut sluice = Sluice::launch(lab, setup);
         if let Err(output) = sluice.process.wait_for_line("sluice: ready", Duration::from_secs(40)) {
             panic!("sluice did not come up: {output}");
         }
+        sluice.learn(setup);
+        drop(stand_ins);
         sluice
+    }
+
+    /// Waits until a first probe has told sluice what each spliced service may promise, for as long as probes take.
+    fn learn(&self, setup: &Setup) {
+        let deadline = Instant::now() + Duration::from_millis(1200);
+        let asking = setup.services.iter().filter(|service| service.learns());
+        for Service { name, .. } in asking {
+            let unknown = || self.metrics().sum("sluice_syn_ack_mss_bytes", &[("service", name)]) <= 536;
+            while unknown() && Instant::now() < deadline {
+                thread::sleep(Duration::from_millis(20));
+            }
+        }
     }
 
     /// Starts sluice without waiting for anything.
     #[must_use]
     pub fn launch(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
         let file = lab.write("sluice.toml", &setup.toml(lab));
-        Sluice { lab, process: Process::start(&lab.appliance, &binary(), &["run", "-c", &file]) }
+        let process = Process::start(&lab.appliance, &binary(), &["run", "-c", &file]);
+        Sluice { lab, process, keeps_promises: true }
+    }
+
+    /// Spliced connections may fall back to terminate mode. Otherwise one that does is an error, or tests of splice mode could test
+    /// the other one unawares.
+    #[must_use]
+    pub fn may_fall_back(mut self) -> Sluice<'lab> {
+        self.keeps_promises = false;
+        self
     }
 
     /// Its process.
@@ -434,6 +570,13 @@ impl Drop for Sluice<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
             eprintln!("sluice printed:\n{}", self.process.text());
+        } else if self.keeps_promises && self.process.ended().is_none() {
+            let metrics = self.metrics();
+            assert_eq!(
+                metrics.sum("sluice_splice_fallbacks_total", &[]),
+                0,
+                "sessions went on in terminate mode\n{metrics}"
+            );
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -27,34 +27,99 @@ fn runtime() -> Runtime {
 /// An echo server for crowds; ends when dropped.
 #[derive(Debug)]
 pub struct Echo {
-    _stop: tokio::sync::oneshot::Sender<()>,
+    _stop: oneshot::Sender<()>,
 }
 
 impl Echo {
     /// Serves at `at` in `ns`.
     #[must_use]
     pub fn start(ns: &Ns, at: SocketAddr) -> Echo {
-        let listener = ns.listen(at);
-        listener.set_nonblocking(true).expect("listeners can be non-blocking");
-        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-        std::thread::spawn(move || {
-            runtime().block_on(async move {
-                let listener = TcpListener::from_std(listener).expect("a listener");
-                tokio::spawn(async move {
-                    while let Ok((mut stream, _)) = listener.accept().await {
-                        tokio::spawn(async move {
-                            let (mut from, mut to) = stream.split();
-                            let _ = tokio::io::copy(&mut from, &mut to).await;
-                            let _ = to.shutdown().await;
-                        });
-                    }
-                });
-                // An error is the sender's drop: the end either way.
-                let _ = stopped.await;
-            });
-        });
-        Echo { _stop: stop }
+        Echo {
+            _stop: serve(ns, at, |mut stream| async move {
+                let (mut from, mut to) = stream.split();
+                let _ = tokio::io::copy(&mut from, &mut to).await;
+                let _ = to.shutdown().await;
+            }),
+        }
     }
+}
+
+/// Serves each connection at `at` in `ns` with `converse`, until what it returns is dropped.
+fn serve<F>(ns: &Ns, at: SocketAddr, converse: impl Fn(TcpStream) -> F + Send + 'static) -> oneshot::Sender<()>
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let listener = ns.listen(at);
+    listener.set_nonblocking(true).expect("listeners can be non-blocking");
+    let (stop, stopped) = oneshot::channel::<()>();
+    std::thread::spawn(move || {
+        runtime().block_on(async move {
+            let listener = TcpListener::from_std(listener).expect("a listener");
+            tokio::spawn(async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(converse(stream));
+                }
+            });
+            // An error is the sender's drop: the end either way.
+            let _ = stopped.await;
+        });
+    });
+    stop
+}
+
+/// What a greeter says.
+const GREETING: &[u8] = b"hello and good-bye\n";
+
+/// A server that speaks first and closes first; ends when dropped.
+#[derive(Debug)]
+pub struct Greeter {
+    _stop: oneshot::Sender<()>,
+}
+
+impl Greeter {
+    /// Serves at `at` in `ns`.
+    #[must_use]
+    pub fn start(ns: &Ns, at: SocketAddr) -> Greeter {
+        Greeter {
+            _stop: serve(ns, at, |mut stream| async move {
+                let _ = stream.write_all(GREETING).await;
+                let _ = stream.shutdown().await;
+                // The client closes second.
+                let _ = stream.read(&mut [0]).await;
+            }),
+        }
+    }
+}
+
+/// Opens `count` connections from `ns` to the greeter behind `to`, some at a time, hears it out and closes.
+///
+/// # Panics
+/// When any connection fails, says something else or takes longer than `patience`.
+pub fn hear_greetings(ns: &Ns, to: SocketAddr, count: usize, patience: Duration) {
+    let heard = ns.run(|| {
+        runtime().block_on(async {
+            let gate = std::sync::Arc::new(Semaphore::new(ARRIVING));
+            let mut visits = JoinSet::new();
+            for _ in 0..count {
+                let gate = std::sync::Arc::clone(&gate);
+                visits.spawn(async move {
+                    let _turn = gate.acquire().await.expect("the gate stays");
+                    let visit = async {
+                        let mut heard = Vec::new();
+                        TcpStream::connect(to).await?.read_to_end(&mut heard).await?;
+                        if heard == GREETING { Ok(()) } else { Err(io::Error::other("not the greeting")) }
+                    };
+                    timeout(patience, visit).await?
+                });
+            }
+            let mut failures = Vec::new();
+            while let Some(visit) = visits.join_next().await {
+                failures.extend(visit.expect("no task panics").err());
+            }
+            failures
+        })
+    });
+    assert!(heard.is_empty(), "{} of {count} visits failed, such as: {}", heard.len(), heard[0]);
 }
 
 /// Opens `count` connections from `ns` to the echo server behind `to`; sends `octets` of its own on each and reads them back, three times:
@@ -64,7 +129,7 @@ impl Echo {
 /// When any connection fails or returns other data.
 pub fn visit(ns: &Ns, to: SocketAddr, count: usize, octets: usize, meanwhile: impl FnOnce()) {
     let (arrived, all_here) = mpsc::channel();
-    let (go, leave) = tokio::sync::oneshot::channel();
+    let (go, leave) = oneshot::channel();
     let crowd = ns.spawn(move || {
         runtime().block_on(async move {
             let gate = std::sync::Arc::new(Semaphore::new(ARRIVING));

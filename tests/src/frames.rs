@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
+use etherparse::{Ethernet2Header, IpNumber, Ipv4Header, Ipv6Header, PacketBuilder, TcpHeader};
 
 /// TCP flags as in the header's fourteenth octet.
 pub mod flags {
@@ -91,6 +91,29 @@ impl Segment<'_> {
         seal(&mut frame);
         frame
     }
+}
+
+/// An ICMP or ICMPv6 message to the sender of the IP packet `quoted`: it was too big for the next link, which takes `mtu` octets.
+///
+/// # Panics
+/// When `quoted` is no IP packet, or of another family than `reporter`.
+#[must_use]
+pub fn too_big(from_mac: [u8; 6], to_mac: [u8; 6], reporter: IpAddr, quoted: &[u8], mtu: u16) -> Vec<u8> {
+    let [high, low] = mtu.to_be_bytes();
+    let builder = PacketBuilder::ethernet2(from_mac, to_mac);
+    let mut frame = Vec::new();
+    let written = match reporter {
+        IpAddr::V4(reporter) => {
+            let sender = quoted[12..16].try_into().expect("four octets");
+            builder.ipv4(reporter.octets(), sender, 64).icmpv4_raw(3, 4, [0, 0, high, low]).write(&mut frame, quoted)
+        }
+        IpAddr::V6(reporter) => {
+            let sender = quoted[8..24].try_into().expect("sixteen octets");
+            builder.ipv6(reporter.octets(), sender, 64).icmpv6_raw(2, 0, [0, 0, high, low]).write(&mut frame, quoted)
+        }
+    };
+    written.expect("a Vec takes it");
+    frame
 }
 
 /// Makes the checksums of an untagged IPv4 or IPv6 frame right: the IPv4 header's, and TCP's where there is a TCP header.

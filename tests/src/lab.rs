@@ -38,6 +38,8 @@ pub const SERVICE4: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 10);
 pub const LAN4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 2);
 /// The server.
 pub const SERVER4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 5);
+/// On the servers' network, an address that no kernel owns: for servers in user space.
+pub const RAW_SERVER4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 77);
 /// Answers ARP, never TCP.
 pub const SILENT4: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 66);
 /// On the servers' network, answers nothing at all.
@@ -55,6 +57,8 @@ pub const SERVICE6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x10)
 pub const LAN6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 2);
 /// As [`SERVER4`].
 pub const SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 5);
+/// As [`RAW_SERVER4`].
+pub const RAW_SERVER6: Ipv6Addr = Ipv6Addr::new(0xfd00, 5, 0, 0, 0, 0, 0, 0x77);
 
 /// IP family of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +97,36 @@ impl Family {
         self.pick(RAW_CLIENT4, RAW_CLIENT6)
     }
 
+    /// Where a server in user space listens.
+    #[must_use]
+    pub fn raw_server(self, port: u16) -> SocketAddr {
+        SocketAddr::new(self.pick(RAW_SERVER4, RAW_SERVER6), port)
+    }
+
+    /// The address of [`Lab::host_behind`] a side's router.
+    #[must_use]
+    pub fn behind(self, side: Side) -> IpAddr {
+        match side {
+            Side::Client => self.pick(Ipv4Addr::new(192, 0, 2, 2), Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 2)),
+            Side::Server => self.pick(Ipv4Addr::new(10, 9, 0, 2), Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2)),
+        }
+    }
+
     fn pick(self, v4: Ipv4Addr, v6: Ipv6Addr) -> IpAddr {
         match self {
             Family::V4 => v4.into(),
             Family::V6 => v6.into(),
         }
     }
+}
+
+/// One of the two sides of the appliance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The clients'.
+    Client,
+    /// The servers'.
+    Server,
 }
 
 /// What stands between client and server.
@@ -207,6 +235,42 @@ impl Lab {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap_or_else(|error| panic!("cannot write {path}: {error}"));
         path
+    }
+
+    /// The interface beside the appliance's on the client's side, whose traffic is what the appliance sends and receives: the
+    /// client's own, or the near end of the lossy wire. (The appliance's own shows nothing of what it sends.)
+    #[must_use]
+    pub fn beside_wan(&self) -> (&Ns, &'static str) {
+        match (&self.between, &self.wire) {
+            (Some(between), Some(_)) => (between, "w1"),
+            _ => (&self.client, "c0"),
+        }
+    }
+
+    /// A host one hop further away than the client or the server, which becomes its router. Packets towards it may have `mtu`
+    /// octets on the last link, those from it as many as anywhere. It goes when dropped, before the lab does.
+    #[must_use]
+    pub fn host_behind(&self, side: Side, mtu: u16) -> Ns {
+        let router = match side {
+            Side::Client => &self.client,
+            Side::Server => &self.server,
+        };
+        let host = Ns::create(&format!("{}-far", router.name()));
+        veth((router.name(), "r0"), (host.name(), "f0"));
+        let [v4, v6] = Family::BOTH.map(|family| family.behind(side));
+        let [router4, router6] = [v4.to_string(), v6.to_string()].map(|far| format!("{}1", &far[..far.len() - 1]));
+        router.sh(&format!(
+            "sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1\n{}\
+             ip addr add {router4}/24 dev r0\nip -6 addr add {router6}/64 dev r0 nodad\n\
+             ip route add {v4}/32 dev r0 mtu lock {mtu}\nip -6 route add {v6}/128 dev r0 mtu lock {mtu}\n",
+            peer("r0")
+        ));
+        host.sh(&format!(
+            "{}ip addr add {v4}/24 dev f0\nip -6 addr add {v6}/64 dev f0 nodad\n\
+             ip route add default via {router4}\nip -6 route add default via {router6}\n",
+            peer("f0")
+        ));
+        host
     }
 
     /// What the lossy wire did so far; none without one.

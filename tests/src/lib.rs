@@ -6,7 +6,9 @@
 //! - [`servers`] starts nginx, haproxy, sshd and iperf3; [`peer`] and [`crowd`] are small TCP peers for behaviour that
 //!   ready-made programs do not show on request (half-close, reset, stalled readers, thousands of connections).
 //! - [`echo`] pings. [`link`] is a raw Ethernet interface; on it stand [`flood`] (floods and [`malformed`] frames), [`wire`] (a lossy,
-//!   reordering wire in user space) and [`rawtcp`] (a TCP client whose SYN can look like anything).
+//!   reordering wire in user space), [`station`] (a host in user space) and [`rawtcp`] (its TCP, either end of a connection, whose
+//!   segments can look like anything).
+//! - [`capture`] records both legs of a connection and checks them against each other.
 //!
 //! Rules: needs root, says so in one clear line otherwise. Every load is bounded in count and time. Only processes this
 //! crate started are ended, by their id. A test that fails inside the harness panics with what was expected and what was found.
@@ -14,6 +16,7 @@
 #![forbid(unsafe_code)]
 
 pub mod appliance;
+pub mod capture;
 pub mod crowd;
 pub mod echo;
 pub mod flood;
@@ -27,4 +30,5 @@ pub mod peer;
 pub mod process;
 pub mod rawtcp;
 pub mod servers;
+pub mod station;
 pub mod wire;

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{self, Sender};
@@ -118,6 +118,18 @@ impl Ns {
         checked(&format!("{script} (in {})", self.name), &self.output("sh", &["-ec", script]))
     }
 
+    /// The path MTU the kernel has learned for packets to `address`; none when it believes in its link's.
+    ///
+    /// # Panics
+    /// When there is no route to it.
+    #[must_use]
+    pub fn path_mtu(&self, address: IpAddr) -> Option<u16> {
+        let shown = self.sh(&format!("ip route get {address}"));
+        let mut words = shown.split_whitespace();
+        words.find(|word| *word == "mtu")?;
+        words.find(|word| *word != "lock")?.parse().ok()
+    }
+
     /// The MAC address of interface `name` in this namespace.
     ///
     /// # Panics
@@ -161,14 +173,21 @@ impl Ns {
     /// When the address is taken.
     #[must_use]
     pub fn listen(&self, at: SocketAddr) -> TcpListener {
-        let bound = self.run(|| -> io::Result<TcpListener> {
+        self.try_listen(at).unwrap_or_else(|error| panic!("cannot listen on {at} in {}: {error}", self.name))
+    }
+
+    /// As [`Ns::listen`], where somebody else may listen already.
+    ///
+    /// # Errors
+    /// As the kernel's `bind` and `listen`.
+    pub fn try_listen(&self, at: SocketAddr) -> io::Result<TcpListener> {
+        self.run(|| {
             let socket = Socket::new(Domain::for_address(at), Type::STREAM, Some(Protocol::TCP))?;
             socket.set_reuse_address(true)?;
             socket.bind(&at.into())?;
             socket.listen(4096)?;
             Ok(socket.into())
-        });
-        bound.unwrap_or_else(|error| panic!("cannot listen on {at} in {}: {error}", self.name))
+        })
     }
 
     /// Ends what still runs in the namespace. Only processes of ours can be in it: we made it.

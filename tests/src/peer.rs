@@ -206,6 +206,8 @@ pub struct Route<'lab> {
     pub dial: SocketAddr,
     /// Where the server listens.
     pub serve: SocketAddr,
+    /// Octets in front of the client's that the server reads and drops: a PROXY header.
+    pub header: usize,
 }
 
 impl<'lab> Route<'lab> {
@@ -220,7 +222,13 @@ impl<'lab> Route<'lab> {
     pub fn of(lab: &'lab Lab, family: Family, port: u16) -> Route<'lab> {
         let dial = family.service(port);
         let serve = if lab.arms == crate::lab::Arms::Cable { dial } else { Family::V4.server(port) };
-        Route { lab, dial, serve }
+        Route { lab, dial, serve, header: 0 }
+    }
+
+    /// With a PROXY header of so many octets.
+    #[must_use]
+    pub fn behind_header(self, header: usize) -> Route<'lab> {
+        Route { header, ..self }
     }
 
     /// Listens for the server's side.
@@ -269,7 +277,7 @@ impl<'lab> Route<'lab> {
         client.write_all(b"!").expect("one octet fits");
         let mut server = accept(listener);
         server.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
-        server.read_exact(&mut [0]).expect("the first octet arrives");
+        server.read_exact(&mut vec![0; self.header + 1]).expect("the header and the first octet arrive");
         let local = client.local_addr().expect("a connected socket has an address");
         (client, server, local)
     }

@@ -1,28 +1,30 @@
-//! A TCP client in user space, for SYNs and segments no kernel would send.
+//! A TCP in user space, for SYNs and segments no kernel would send.
 //!
-//! It has an address and a MAC of its own that no kernel knows, answers ARP and NDP for them, takes data in order only, acknowledges
-//! each segment and repeats what is not acknowledged. It has no congestion control: its requests are short.
+//! It stands on a [`Station`], takes data in order only, acknowledges each segment and repeats what is not acknowledged. It has no
+//! congestion control: what it sends is short. Where a test wants each segment for itself, [`RawTcp::say`] and [`RawTcp::hear`]
+//! leave everything to it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-use etherparse::{
-    EtherType, Ethernet2Header, NetSlice, PacketBuilder, SlicedPacket, TcpOptionElement, TcpSlice, TransportSlice,
-};
-
-use crate::flood::resolve;
-use crate::frames::{Segment, flags};
+use crate::frames::flags;
 use crate::link::Link;
 use crate::netns::Ns;
+use crate::station::{Arrived, Say, Station};
 
 /// How often unacknowledged segments are repeated.
 const REPEAT: Duration = Duration::from_millis(250);
+
+/// How long one look for a segment takes.
+const POLL: Duration = Duration::from_millis(5);
 
 /// How long any one step may take.
 const PATIENCE: Duration = Duration::from_secs(8);
 
 /// The raw client's MAC address.
 pub const MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x77];
+/// The raw server's MAC address.
+pub const SERVER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0x78];
 
 /// What the SYN looks like, and the client after it.
 #[derive(Clone, Debug)]
@@ -67,7 +69,8 @@ impl Shape {
         Shape { mss: Some(1460), wscale: Some(7), sack: true, timestamps: true, window: 502, ..Shape::plain() }
     }
 
-    fn options(&self, clock: u32) -> Vec<u8> {
+    /// The options of its SYN, or of its SYN-ACK to one whose TSval is `echo`.
+    fn options(&self, clock: u32, echo: u32) -> Vec<u8> {
         let mut options = Vec::new();
         if let Some(mss) = self.mss {
             options.extend_from_slice(&[2, 4]);
@@ -77,7 +80,7 @@ impl Shape {
             options.extend_from_slice(&[4, 2]);
         }
         if self.timestamps {
-            options.extend_from_slice(&timestamps(clock, 0));
+            options.extend_from_slice(&timestamps(clock, echo));
         }
         if let Some(scale) = self.wscale {
             options.extend_from_slice(&[3, 3, scale]);
@@ -111,14 +114,16 @@ pub struct Offer {
     pub took: u32,
 }
 
+impl Offer {
+    fn of(syn: &Arrived, took: u32) -> Offer {
+        Offer { mss: syn.mss, wscale: syn.wscale, sack: syn.sack, timestamps: syn.clock.is_some(), ecn: syn.ece, took }
+    }
+}
+
 /// An established connection.
 pub struct RawTcp {
-    link: Link,
+    station: Station,
     shape: Shape,
-    me: SocketAddr,
-    peer: SocketAddr,
-    mac: [u8; 6],
-    peer_mac: [u8; 6],
     born: Instant,
     /// Next number to send, all before it acknowledged or being repeated.
     next: u32,
@@ -127,6 +132,8 @@ pub struct RawTcp {
     /// Next number expected from the peer.
     expected: u32,
     peer_clock: u32,
+    /// The peer's SYN or SYN-ACK.
+    syn: Arrived,
     offer: Offer,
     received: Vec<u8>,
     largest: usize,
@@ -139,8 +146,7 @@ impl RawTcp {
     /// # Errors
     /// What happened instead of a handshake.
     pub fn connect(ns: &Ns, interface: &str, me: SocketAddr, peer: SocketAddr, shape: Shape) -> Result<RawTcp, String> {
-        let peer_mac = ns.run(|| resolve(peer.ip()))?;
-        RawTcp::over(Link::open(ns, interface), peer_mac, me, peer, shape)
+        RawTcp::dial(Station::towards(ns, interface, MAC, me, peer)?, shape)
     }
 
     /// Connects over an open link to a peer whose MAC address is known.
@@ -154,25 +160,109 @@ impl RawTcp {
         peer: SocketAddr,
         shape: Shape,
     ) -> Result<RawTcp, String> {
-        let mut tcp = RawTcp {
-            link,
-            me,
-            peer,
-            mac: MAC,
-            peer_mac,
+        RawTcp::dial(Station::over(link, MAC, me, (peer, peer_mac)), shape)
+    }
+
+    fn dial(station: Station, shape: Shape) -> Result<RawTcp, String> {
+        let mut tcp = RawTcp::new(station, shape);
+        tcp.handshake()?;
+        Ok(tcp)
+    }
+
+    /// Answers `syn`, which `station` has just heard. Of the window scale, SACK and timestamps, it accepts what both know.
+    #[must_use]
+    pub fn accept(station: Station, syn: Arrived, shape: Shape) -> RawTcp {
+        let shape = Shape {
+            wscale: shape.wscale.filter(|_| syn.wscale.is_some()),
+            sack: shape.sack && syn.sack,
+            timestamps: shape.timestamps && syn.clock.is_some(),
+            ..shape
+        };
+        let mut tcp = RawTcp::new(station, shape);
+        tcp.offer = Offer::of(&syn, 0);
+        tcp.expected = syn.seq.wrapping_add(1);
+        tcp.peer_clock = syn.clock.map_or(0, |(value, _)| value);
+        tcp.unacked = tcp.next.wrapping_add(1);
+        tcp.syn = syn;
+        tcp.say_syn_ack();
+        tcp.next = tcp.unacked;
+        tcp
+    }
+
+    /// Repeats the SYN-ACK of an accepted connection that has sent nothing yet.
+    pub fn say_syn_ack(&mut self) {
+        let options = self.shape.options(self.clock(), self.peer_clock);
+        self.emit(flags::SYN | flags::ACK, self.unacked.wrapping_sub(1), self.syn.seq.wrapping_add(1), &options, &[]);
+    }
+
+    fn new(station: Station, shape: Shape) -> RawTcp {
+        RawTcp {
+            station,
             born: Instant::now(),
             next: fastrand::u32(..),
             unacked: 0,
             expected: 0,
             peer_clock: 0,
+            syn: Arrived::default(),
             offer: Offer::default(),
             received: Vec::new(),
             largest: 0,
             closed: false,
             shape,
-        };
-        tcp.handshake()?;
-        Ok(tcp)
+        }
+    }
+
+    /// The peer's SYN or SYN-ACK.
+    #[must_use]
+    pub fn syn(&self) -> &Arrived {
+        &self.syn
+    }
+
+    /// Its own address and its peer's.
+    #[must_use]
+    pub fn ends(&self) -> (SocketAddr, SocketAddr) {
+        (self.station.me(), self.station.peer())
+    }
+
+    /// The next number it sends, and the next it expects.
+    #[must_use]
+    pub fn numbers(&self) -> (u32, u32) {
+        (self.next, self.expected)
+    }
+
+    /// Says one segment, and remembers nothing of it. Its timestamps, where they are in use, lie `clock_behind` milliseconds in
+    /// the past.
+    pub fn say(&mut self, flags: u8, seq: u32, ack: u32, payload: &[u8], clock_behind: u32) {
+        let mut options = Vec::new();
+        if self.shape.timestamps && self.syn.clock.is_some() {
+            options.extend_from_slice(&[1, 1]);
+            options.extend_from_slice(&timestamps(self.clock().wrapping_sub(clock_behind), self.peer_clock));
+        }
+        self.emit(flags, seq, ack, &options, payload);
+    }
+
+    /// Sends `payload` (one segment's worth) once and does not wait.
+    pub fn push(&mut self, payload: &[u8]) {
+        let seq = self.next;
+        self.next = seq.wrapping_add(u32::try_from(payload.len()).expect("short"));
+        self.send(flags::PSH | flags::ACK, seq, payload);
+    }
+
+    /// The next segment of its peer, which is not answered. Only its timestamp is remembered.
+    pub fn hear(&mut self, patience: Duration) -> Option<Arrived> {
+        let arrived = self.station.next(patience)?;
+        if let Some((value, _)) = arrived.clock {
+            self.peer_clock = value;
+        }
+        Some(arrived)
+    }
+
+    /// Sends `payload` (one segment's worth) and waits until it is acknowledged.
+    ///
+    /// # Errors
+    /// What came instead.
+    pub fn tell(&mut self, payload: &[u8]) -> Result<(), String> {
+        self.deliver(flags::PSH | flags::ACK, payload, |_| true)
     }
 
     /// What the SYN-ACK offered.
@@ -203,6 +293,23 @@ impl RawTcp {
     pub fn wait_for(&mut self, octets: usize) -> Result<Vec<u8>, String> {
         self.until("data", |tcp| tcp.received.len() >= octets)?;
         Ok(self.received.drain(..octets).collect())
+    }
+
+    /// Takes what comes for a time, answers it, sends nothing else.
+    ///
+    /// # Panics
+    /// When the peer resets.
+    pub fn say_nothing_for(&mut self, time: Duration) {
+        let until = Instant::now() + time;
+        while Instant::now() < until {
+            self.step().unwrap_or_else(|error| panic!("{error}"));
+        }
+    }
+
+    /// What it stands on, for the next connection.
+    #[must_use]
+    pub fn into_station(self) -> Station {
+        self.station
     }
 
     /// Closes and waits for the other side's FIN.
@@ -260,11 +367,11 @@ impl RawTcp {
             }
             if Instant::now() >= due {
                 due = Instant::now() + REPEAT;
-                let options = self.shape.options(self.clock());
+                let options = self.shape.options(self.clock(), 0);
                 let (flags, payload) = (flags::SYN | self.shape.flags, self.shape.payload.clone());
                 self.emit(flags, isn, 0, &options, &payload);
             }
-            let Some(arrived) = self.receive() else { continue };
+            let Some(arrived) = self.station.next(POLL) else { continue };
             if arrived.rst {
                 return Err("the SYN was answered with RST".to_owned());
             }
@@ -272,9 +379,11 @@ impl RawTcp {
             if !arrived.syn || took as usize > self.shape.payload.len() {
                 continue;
             }
-            self.offer = Offer { took, ..arrived.offer };
+            self.offer = Offer::of(&arrived, took);
             self.unacked = arrived.ack;
             self.expected = arrived.seq.wrapping_add(1);
+            self.peer_clock = arrived.clock.map_or(0, |(value, _)| value);
+            self.syn = arrived;
             break;
         }
         let rest = self.shape.payload.split_off(self.offer.took as usize);
@@ -289,7 +398,7 @@ impl RawTcp {
 
     /// Takes one frame and answers it.
     fn step(&mut self) -> Result<(), String> {
-        let Some(arrived) = self.receive() else { return Ok(()) };
+        let Some(arrived) = self.station.next(POLL) else { return Ok(()) };
         if arrived.rst {
             return Err(format!("RST after {} octets", self.received.len()));
         }
@@ -302,7 +411,7 @@ impl RawTcp {
             self.expected = self.expected.wrapping_add(arrived.payload.len() as u32 + u32::from(arrived.fin));
             self.received.extend_from_slice(&arrived.payload);
             self.closed |= arrived.fin;
-            if let Some(clock) = arrived.clock {
+            if let Some((clock, _)) = arrived.clock {
                 self.peer_clock = clock;
             }
         }
@@ -313,129 +422,15 @@ impl RawTcp {
     }
 
     fn send(&mut self, flags: u8, seq: u32, payload: &[u8]) {
-        let mut options = Vec::new();
-        if self.shape.timestamps && self.offer.timestamps {
-            options.extend_from_slice(&[1, 1]);
-            options.extend_from_slice(&timestamps(self.clock(), self.peer_clock));
-        }
-        self.emit(flags, seq, self.expected, &options, payload);
+        self.say(flags, seq, self.expected, payload, 0);
     }
 
     fn emit(&mut self, flags: u8, seq: u32, ack: u32, options: &[u8], payload: &[u8]) {
-        let segment = Segment {
-            from_mac: self.mac,
-            to_mac: self.peer_mac,
-            from: self.me,
-            to: self.peer,
-            seq,
-            ack,
-            flags,
-            window: self.shape.window,
-            options,
-            payload,
-        };
-        self.link.send(&segment.frame());
+        let window = self.shape.window;
+        self.station.say(&Say { flags, seq, ack, window, options, payload });
     }
 
     fn clock(&self) -> u32 {
         1_000_000 + u32::try_from(self.born.elapsed().as_millis()).unwrap_or(u32::MAX / 2)
-    }
-
-    /// The next segment of this connection, if one comes soon. Answers neighbours who ask for our MAC.
-    fn receive(&mut self) -> Option<Arrived> {
-        let frame = self.link.receive(Duration::from_millis(5))?.to_vec();
-        let packet = SlicedPacket::from_ethernet(&frame).ok()?;
-        if let Some(answer) = neighbour_answer(&packet, &frame, self.me.ip(), self.mac) {
-            self.link.send(&answer);
-            return None;
-        }
-        let (from, to): (IpAddr, IpAddr) = match &packet.net {
-            Some(NetSlice::Ipv4(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-            Some(NetSlice::Ipv6(ip)) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
-            _ => return None,
-        };
-        let Some(TransportSlice::Tcp(tcp)) = &packet.transport else { return None };
-        let ours = SocketAddr::new(from, tcp.source_port()) == self.peer
-            && SocketAddr::new(to, tcp.destination_port()) == self.me;
-        ours.then(|| Arrived::new(tcp))
-    }
-}
-
-/// A received segment.
-struct Arrived {
-    seq: u32,
-    ack: u32,
-    syn: bool,
-    fin: bool,
-    rst: bool,
-    payload: Vec<u8>,
-    offer: Offer,
-    clock: Option<u32>,
-}
-
-impl Arrived {
-    fn new(tcp: &TcpSlice<'_>) -> Arrived {
-        let mut offer = Offer { ecn: tcp.ece(), ..Offer::default() };
-        let mut clock = None;
-        for option in tcp.options_iterator().flatten() {
-            match option {
-                TcpOptionElement::MaximumSegmentSize(mss) => offer.mss = Some(mss),
-                TcpOptionElement::WindowScale(scale) => offer.wscale = Some(scale),
-                TcpOptionElement::SelectiveAcknowledgementPermitted => offer.sack = true,
-                TcpOptionElement::Timestamp(value, _) => {
-                    offer.timestamps = true;
-                    clock = Some(value);
-                }
-                _ => {}
-            }
-        }
-        Arrived {
-            seq: tcp.sequence_number(),
-            ack: tcp.acknowledgment_number(),
-            syn: tcp.syn(),
-            fin: tcp.fin(),
-            rst: tcp.rst(),
-            payload: tcp.payload().to_vec(),
-            offer,
-            clock,
-        }
-    }
-}
-
-/// The answer to "who has `me`?" in ARP or NDP; none when the frame asks something else.
-fn neighbour_answer(packet: &SlicedPacket<'_>, frame: &[u8], me: IpAddr, mac: [u8; 6]) -> Option<Vec<u8>> {
-    let asker: [u8; 6] = frame.get(6..12)?.try_into().ok()?;
-    match (&packet.net, me) {
-        (Some(NetSlice::Arp(arp)), IpAddr::V4(me)) => {
-            if arp.operation().0 != 1 || arp.target_protocol_addr() != me.octets() {
-                return None;
-            }
-            let header = Ethernet2Header { source: mac, destination: asker, ether_type: EtherType::ARP };
-            let mut answer = header.to_bytes().to_vec();
-            answer.extend_from_slice(&[0, 1, 8, 0, 6, 4, 0, 2]);
-            answer.extend_from_slice(&mac);
-            answer.extend_from_slice(&me.octets());
-            answer.extend_from_slice(arp.sender_hw_addr());
-            answer.extend_from_slice(arp.sender_protocol_addr());
-            Some(answer)
-        }
-        (Some(NetSlice::Ipv6(ip)), IpAddr::V6(me)) => {
-            let message = frame.get(54..78)?;
-            if frame[20] != 58 || message[0] != 135 || message[8..24] != me.octets() {
-                return None;
-            }
-            let mut body = me.octets().to_vec();
-            body.extend_from_slice(&[2, 1]);
-            body.extend_from_slice(&mac);
-            let builder = PacketBuilder::ethernet2(mac, asker).ipv6(me.octets(), ip.header().source(), 255).icmpv6_raw(
-                136,
-                0,
-                [0x60, 0, 0, 0],
-            );
-            let mut answer = Vec::new();
-            builder.write(&mut answer, &body).ok()?;
-            Some(answer)
-        }
-        _ => None,
     }
 }

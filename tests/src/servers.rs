@@ -62,6 +62,15 @@ pub fn nginx_log(lab: &Lab) -> String {
 /// When it does not serve within some seconds.
 #[must_use]
 pub fn haproxy(lab: &Lab, port: u16) -> Process {
+    haproxy_with(lab, port, "%[src] %[src_port]")
+}
+
+/// The same with an answer of one's own, in haproxy's log format.
+///
+/// # Panics
+/// As [`haproxy`].
+#[must_use]
+pub fn haproxy_with(lab: &Lab, port: u16, answer: &str) -> Process {
     let config = lab.write(
         "haproxy.cfg",
         &format!(
@@ -69,7 +78,7 @@ pub fn haproxy(lab: &Lab, port: u16) -> Process {
              defaults\n  mode http\n  log global\n  timeout client 30s\n  timeout server 30s\n  timeout connect 5s\n\
              frontend f\n  bind :{port} accept-proxy\n  bind :::{port} accept-proxy v6only\n\
              \x20 log-format \"request from %ci %cp\"\n\
-             \x20 http-request return status 200 content-type text/plain lf-string \"%[src] %[src_port]\\n\"\n",
+             \x20 http-request return status 200 content-type text/plain lf-string \"{answer}\\n\"\n",
         ),
     );
     let mut server = Process::start(&lab.server, "haproxy", &["-db", "-f", &config]);

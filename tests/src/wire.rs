@@ -18,6 +18,9 @@ use crate::netns::Ns;
 /// How often a silent wire looks whether it shall stop.
 const IDLE: Duration = Duration::from_millis(20);
 
+/// The queue in front of a wire with a rate, as the time its last frame waits.
+pub const QUEUE: Duration = Duration::from_millis(50);
+
 /// What a wire does to each frame, in both directions.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Impairment {
@@ -31,14 +34,23 @@ pub struct Impairment {
     pub hold: Duration,
     /// Delay of every frame.
     pub delay: Duration,
+    /// What the wire carries each way, bits a second; 0 = whatever comes. What does not fit waits, for [`QUEUE`] at most.
+    pub rate: u64,
     /// Seed of the decisions.
     pub seed: u64,
 }
 
 impl Impairment {
     /// A wire that does nothing.
-    pub const NONE: Impairment =
-        Impairment { loss: 0.0, duplicate: 0.0, reorder: 0.0, hold: Duration::ZERO, delay: Duration::ZERO, seed: 1 };
+    pub const NONE: Impairment = Impairment {
+        loss: 0.0,
+        duplicate: 0.0,
+        reorder: 0.0,
+        hold: Duration::ZERO,
+        delay: Duration::ZERO,
+        rate: 0,
+        seed: 1,
+    };
 
     /// 1 % loss, 1 % reordering by 2 ms.
     pub const LOSSY: Impairment =
@@ -52,7 +64,7 @@ pub struct WireCounts {
     pub received: AtomicU64,
     /// Frames sent on, repetitions included.
     pub sent: AtomicU64,
-    /// Frames lost on purpose.
+    /// Frames lost on purpose, for want of room in the queue of a wire with a rate too.
     pub lost: AtomicU64,
     /// Frames held back.
     pub held: AtomicU64,
@@ -60,6 +72,8 @@ pub struct WireCounts {
     pub repeated: AtomicU64,
     /// Frames the far interface had no room for: lost, but not on purpose.
     pub refused: AtomicU64,
+    /// Frames that came faster than they were read: the same. Known when the wire has stopped.
+    pub overrun: AtomicU64,
 }
 
 /// A running wire. Stops when dropped.
@@ -101,6 +115,7 @@ impl Wire {
                     counts: Arc::clone(&counts),
                     to,
                     waiting: BinaryHeap::new(),
+                    free: Instant::now(),
                     order: 0,
                 };
                 let stop = Arc::clone(&stop);
@@ -114,6 +129,14 @@ impl Wire {
     #[must_use]
     pub fn counts(&self) -> &WireCounts {
         &self.counts
+    }
+
+    /// Takes the wire down; all it has done.
+    #[must_use]
+    pub fn stop(self) -> Arc<WireCounts> {
+        let counts = Arc::clone(&self.counts);
+        drop(self);
+        counts
     }
 }
 
@@ -134,6 +157,8 @@ struct OneWay {
     /// Frames not yet due: (due, order of arrival, frame), earliest first.
     waiting: BinaryHeap<Reverse<(Instant, u64, Vec<u8>)>>,
     order: u64,
+    /// When the wire has carried what it took so far.
+    free: Instant,
 }
 
 impl OneWay {
@@ -151,10 +176,11 @@ impl OneWay {
                 }
             }
         }
+        self.counts.overrun.fetch_add(from.overruns(), Ordering::Relaxed);
     }
 
     fn take(&mut self, frame: &[u8]) {
-        let Impairment { loss, duplicate, reorder, hold, mut delay, .. } = self.impairment;
+        let Impairment { loss, duplicate, reorder, hold, mut delay, rate, .. } = self.impairment;
         self.counts.received.fetch_add(1, Ordering::Relaxed);
         if self.random.f64() < loss {
             self.counts.lost.fetch_add(1, Ordering::Relaxed);
@@ -169,11 +195,22 @@ impl OneWay {
             self.counts.repeated.fetch_add(1, Ordering::Relaxed);
             self.forward(frame);
         }
+        let now = Instant::now();
+        let bits = 8 * frame.len() as u64;
+        if let Some(nanos) = (bits * 1_000_000_000).checked_div(rate) {
+            let waits = self.free.saturating_duration_since(now);
+            if waits > QUEUE {
+                self.counts.lost.fetch_add(1, Ordering::Relaxed);
+                return;
+            }
+            self.free = self.free.max(now) + Duration::from_nanos(nanos);
+            delay += self.free.saturating_duration_since(now);
+        }
         if delay.is_zero() {
             self.forward(frame);
         } else {
             self.order += 1;
-            self.waiting.push(Reverse((Instant::now() + delay, self.order, frame.to_vec())));
+            self.waiting.push(Reverse((now + delay, self.order, frame.to_vec())));
         }
     }
 

@@ -1,22 +1,25 @@
 //! The lab itself, without sluice: clients and servers joined by a cable. What fails here is the harness's fault; what is seen
 //! here is what peers must see through sluice.
 
+use std::io::{Read, Write};
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use sluice_tests::capture::{Conversation, Legs, Tap};
 use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::echo::answers;
 use sluice_tests::flood::{Flood, Kind, resolve};
 use sluice_tests::frames::flags;
-use sluice_tests::lab::{Arms, Family, Lab, SERVICE4};
+use sluice_tests::lab::{Arms, Family, Lab, SERVICE4, Side};
 use sluice_tests::link::Link;
 use sluice_tests::peer::{
     DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
     server_closes_first, server_resets, server_stalls,
 };
-use sluice_tests::rawtcp::{RawTcp, Shape};
+use sluice_tests::rawtcp::{RawTcp, SERVER_MAC, Shape};
 use sluice_tests::servers::{curl, haproxy, iperf3, iperf3_run, nginx, nginx_log, ssh, sshd, url};
+use sluice_tests::station::Station;
 use sluice_tests::wire::Impairment;
 
 const MIB: u64 = 1 << 20;
@@ -77,6 +80,25 @@ fn kernels_answer_echo() {
     let lab = Lab::cable();
     for family in Family::BOTH {
         assert_eq!(answers(&lab.client, family.service(0).ip(), 5, Duration::from_millis(5)), 5);
+    }
+}
+
+#[test]
+fn a_router_tells_the_server_of_a_smaller_link_to_the_host_behind_it() {
+    let lab = Lab::cable();
+    let far = lab.host_behind(Side::Client, 1300);
+    for family in Family::BOTH {
+        let (address, router) = (family.behind(Side::Client), family.client());
+        lab.server.sh(&format!("ip route add {address} via {router}"));
+        let at = family.service(7001);
+        let listener = lab.server.listen(at);
+        let client = far.connect(at).expect("the router forwards");
+        let server = sluice_tests::peer::accept(&listener);
+        assert_eq!(lab.server.path_mtu(address), None);
+        let sending = thread::spawn(move || drop(sluice_tests::peer::send(&server, DOWN, MIB)));
+        assert_eq!(sluice_tests::peer::hear(&client), Pattern::heard(DOWN, MIB, Ending::Eof));
+        sending.join().unwrap();
+        assert_eq!(lab.server.path_mtu(address), Some(1300), "{family:?}");
     }
 }
 
@@ -144,6 +166,29 @@ fn the_raw_client_is_understood_by_a_kernel() {
 }
 
 #[test]
+fn the_raw_server_is_understood_by_a_kernel() {
+    let lab = Lab::cable();
+    for family in Family::BOTH {
+        let me = (family.raw_client(), 443).into();
+        let mut station = Station::listen(&lab.server, "s0", SERVER_MAC, me);
+        let talking = lab.client.spawn(move || {
+            let mut client = std::net::TcpStream::connect(me).expect("the raw server answers");
+            client.write_all(b"hello").expect("a few octets fit");
+            let mut heard = [0; 7];
+            client.read_exact(&mut heard).expect("the raw server speaks");
+            (heard, sluice_tests::peer::ending(&client))
+        });
+        let syn = station.next_syn(Duration::from_secs(3)).expect("the client dials");
+        let mut server = RawTcp::accept(station, syn, Shape::usual());
+        assert!(server.offer().sack && server.offer().timestamps && server.offer().wscale.is_some());
+        assert_eq!(server.wait_for(5).unwrap(), b"hello");
+        server.tell(b"welcome").unwrap();
+        server.close().unwrap();
+        assert_eq!(talking.join().unwrap(), (*b"welcome", Ending::Eof));
+    }
+}
+
+#[test]
 fn the_lossy_wire_loses_and_reorders_and_tcp_survives_it() {
     let lab = Lab::new(Arms::Cable, Some(Impairment::LOSSY));
     let octets = 20 * MIB;
@@ -162,6 +207,26 @@ fn the_lossy_wire_loses_and_reorders_and_tcp_survives_it() {
     assert!((0.007..0.013).contains(&share(lost)), "{lost} of {received} lost");
     assert!((0.007..0.013).contains(&share(held)), "{held} of {received} held back");
     assert_eq!(counts.refused.load(Ordering::Relaxed), 0);
+}
+
+/// A wire that loses and forwards the rest as it came is what splice mode does, without its translations.
+#[test]
+fn the_checker_finds_nothing_wrong_with_kernels_on_a_losing_wire() {
+    let lab = Lab::new(Arms::Cable, Some(Impairment { loss: 0.01, ..Impairment::NONE }));
+    for family in Family::BOTH {
+        let taps = [Tap::start(&lab.client, "c0", 7001), Tap::start(&lab.server, "s0", 7001)];
+        let route = Route::of(&lab, family, 7001);
+        let seen = both_send(&route, 4 * MIB);
+        assert_eq!(seen.by_server, Pattern::heard(UP, 4 * MIB, Ending::Eof));
+        let [client, server] = taps.map(Tap::finish);
+        let legs = Legs { client, server };
+        let (client, service) = (seen.client.0, route.dial);
+        let conversation = Conversation { client, service, source: client, upstream: service, header: 0 };
+        let (on_client, on_server) = legs.sack_blocks(&conversation);
+        eprintln!("{} frames, SACK blocks in {on_client} and {on_server}", legs.client.len() + legs.server.len());
+        assert!(on_client > 10 && on_server > 10, "losses are repaired by SACK");
+        legs.expect_clean(&conversation);
+    }
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn ended_connection_is_one_json_line_with_every_field() {
         text(&fake::record()),
         concat!(
             r#"{"opened":"2026-01-02T03:04:06.000250Z","ended":"2026-01-02T03:04:08.500250Z","service":"trading","#,
-            r#""worker":1,"client":"203.0.113.7:51000","listen":"198.51.100.10:443","source":"10.0.0.2:40001","#,
+            r#""worker":1,"client":"203.0.113.7:51000","via":null,"listen":"198.51.100.10:443","source":"10.0.0.2:40001","#,
             r#""upstream":"10.0.0.5:443","bytes_to_upstream":517,"bytes_to_client":90210,"connect_ms":0.75,"#,
             r#""duration_ms":2500.0,"cause":"client_reset","blame":"client"}"#,
         )

@@ -71,6 +71,10 @@ families! {
     RESETS: Counter "sluice_resets_sent_total" ["worker"]
         "RSTs sent for connections that were refused or are unknown.";
 
+    SERVICE_SYNS: Counter "sluice_service_syns_total" ["service"]
+        "SYNs to the service that were answered.";
+    UNDER_ATTACK: Gauge "sluice_service_under_attack" ["service"]
+        "Workers that see far more SYNs to the service than clients.";
     SESSIONS_OPENED: Counter "sluice_sessions_opened_total" ["service"]
         "Sessions opened by validated clients.";
     SESSIONS_ACTIVE: Gauge "sluice_sessions_active" ["service"]

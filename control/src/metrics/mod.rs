@@ -197,6 +197,8 @@ impl Series {
         let sum = move |r: &Reading<'_>, field: fn(&ServiceCounters) -> &Counter| {
             r.sum(|worker| field(&worker.stack.services[index]).get())
         };
+        self.counter(&f::SERVICE_SYNS, [name], move |r| sum(r, |service| &service.syns));
+        self.gauge(&f::UNDER_ATTACK, [name], move |r| sum(r, |service| &service.under_attack) as f64);
         self.counter(&f::SESSIONS_OPENED, [name], move |r| sum(r, |service| &service.opened));
         self.gauge(&f::SESSIONS_ACTIVE, [name], move |r| sum(r, |service| &service.active) as f64);
         for (at, cause) in EndCause::ALL.into_iter().enumerate() {

@@ -428,6 +428,7 @@ mod tests {
             services: Vec::new(),
             filters: config::Filters::default(),
             cookies: config::Cookies { seed_file: None, epoch: std::time::Duration::from_secs(64) },
+            proxy_keys: None,
             metrics: None,
             log: config::Log { level: config::Level::Info, connections: config::ConnectionLog::Off },
         };

@@ -85,14 +85,9 @@ impl Net {
         }
     }
 
-    /// Whether another ICMP message may be sent now.
-    pub fn may_send_icmp(&mut self, now: Micros) -> bool {
-        self.icmp.ready(now)
-    }
-
-    /// One was sent.
-    pub fn sent_icmp(&mut self, now: Micros) {
-        self.icmp.take(now);
+    /// Whether another ICMP error may be looked at now. Apart from echo replies: a flood of pings is not to hide "too big".
+    pub fn may_hear_error(&mut self, now: Micros) -> bool {
+        self.errors.take(now)
     }
 
     /// Whether an echo request is for us, from someone who can be answered, and within the rate. Asked before its checksum is

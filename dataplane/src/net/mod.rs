@@ -58,6 +58,9 @@ pub const REPLY_ROOM: usize = 18 + ndp::ADVERTISEMENT;
 const NEIGHBORS: usize = 4096;
 /// Solicitations and announcements per [`Net::poll`].
 const POLL_BUDGET: usize = 16;
+/// ICMP errors looked at, per second: each is about a segment of ours, so honest routers send few.
+const ERRORS_RATE: u32 = 1000;
+const ERRORS_BURST: u32 = 100;
 /// What is told to the other workers, per second.
 const LEARNED_RATE: u32 = 2000;
 const LEARNED_BURST: u32 = 500;
@@ -124,6 +127,8 @@ pub struct Net {
     routes: Routes,
     table: Table,
     icmp: Bucket,
+    /// For errors that are passed on.
+    errors: Bucket,
     telling: Bucket,
     announcer: Announcer,
     defence: Throttle,
@@ -151,6 +156,7 @@ impl Net {
             ports,
             table: Table::new(NEIGHBORS),
             icmp: Bucket::new(rate, rate.div_ceil(10)),
+            errors: Bucket::new(ERRORS_RATE, ERRORS_BURST),
             telling: Bucket::new(LEARNED_RATE, LEARNED_BURST),
             announcer: Announcer::default(),
             defence: Throttle::new(DEFEND_INTERVAL),

@@ -48,15 +48,23 @@ impl Splice {
             return first;
         }
         consider(after(self.upstream.heard, timeouts.upstream_idle, now), EndCause::UpstreamIdle);
+        // Something waits for its acknowledgment, and its sender repeats it: what a forger made us believe, nobody repeats.
+        let repeats = |sender: &Half, peer: &Half| {
+            sender.outstanding(peer)
+                && sender.heard != peer.heard
+                && later(sender.heard, peer.heard, now) == sender.heard
+        };
         let gone =
             |sender: &Half, peer: &Half| after(later(sender.waiting, peer.heard, now), timeouts.unacknowledged, now);
-        if self.upstream.outstanding(&self.client) {
+        if repeats(&self.upstream, &self.client) {
             consider(gone(&self.upstream, &self.client), EndCause::ClientTimeout);
         }
-        if self.client.outstanding(&self.upstream) {
+        if repeats(&self.client, &self.upstream) {
             consider(gone(&self.client, &self.upstream), EndCause::UpstreamTimeout);
         }
-        if self.state.fin(Side::Client) || self.state.fin(Side::Upstream) {
+        let half_closed = (self.state.fin(Side::Client) && !self.client.outstanding(&self.upstream))
+            || (self.state.fin(Side::Upstream) && !self.upstream.outstanding(&self.client));
+        if half_closed {
             consider(after(self.moved, timeouts.half_closed, now), EndCause::HalfClosed);
         }
         first
@@ -133,7 +141,7 @@ impl Stack {
             self.source_ports.release(lease, rest, now);
             if left != Left::Silent && splice.is_connected() {
                 let ack = splice.bare_ack(Side::Upstream, (upstream, ours));
-                let entry = Lingers::made(ack, splice.isn, left, splice.way(Side::Upstream), hash, now);
+                let entry = Lingers::made(ack, splice.dial_isn(), left, splice.way(Side::Upstream), hash, now);
                 self.keep_linger(entry);
             }
         }
@@ -187,11 +195,14 @@ impl Stack {
         let ended = Ended {
             service: splice.service,
             client,
+            named: None,
+            counted: Some(client.src),
             target: target.filter(|_| splice.our_port != 0).map(|key| (self.upstream_index(splice.service, &key), key)),
             opened: splice.opened,
             connected: (splice.connected != NOT_CONNECTED)
                 .then(|| Micros(splice.opened.0.saturating_add(u64::from(splice.connected)))),
-            to_upstream: splice.octets(Side::Client),
+            // What was held for an upstream that never accepted went nowhere.
+            to_upstream: if splice.is_connected() { splice.octets(Side::Client) } else { 0 },
             to_client: splice.octets(Side::Upstream),
         };
         self.report(&ended, cause, now);

@@ -53,8 +53,8 @@ impl Forward {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     /// TSval and TSecr, and where TSval stands.
-    timestamp: Option<(u32, u32)>,
-    timestamp_at: usize,
+    pub(super) timestamp: Option<(u32, u32)>,
+    pub(super) timestamp_at: usize,
     /// Where the first SACK block stands, and how many there are.
     sack_at: usize,
     sack_blocks: usize,
@@ -111,7 +111,7 @@ impl Splice {
             payload: segment.payload_len,
             flags: segment.flags,
             window: segment.window,
-            timestamp: marks.timestamp.map(|(value, _)| value),
+            timestamp: marks.timestamp.filter(|_| self.state.has(State::TIMESTAMPS)).map(|(value, _)| value),
         }
     }
 
@@ -126,6 +126,13 @@ impl Splice {
             self.moved = now;
         }
         let fin = fin_of(side);
+        if self.state.has(fin) && !passing.flags.fin() && passing.payload > 0 {
+            let (me, _) = self.halves(side);
+            // Payload where the FIN was said to be: it was not this sender's.
+            if passing.end() == me.snd_max {
+                self.state.clear(fin);
+            }
+        }
         if passing.flags.fin() && !self.state.has(fin) {
             let answers_fin = self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream);
             if side == Side::Upstream && !answers_fin {
@@ -304,6 +311,14 @@ impl Stack {
         let (reason, challenge) = match gate {
             Gate::Pass => return Ok(Outcome::Consumed),
             Gate::Drop(reason) => (reason, false),
+            // The upstream's very SYN-ACK again: what answered it was lost, and no pause stands in the way.
+            Gate::Challenge(DropReason::SynOnFlow)
+                if side == Side::Upstream && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)) =>
+            {
+                let (ack, way) = (splice.bare_ack(side, (upstream, ours)), splice.way(side));
+                send_bare(&ack, way, net);
+                return Ok(Outcome::Consumed);
+            }
             Gate::Challenge(reason) => (reason, true),
             Gate::Reset => {
                 let marks = Marks::of(segment, frame);
@@ -389,4 +404,229 @@ pub(super) fn forward(splice: &Splice, side: Side, segment: &Segment, ends: (End
     };
     let len = u16::from(segment.tcp_len).wrapping_add(segment.payload_len);
     Forward { way, l4: segment.l4(), ip: IpHeader { src: ends.0.addr, dst: ends.1.addr, tos, len } }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroU16;
+
+    use proptest::prelude::*;
+    use sluice_filters::addr::FlowKey;
+    use sluice_filters::testkit::{self, Opt};
+    use sluice_filters::units::ServiceId;
+    use sluice_filters::{Parsed, RxChecksums, TcpOptions, parse};
+
+    use super::super::NOT_CONNECTED;
+    use super::super::opening::change;
+    use super::super::window::Half;
+    use super::*;
+
+    const ENDS: [[&str; 4]; 4] = [
+        ["192.0.2.7:40000", "198.51.100.10:443", "10.0.0.2:2000", "10.0.0.5:80"],
+        ["[2001:db8:1::7]:40000", "[2001:db8::10]:443", "[fd00::2]:2000", "[fd00::5]:80"],
+        ["192.0.2.7:40000", "198.51.100.10:443", "[fd00::2]:2000", "[fd00::5]:80"],
+        ["[2001:db8:1::7]:40000", "[2001:db8::10]:443", "10.0.0.2:2000", "10.0.0.5:80"],
+    ];
+
+    fn end(text: &str) -> End {
+        let socket: std::net::SocketAddr = text.parse().unwrap();
+        End { addr: socket.ip().into(), port: socket.port() }
+    }
+
+    /// A connected session between these ends.
+    fn splice(ends: [&str; 4], seq_delta: u32, ts_delta: u32) -> Splice {
+        let [client, listen, ours, upstream] = ends.map(end);
+        let half = Half::new(Seq(0), Seq(0), 65_535, 7, 0, 0);
+        Splice {
+            client_addr: client.addr,
+            client_port: NonZeroU16::new(client.port).unwrap(),
+            our_port: ours.port,
+            listen: 0,
+            pair: 0,
+            service: ServiceId(0),
+            seq_delta,
+            ts_delta,
+            change: change(client, listen, ours, upstream),
+            state: State::default(),
+            promised_shift: 7,
+            port: PortId(0),
+            mac: [0; 6],
+            hop_port: PortId(0),
+            hop: 0,
+            client: half,
+            upstream: half,
+            isn: Seq(0),
+            cookie: Seq(0),
+            opened: Micros(0),
+            connected: NOT_CONNECTED,
+            moved: 0,
+            challenged: 0,
+            opening: None,
+        }
+    }
+
+    /// Every layout of options that fits, NOPs anywhere.
+    fn options() -> impl Strategy<Value = Vec<Opt>> {
+        let option = prop_oneof![
+            3 => Just(Opt::Nop),
+            2 => (any::<u32>(), any::<u32>()).prop_map(|(value, echo)| Opt::Timestamp(value, echo)),
+            2 => prop::collection::vec((any::<u32>(), any::<u32>()), 1..5).prop_map(Opt::Sack),
+            1 => Just(Opt::Raw(vec![253, 5, 1, 2, 3])),
+            1 => Just(Opt::Raw(vec![5, 9, 1, 2, 3, 4, 5, 6, 7])),
+        ];
+        let length = |option: &Opt| match option {
+            Opt::Timestamp(..) => 10,
+            Opt::Sack(blocks) => 2 + 8 * blocks.len(),
+            Opt::Raw(raw) => raw.len(),
+            _ => 1,
+        };
+        prop::collection::vec(option, 0..8).prop_map(move |mut options| {
+            while options.iter().map(length).sum::<usize>() > 40 {
+                options.pop();
+            }
+            options
+        })
+    }
+
+    fn flags() -> impl Strategy<Value = Flags> {
+        prop_oneof![
+            Just(Flags::ACK),
+            Just(Flags::ACK | Flags::PSH),
+            Just(Flags::ACK | Flags::FIN),
+            Just(Flags::RST),
+            Just(Flags::RST | Flags::ACK),
+        ]
+    }
+
+    fn delta() -> impl Strategy<Value = u32> {
+        prop_oneof![Just(0), Just(1), Just(u32::MAX), Just(1 << 31), any::<u32>()]
+    }
+
+    fn read(frame: &[u8]) -> (Segment, TcpOptions) {
+        // Verifies the checksum.
+        match parse(frame, RxChecksums::default()) {
+            Ok(Parsed::Tcp(segment)) => (segment, segment.options(frame)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The frame as it is sent on: rewritten, with new headers in front.
+    fn forwarded(splice: &mut Splice, side: Side, frame: &[u8], ends: (End, End), unfinished: bool) -> Vec<u8> {
+        let mut frame = frame.to_vec();
+        let segment = match parse(&frame, RxChecksums::GOOD) {
+            Ok(Parsed::Tcp(segment)) => segment,
+            other => panic!("{other:?}"),
+        };
+        let received = Received { segment: &segment, marks: Marks::of(&segment, &frame), unfinished };
+        splice.rewrite(side, &received, &mut frame[segment.l4()..segment.end()], ends);
+        let Forward { l4, ip, .. } = forward(splice, side, &segment, ends);
+        let mut packet = vec![0; ip.size()];
+        ip.write(&mut packet);
+        packet.extend_from_slice(&frame[l4..l4 + usize::from(ip.len)]);
+        let ether_type = if ip.src.is_v4() { 0x0800 } else { 0x86dd };
+        testkit::ethernet(testkit::OUR_MAC, testkit::PEER_MAC, None, ether_type, &packet)
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4_000))]
+
+        #[test]
+        fn a_segment_translated_and_translated_back_is_unchanged(
+            which in 0_usize..4, side in prop_oneof![Just(Side::Client), Just(Side::Upstream)],
+            flags in flags(), seq in delta(), ack in delta(), window: u16, options in options(),
+            payload in prop::collection::vec(any::<u8>(), 0..70),
+            seq_delta in delta(), ts_delta in delta(),
+        ) {
+            let [client, listen, ours, upstream] = ENDS[which];
+            let there = match side {
+                Side::Client => (client, listen, end(ours), end(upstream)),
+                Side::Upstream => (upstream, ours, end(listen), end(client)),
+            };
+            let frame = testkit::tcp(there.0, there.1)
+                .flags(flags).seq(seq).ack(ack).window(window).options(options).payload(payload).build();
+            let (before, options_before) = read(&frame);
+
+            let mut session = splice(ENDS[which], seq_delta, ts_delta);
+            let out = forwarded(&mut session, side, &frame, (there.2, there.3), false);
+            let (after, options_after) = read(&out);
+            prop_assert_eq!(after.key, FlowKey {
+                src: there.2.addr, dst: there.3.addr, src_port: there.2.port, dst_port: there.3.port,
+            });
+            prop_assert_eq!((after.flags, after.window, after.payload(&out)), (flags, window, before.payload(&frame)));
+            let minus = |seq: Seq, by: u32| Seq(seq.0.wrapping_sub(by));
+            match side {
+                Side::Client => {
+                    let by = if flags.ack() { seq_delta } else { 0 };
+                    prop_assert_eq!((after.seq, after.ack), (before.seq, minus(before.ack, by)));
+                    let by_ts = if flags.ack() { ts_delta } else { 0 };
+                    let expected = options_before.timestamp.map(|(value, echo)| (value, echo.wrapping_sub(by_ts)));
+                    prop_assert_eq!(options_after.timestamp, expected);
+                    let blocks: Vec<_> =
+                        options_before.sack_blocks().iter().map(|(a, b)| (minus(*a, by), minus(*b, by))).collect();
+                    prop_assert_eq!(options_after.sack_blocks(), blocks);
+                }
+                Side::Upstream => {
+                    prop_assert_eq!((after.seq, after.ack), (before.seq.plus(seq_delta), before.ack));
+                    let expected = options_before.timestamp.map(|(value, echo)| (value.wrapping_add(ts_delta), echo));
+                    prop_assert_eq!(options_after.timestamp, expected);
+                    prop_assert_eq!(options_after.sack_blocks(), options_before.sack_blocks());
+                }
+            }
+
+            // The same way back: the inverse session between the exchanged ends.
+            let inverse = [ours, upstream, client, listen];
+            let back_ends = match side {
+                Side::Client => (end(client), end(listen)),
+                Side::Upstream => (end(upstream), end(ours)),
+            };
+            let mut inverse = splice(inverse, seq_delta.wrapping_neg(), ts_delta.wrapping_neg());
+            let back = forwarded(&mut inverse, side, &out, back_ends, false);
+            let (again, _) = read(&back);
+            prop_assert_eq!(&back[again.l4()..again.end()], &frame[before.l4()..before.end()]);
+        }
+
+        #[test]
+        fn an_unfinished_checksum_is_finished(
+            which in 0_usize..4, garbage: u16, options in options(), payload in prop::collection::vec(any::<u8>(), 0..70),
+        ) {
+            let [client, listen, ours, upstream] = ENDS[which];
+            let mut frame = testkit::tcp(client, listen).options(options).payload(payload).build();
+            let (segment, _) = read(&frame);
+            frame[segment.l4() + 16..segment.l4() + 18].copy_from_slice(&garbage.to_be_bytes());
+            let mut session = splice(ENDS[which], 77, 99);
+            let out = forwarded(&mut session, Side::Client, &frame, (end(ours), end(upstream)), true);
+            read(&out);
+        }
+
+        #[test]
+        fn a_rescaled_window_is_never_larger_than_what_was_meant(window: u16, theirs in 0_u8..15, promised in 0_u8..15) {
+            let mut session = splice(ENDS[0], 0, 0);
+            session.upstream.shift = theirs;
+            session.promised_shift = promised;
+            let rescaled = u64::from(session.rescaled(window)) << promised;
+            let meant = u64::from(window) << theirs;
+            prop_assert!(rescaled <= meant);
+            // No more is lost than the scale cannot say.
+            let most = u64::from(u16::MAX) << promised;
+            prop_assert!(meant.min(most) - rescaled < 1 << promised);
+        }
+    }
+
+    #[test]
+    fn the_echo_of_our_own_timestamp_becomes_the_upstreams_first() {
+        let [client, listen, ours, upstream] = ENDS[0];
+        let mut session = splice(ENDS[0], 0, 1_000);
+        session.state.set(State::ECHOES_OURS);
+        // The upstream's SYN-ACK said 5000, which the client would see as 6000; ours had said 5990.
+        session.upstream.timestamp = 5_000;
+        let mut echoed = |echo| {
+            let frame = testkit::tcp(client, listen).options([Opt::Nop, Opt::Nop, Opt::Timestamp(7, echo)]).build();
+            let out = forwarded(&mut session, Side::Client, &frame, (end(ours), end(upstream)), false);
+            read(&out).1.timestamp
+        };
+        assert_eq!(echoed(5_990), Some((7, 5_000)));
+        assert_eq!(echoed(6_000), Some((7, 5_000)));
+        // From then on echoes are the upstream's own.
+        assert_eq!(echoed(5_999), Some((7, 4_999)));
+    }
 }

@@ -18,6 +18,8 @@ use crate::stack::{FlowRef, Side, Stack};
 /// The least MTU of each family (RFC 791 section 3.2, RFC 8200 section 5).
 const MTU_MIN_V4: u32 = 68;
 const MTU_MIN_V6: u32 = 1_280;
+/// What an upstream is told at least: it remembers a path's MTU for all connections to us, whichever client's router spoke.
+const MTU_MIN_UPSTREAM: u32 = 1_280;
 const IP_HEADER_DIFFERENCE: u32 = 20;
 
 impl Stack {
@@ -67,7 +69,12 @@ impl Stack {
         }
         let v4 = key.src.is_v4();
         let kind = match error.kind {
-            IcmpKind::TooBig(mtu) => IcmpKind::TooBig(translated_mtu(mtu, error.key.src.is_v4(), v4)),
+            // Nothing that fits was too big.
+            IcmpKind::TooBig(mtu) if mtu >= u32::from(error.len) => return Err(DropReason::BadIcmp),
+            IcmpKind::TooBig(mtu) => {
+                let mtu = translated_mtu(mtu, error.key.src.is_v4(), v4);
+                IcmpKind::TooBig(if sender == Side::Upstream { mtu.max(MTU_MIN_UPSTREAM) } else { mtu })
+            }
             unreachable @ IcmpKind::Unreachable(_) => unreachable,
         };
         let way = splice.way(sender);

@@ -19,6 +19,7 @@ pub(crate) mod promise;
 pub(crate) mod window;
 
 use std::num::NonZeroU16;
+use std::time::Duration;
 
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
@@ -167,6 +168,11 @@ impl Splice {
             && !self.upstream.outstanding(&self.client)
     }
 
+    /// How long the client has been silent, as far as coarse time tells.
+    pub(crate) fn client_silent(&self, now: Micros) -> Duration {
+        Duration::from_micros(u64::from(coarse(now).wrapping_sub(self.client.heard)) << 10)
+    }
+
     /// The client's end.
     #[inline]
     fn client_end(&self) -> End {
@@ -239,9 +245,10 @@ impl Splices {
         self.entries.len() - self.free.len()
     }
 
-    /// Their indices.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        (0_u32..).zip(&self.entries).filter(|(_, entry)| entry.is_some()).map(|(index, _)| index)
+    /// The indices of live sessions from `start` on.
+    pub(crate) fn indices_from(&self, start: u32) -> impl Iterator<Item = u32> + '_ {
+        let entries = self.entries.get(start as usize..).unwrap_or_default();
+        (start..).zip(entries).filter(|(_, entry)| entry.is_some()).map(|(index, _)| index)
     }
 
     /// Brings the session's cache lines in, all of them, for a segment soon to come.

@@ -5,18 +5,24 @@
 //! accepted is held, within bounds, and follows the header; what finds no room the client sends again. The header is repeated
 //! until it is acknowledged, then forgotten; until then acknowledgments of its octets stay here.
 //!
+//! The upstream must not take the handshake with us for the way to the client: a sender that goes by the least round trip it ever
+//! saw (BBR's, RACK's) would hold back for it. When the client is far, the SYN is therefore sent once more as soon as it was
+//! answered, so that the answer's round trip counts for nothing (Karn's algorithm, RFC 6298 section 3), and the ACK that completes the
+//! handshake carries no timestamp to measure by. It costs no time; the second answer is acknowledged again.
+//!
 //! A SYN-ACK that accepts less than was promised to the client ends the attempt: the session goes on in terminate mode.
 
 use std::num::NonZeroU16;
 use std::time::Duration;
 
 use sluice_config::{Connect, Service};
+use sluice_filters::addr::FlowKey;
 use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
 use super::forward::{Marks, Received, forward};
-use super::promise::Accepted;
+use super::promise::{Accepted, Source};
 use super::window::{Gate, Half};
 use super::{End, NOT_CONNECTED, Splice, State, coarse};
 use crate::cookie::Offer;
@@ -24,7 +30,7 @@ use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
 use crate::proxy::Header;
 use crate::record::EndCause;
-use crate::segment::{self, PACKET_MAX, SynSegment, TcpChecksum};
+use crate::segment::{self, BareSegment, PACKET_MAX, SynSegment, TcpChecksum};
 use crate::stack::dial::Rest;
 use crate::stack::ending::Target;
 use crate::stack::ingress::{Inbound, Validated};
@@ -38,10 +44,13 @@ pub(crate) const HELD_OCTETS_MAX: usize = 32 << 20;
 /// The first pause before a SYN or a header is repeated; each next one is twice as long.
 const RESEND_FIRST: Duration = Duration::from_millis(200);
 const RESEND_MAX: Duration = Duration::from_secs(3);
-/// After an old connection of the upstream's was reset, the SYN is repeated this soon.
+/// After an old connection of the upstream's was reset, the SYN is repeated this soon, but not without end.
 const RESEND_AFTER_RESET: Duration = Duration::from_millis(5);
+const QUICK_RESENDS: u8 = 2;
 /// While a dial waits for its next hop, it looks again this often.
 const DIAL_LOOK: Duration = Duration::from_millis(100);
+/// A client whose round trip is no longer than this is as near as its upstream may believe, milliseconds.
+const NEAR: u32 = 5;
 /// Acknowledgments that do not cover the header after which it is repeated at once (RFC 5681 section 3.2).
 const DUPLICATES: u8 = 3;
 
@@ -51,16 +60,20 @@ pub(crate) struct Opening {
     offer: Offer,
     ts_offset: u32,
     arrival: Arrival,
-    /// The frame that brought the cookie: terminate mode begins with it.
-    first: Box<[u8]>,
-    /// TSval of the client's newest segment.
-    timestamp: Option<u32>,
     header: Option<Header>,
     held: Vec<Held>,
     /// Upstreams tried, by index.
     tried: u64,
     resend_at: Micros,
     pause: Duration,
+    /// How often the SYN of this dial was repeated after a reset.
+    quick: u8,
+    /// The client has payload to send.
+    spoke: bool,
+    /// The client is far, as far as anybody knows.
+    far: bool,
+    /// The SYN was sent twice on purpose: another answer is on its way.
+    twice: bool,
     duplicates: u8,
 }
 
@@ -102,6 +115,44 @@ impl Splice {
         matches!(opening.stage, Stage::Dialing { .. }).then(|| opening.dial_isn(self.isn))
     }
 
+    /// A held segment leaves after the header, whose timestamp is that of the client's newest: it must not look older.
+    fn freshen(&self, marks: &Marks, tcp: &mut [u8]) {
+        let Some((value, _)) = marks.timestamp.filter(|_| self.state.has(State::TIMESTAMPS)) else { return };
+        let behind = self.client.timestamp.wrapping_sub(value);
+        if (behind as i32) > 0 {
+            let mut patch = Patch::new(tcp);
+            patch.add(marks.timestamp_at, behind);
+            patch.finish();
+        }
+    }
+
+    /// The frame that completed the client's handshake, as far as it matters: terminate mode begins with it. `echo` is a timestamp
+    /// of ours.
+    fn first_ack(&self, key: FlowKey, echo: u32) -> Vec<u8> {
+        let ack = BareSegment {
+            key,
+            direction: segment::Direction::FromPeer,
+            seq: self.isn.plus(1),
+            ack: self.cookie.plus(1),
+            flags: Flags::ACK,
+            window: u16::try_from(self.client.window() >> self.client.shift).unwrap_or(u16::MAX),
+            timestamp: self.state.has(State::TIMESTAMPS).then_some((self.client.timestamp, echo)),
+            ttl: segment::TTL,
+        };
+        let ether_type: [u8; 2] = if key.src.is_v4() { [0x08, 0x00] } else { [0x86, 0xdd] };
+        let mut frame = [&[0; 12][..], &ether_type, &[0; PACKET_MAX]].concat();
+        if let Some(packet) = frame.get_mut(14..) {
+            let len = ack.write(packet, TcpChecksum::Full).unwrap_or(0);
+            frame.truncate(len.saturating_add(14));
+        }
+        frame
+    }
+
+    /// Our first number towards the upstream, as far as late segments of its may acknowledge it.
+    pub(super) fn dial_isn(&self) -> Seq {
+        self.opening.as_ref().map_or(self.isn, |opening| opening.dial_isn(self.isn))
+    }
+
     /// Whether an upstream has accepted.
     pub(super) fn is_connected(&self) -> bool {
         self.connected != NOT_CONNECTED
@@ -119,13 +170,15 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Option<()> {
-        let settings = self.config.services.get(usize::from(service.0))?;
+        let config = self.config.clone();
+        let settings = config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival, .. } = inbound;
         let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
+        let evidence = self.evidence(service, segment, &options, segment.option_octets(frame), validated);
+        let header = self.header(settings, segment.key.remote(), segment.key.local(), evidence);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
-        let (remote, local) = (segment.key.remote(), segment.key.local());
         let listen = *self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?;
         let profile = self.offers.get(usize::from(service.0))?;
         let shift = offer.wscale.unwrap_or(0);
@@ -141,13 +194,15 @@ impl Stack {
             offer,
             ts_offset,
             arrival,
-            first: frame.get(..segment.end())?.into(),
-            timestamp,
-            header: Header::of(settings.proxy_protocol, remote, local),
+            header,
             held: Vec::new(),
             tried: 0,
             resend_at: now,
             pause: RESEND_FIRST,
+            quick: 0,
+            spoke: false,
+            far: evidence.rtt_ms.is_none_or(|elapsed| elapsed > NEAR),
+            twice: false,
             duplicates: 0,
         };
         let window = u32::from(segment.window) << shift;
@@ -160,7 +215,8 @@ impl Stack {
             pair: 0,
             service,
             seq_delta: 0,
-            ts_delta: 0,
+            // Until the upstream's clock is known, its timestamp of 0 is ours of now.
+            ts_delta: self.timestamp_ms.wrapping_add(ts_offset),
             change: 0,
             state,
             promised_shift: window_shift,
@@ -199,16 +255,12 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
-        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref_mut()) else {
-            return Err(DropReason::NoFlow);
-        };
+        let Some(splice) = self.splices.get(index) else { return Err(DropReason::NoFlow) };
+        let isn = splice.isn;
+        let Some(opening) = splice.opening.as_deref() else { return Err(DropReason::NoFlow) };
         match (side, opening.stage) {
-            (Side::Client, Stage::Greeting) => {
-                if let Some((value, _)) = inbound.segment.options(frame).timestamp {
-                    opening.timestamp = Some(value);
-                }
-                self.spliced_connected(side, index, inbound, frame, now, net)
-            }
+            (Side::Client, _) if writes_before(inbound.segment, isn.plus(1)) => Err(DropReason::OutOfWindow),
+            (Side::Client, Stage::Greeting) => self.spliced_connected(side, index, inbound, frame, now, net),
             (Side::Client, Stage::Waiting | Stage::Dialing { .. }) => self.early(index, inbound, frame, now, net),
             (Side::Upstream, Stage::Waiting) => Err(DropReason::NoFlow),
             (Side::Upstream, Stage::Dialing { target, .. }) => {
@@ -246,11 +298,13 @@ impl Stack {
             return Ok(Outcome::Consumed);
         }
         let Some(opening) = &mut splice.opening else { return Err(DropReason::NoFlow) };
+        opening.spoke = true;
         let same = |held: &Held| held.segment.seq == segment.seq && held.segment.seq_end() == segment.seq_end();
         if !opening.held.iter().any(same) {
             let octets = frame.get(..segment.end()).unwrap_or_default();
             if opening.held.len() >= HELD_MAX || self.held_octets.saturating_add(octets.len()) > HELD_OCTETS_MAX {
                 // Not noted: the client sends it again.
+                self.advance_opening(index, now, net);
                 return Err(DropReason::DialBacklog);
             }
             let mut octets: Box<[u8]> = octets.into();
@@ -262,14 +316,7 @@ impl Stack {
             self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
         }
-        if passing.timestamp.is_some() {
-            opening.timestamp = passing.timestamp;
-        }
-        let service = splice.service;
-        let new = splice.note(Side::Client, &passing, coarse(now));
-        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
-            counters.bytes_to_upstream.add(u64::from(new));
-        }
+        splice.note(Side::Client, &passing, coarse(now));
         self.advance_opening(index, now, net);
         Ok(Outcome::Consumed)
     }
@@ -283,7 +330,7 @@ impl Stack {
         if opening.stage != Stage::Waiting {
             return;
         }
-        if settings.connect == Connect::OnAccept || !opening.held.is_empty() {
+        if settings.connect == Connect::OnAccept || opening.spoke {
             self.dial_spliced(index, settings, now, net);
         } else {
             self.wait_for_splice(index, settings, now);
@@ -305,6 +352,7 @@ impl Stack {
         };
         opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
         opening.pause = RESEND_FIRST;
+        opening.quick = 0;
         splice.our_port = target.lease.port;
         splice.pair = target.lease.space as u32;
         (splice.hop_port, splice.hop) = match target.route.way {
@@ -318,13 +366,26 @@ impl Stack {
         self.send_syn(index, now, net);
     }
 
-    /// Sends the dial's SYN, again or for the first time.
+    /// Sends the dial's SYN, again or for the first time, and says when to look again.
     fn send_syn<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        self.emit_syn(index, net);
+        let Some(opening) = self.splices.get_mut(index).and_then(|splice| splice.opening.as_deref_mut()) else {
+            return;
+        };
+        let Stage::Dialing { until, .. } = opening.stage else { return };
+        opening.resend_at = now.after(opening.pause);
+        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
+        self.splice_wheel.arm(index, look);
+    }
+
+    fn emit_syn<N: Lower>(&mut self, index: u32, net: &mut N) {
         let mtus = &self.mtus;
         let Some(splice) = self.splices.get_mut(index) else { return };
         let window = splice.client.window();
+        let timestamp = splice.state.has(State::TIMESTAMPS).then_some(splice.client.timestamp);
         let Some(opening) = splice.opening.as_deref_mut() else { return };
-        let Stage::Dialing { target, until } = opening.stage else { return };
+        let Stage::Dialing { target, .. } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.
         let headers = |v4: bool| if v4 { 40 } else { 60 };
         let client_mtu = mtus.get(usize::from(splice.port.0)).copied().unwrap_or(1500);
@@ -340,7 +401,7 @@ impl Stack {
             mss,
             wscale: opening.offer.wscale,
             sack: opening.offer.sack,
-            timestamp: opening.timestamp,
+            timestamp,
             window: u16::try_from(window).unwrap_or(u16::MAX),
         };
         let mut packet = [0; PACKET_MAX];
@@ -349,10 +410,6 @@ impl Stack {
         {
             net.send(target.route.way, octets.len(), |out| out.copy_from_slice(octets));
         }
-        opening.resend_at = now.after(opening.pause);
-        opening.pause = (opening.pause * 2).min(RESEND_MAX);
-        let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
-        self.splice_wheel.arm(index, look);
     }
 
     /// What the dialled upstream answered.
@@ -380,10 +437,12 @@ impl Stack {
         }
         if flags.ack() && !acknowledges_syn {
             // What is left of an older connection (RFC 9293 section 3.10.7.3): a RST ends it, and then our SYN is new.
-            opening.resend_at = now.after(RESEND_AFTER_RESET);
-            opening.pause = RESEND_FIRST;
-            let at = opening.resend_at;
-            self.splice_wheel.arm_sooner(index, at);
+            if opening.quick < QUICK_RESENDS {
+                opening.quick += 1;
+                opening.resend_at = now.after(RESEND_AFTER_RESET);
+                let at = opening.resend_at;
+                self.splice_wheel.arm_sooner(index, at);
+            }
             self.refuse(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, net);
             return Err(DropReason::BadAck);
         }
@@ -410,21 +469,30 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return };
         let service = splice.service;
         let Some(opening) = splice.opening.as_deref_mut() else { return };
-        let offered = Accepted::offered(&opening.offer, opening.timestamp.is_some());
-        let got = Accepted::of(segment, options, &offered);
+        let offered = Accepted::offered(&opening.offer, splice.state.has(State::TIMESTAMPS));
+        let mut got = Accepted::of(segment, options, &offered);
         let promised_mss = self.offers.get(usize::from(service.0)).map_or(0, |profile| profile.mss);
         let header_len = opening.header_len();
-        self.shared.board.learn(service, target.index, target.route, target.key.src.is_v4(), got);
-        self.refresh_offer(service);
+        let unit = 1_u32 << splice.promised_shift;
+        got.fit(target.route, target.key.src.is_v4());
+        self.shared.board.learn(service, target.index, got, Source::Dial);
+        self.refresh_offers();
         if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
             balancer.connected(target.index);
         }
-        if let Some(missing) = got.missing(&offered, promised_mss, header_len) {
+        if let Some(missing) = got.missing(&offered, promised_mss, header_len, unit) {
             self.fall_back(index, target, segment, missing, now, net);
             return;
         }
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
         let clock = coarse(now);
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        let Some(opening) = splice.opening.as_deref_mut() else { return };
+        let far = opening.far;
+        if far {
+            opening.twice = true;
+            self.emit_syn(index, net);
+        }
         let Some(splice) = self.splices.get_mut(index) else { return };
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         splice.connected =
@@ -450,16 +518,24 @@ impl Stack {
         opening.pause = RESEND_FIRST;
         let held = std::mem::take(&mut opening.held);
         self.held_octets -= held.iter().map(|held| held.frame.len()).sum::<usize>();
-        if header_len > 0 {
-            self.send_header(index, now, net);
-        } else if held.is_empty() {
-            let ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+        if far || (header_len == 0 && held.is_empty()) {
+            let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+            ack.seq = splice.dial_isn().plus(1);
+            ack.timestamp = ack.timestamp.filter(|_| !far);
             send_bare(&ack, splice.way(Side::Upstream), net);
         }
+        if header_len > 0 {
+            self.send_header(index, now, net);
+        }
         let Some(splice) = self.splices.get_mut(index) else { return };
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.bytes_to_upstream.add(splice.octets(Side::Client));
+        }
         for Held { segment, mut frame } in held {
-            let received = Received { segment: &segment, marks: Marks::of(&segment, &frame), unfinished: false };
+            let marks = Marks::of(&segment, &frame);
+            let received = Received { segment: &segment, marks, unfinished: false };
             let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { continue };
+            splice.freshen(&marks, tcp);
             splice.rewrite(Side::Client, &received, tcp, (ours, upstream));
             let forward = forward(splice, Side::Client, &segment, (ours, upstream));
             net.send(forward.way, forward.ip.size() + tcp.len(), |packet| {
@@ -493,9 +569,6 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         ack.seq = opening.dial_isn(isn).plus(1);
         ack.flags = Flags::ACK | Flags::PSH;
-        if let (Some(value), Some((stamp, _))) = (opening.timestamp, &mut ack.timestamp) {
-            *stamp = value;
-        }
         let header = opening.header.as_ref().map_or(&[][..], Header::as_slice);
         net.send(way, ack.len() + header.len(), |out| ack.write_with(header, out));
         opening.duplicates = 0;
@@ -520,8 +593,18 @@ impl Stack {
             && segment.flags.ack()
             && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta))
         {
-            // Our first segment was lost, or its SYN-ACK was slow.
-            self.send_header(index, now, net);
+            let Some((_, _, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
+            let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+            let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+            ack.seq = splice.dial_isn().plus(1);
+            match splice.opening.as_deref_mut() {
+                Some(opening) if opening.twice => {
+                    opening.twice = false;
+                    send_bare(&ack, splice.way(Side::Upstream), net);
+                }
+                // Our first segment was lost, or its SYN-ACK was slow.
+                _ => self.send_header(index, now, net),
+            }
             return Ok(Outcome::Consumed);
         }
         if segment.flags.rst() {
@@ -663,7 +746,7 @@ impl Stack {
             count(&counters.fallbacks, missing as usize);
         }
         let Some(opening) = splice.opening.take() else { return };
-        let Opening { offer, ts_offset, arrival, mut first, held, .. } = *opening;
+        let Opening { offer, ts_offset, arrival, held, header, .. } = *opening;
         let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
         let key = super::flow(
             splice.client_end(),
@@ -671,6 +754,7 @@ impl Stack {
         );
         let hash = self.flows.hash(&key);
         let service = Some(splice.service);
+        let mut first = splice.first_ack(key, self.timestamp_ms.wrapping_add(ts_offset));
         let session = match parse(&first[..], RxChecksums::GOOD) {
             Ok(Parsed::Tcp(segment)) => {
                 let inbound = Inbound { segment: &segment, hash, arrival, service };
@@ -684,6 +768,8 @@ impl Stack {
         };
         if let Some(session) = self.sessions.get_mut(session) {
             session.opened = splice.opened;
+            // The same header: it speaks of the ACK that returned the cookie, and has its id.
+            session.header = header;
         }
         for Held { segment, mut frame } in held {
             let inbound = Inbound { segment: &segment, hash, arrival, service };
@@ -692,8 +778,13 @@ impl Stack {
     }
 }
 
+/// Whether a client's segment has octets that stand before its first: there is the PROXY header's place.
+fn writes_before(segment: &Segment, first: Seq) -> bool {
+    segment.seq_len() > 0 && segment.seq.precedes(first)
+}
+
 /// What exchanging one pair of addresses for the other adds to a checksum, from client to upstream.
-fn change(client: End, listen: End, ours: End, upstream: End) -> u16 {
+pub(super) fn change(client: End, listen: End, ours: End, upstream: End) -> u16 {
     let before = checksum::pseudo_header(client.addr, listen.addr, TCP, 0).fold();
     let after = checksum::pseudo_header(ours.addr, upstream.addr, TCP, 0).fold();
     Sum::ZERO.word(!before).word(after).fold()

@@ -5,7 +5,7 @@
 //! RST as soon as the SYN-ACK has come. The notes are on one [`Board`] for all workers. A promise is the least of what all
 //! known upstreams of the service accept; where nothing is known, nothing is promised. Pinned values stand in any case.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
 use sluice_config::{Config, Mode, Promise, Service};
@@ -18,6 +18,7 @@ use crate::net::{Lower, Route};
 use crate::segment::{self, Direction, PACKET_MAX, SynSegment, TcpChecksum};
 use crate::stack::dial::Rest;
 use crate::stack::ending::Target;
+use crate::stack::header::longest;
 use crate::stack::{FlowRef, Outcome, Stack, send_bare};
 
 /// Where nothing is known: the least MSS that every host takes (RFC 9293 section 3.7.1), and a window that every server opens.
@@ -28,6 +29,8 @@ const MSS_DEFAULT_V4: u16 = 536;
 const MSS_DEFAULT_V6: u16 = 1_220;
 /// No window in a SYN-ACK of ours is smaller: a client with nothing to go on would not begin.
 const WINDOW_MIN: u16 = 536;
+/// What timestamps take of a segment.
+const TIMESTAMP_LEN: u32 = 12;
 /// SYNs of one probe, and the pause between them.
 const PROBE_SYNS: u8 = 3;
 const PROBE_PAUSE: Duration = Duration::from_millis(300);
@@ -81,11 +84,17 @@ impl Accepted {
         }
     }
 
-    /// What it lacks of what was offered, a client's segments of `mss` octets and a header of `header_len`.
-    pub(crate) fn missing(&self, offered: &Offered, mss: u16, header_len: u32) -> Option<Missing> {
-        if self.mss < mss || u32::from(self.mss) < header_len {
+    /// Takes into account what the way there allows.
+    pub(crate) fn fit(&mut self, route: Route, v4: bool) {
+        self.mss = self.mss.min(route.mtu.saturating_sub(if v4 { 40 } else { 60 }));
+    }
+
+    /// What it lacks of what was offered, a client's segments of `mss` octets, a header of `header_len` and windows that are told in
+    /// units of `unit` octets.
+    pub(crate) fn missing(&self, offered: &Offered, mss: u16, header_len: u32, unit: u32) -> Option<Missing> {
+        if self.mss < mss || u32::from(self.mss) < header_len.saturating_add(TIMESTAMP_LEN) {
             Some(Missing::Mss)
-        } else if offered.wscale && self.wscale.flatten().is_none() {
+        } else if offered.wscale && (self.wscale.flatten().is_none() || u32::from(self.window) < unit) {
             Some(Missing::WindowScale)
         } else if offered.sack && self.sack != Some(true) {
             Some(Missing::Sack)
@@ -139,6 +148,19 @@ impl Note {
 #[derive(Debug)]
 pub struct Board {
     services: Vec<Vec<AtomicU64>>,
+    /// By service: the largest window scale ever promised.
+    scales: Vec<AtomicU8>,
+    /// Counts the notes that said something new.
+    news: AtomicU64,
+}
+
+/// Who asked an upstream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A session's dial, which offers what its client did.
+    Dial,
+    /// A probe, which offers everything.
+    Probe,
 }
 
 impl Board {
@@ -150,28 +172,42 @@ impl Board {
             .iter()
             .map(|service| service.upstreams.iter().map(|_| AtomicU64::new(0)).collect())
             .collect();
-        Board { services }
+        let scales = config.services.iter().map(|_| AtomicU8::new(0)).collect();
+        Board { services, scales, news: AtomicU64::new(0) }
     }
 
     /// Notes what an upstream accepted. What was not offered this time stays as it was known.
-    pub(crate) fn learn(&self, service: ServiceId, upstream: u16, route: Route, v4: bool, mut now: Accepted) {
+    pub(crate) fn learn(&self, service: ServiceId, upstream: u16, mut now: Accepted, source: Source) {
         let Some(note) = self.services.get(usize::from(service.0)).and_then(|list| list.get(usize::from(upstream)))
         else {
             return;
         };
-        let headers = if v4 { 40 } else { 60 };
-        now.mss = now.mss.min(route.mtu.saturating_sub(headers));
         // Two workers may note at once; each notes what it saw, and the next dial notes again.
         if let Some(before) = Note(note.load(Ordering::Relaxed)).read() {
             now.wscale = now.wscale.or(before.wscale);
             now.sack = now.sack.or(before.sack);
             now.timestamps = now.timestamps.or(before.timestamps);
-            // Once a scale was promised, cookies are about that promise: a smaller one would read their windows wrongly.
-            if let (Some(Some(scale)), Some(Some(older))) = (now.wscale, before.wscale) {
-                now.wscale = Some(Some(scale.max(older)));
+            // Hosts open windows that depend on what a SYN offers; only probes always offer the same.
+            if source == Source::Dial {
+                now.window = now.window.min(before.window);
             }
         }
-        note.store(Note::of(&now).0, Ordering::Relaxed);
+        let new = Note::of(&now).0;
+        if note.swap(new, Ordering::Relaxed) != new {
+            self.news.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// The largest window scale that was ever promised for the service: what the windows of a client that scales are about.
+    pub(crate) fn promised_scale(&self, service: ServiceId) -> u8 {
+        self.scales.get(usize::from(service.0)).map_or(0, |scale| scale.load(Ordering::Relaxed))
+    }
+
+    /// Notes a window scale that is promised from now on.
+    fn promise_scale(&self, service: ServiceId, scale: Option<u8>) {
+        if let (Some(scale), Some(largest)) = (scale, self.scales.get(usize::from(service.0))) {
+            largest.fetch_max(scale, Ordering::Relaxed);
+        }
     }
 
     /// What a service may promise.
@@ -195,7 +231,8 @@ fn promise(known: &[Accepted], pinned: &Promise) -> SynOffers {
     let scales = all(&|upstream| upstream.wscale.map(|scale| scale.is_some()));
     let largest = known.iter().filter_map(|upstream| upstream.wscale.flatten()).max();
     SynOffers {
-        mss: pinned.mss.or(known.iter().map(|upstream| upstream.mss).min()).unwrap_or(MSS_UNKNOWN),
+        // Larger segments than an upstream takes are of no use to anybody, pinned or not.
+        mss: pinned.mss.into_iter().chain(known.iter().map(|upstream| upstream.mss)).min().unwrap_or(MSS_UNKNOWN),
         wscale: pinned.window_scale.or(largest.filter(|_| scales)),
         window: known.iter().map(|upstream| upstream.window).min().unwrap_or(WINDOW_UNKNOWN).max(WINDOW_MIN),
         sack: pinned.sack.unwrap_or_else(|| all(&|upstream| upstream.sack)),
@@ -232,22 +269,44 @@ pub(crate) fn probes(config: &Config, now: Micros) -> Vec<Probe> {
 }
 
 impl Stack {
-    /// Takes over what all workers have learned, and shows it. A few times a second is enough.
+    /// Takes over what all workers have learned, if there is anything new, and shows it. Cheap otherwise.
     pub(crate) fn refresh_offers(&mut self) {
-        for service in 0..self.config.services.len() {
-            self.refresh_offer(ServiceId(service as u16));
+        let news = self.shared.board.news.load(Ordering::Acquire);
+        if self.known_news != Some(news) {
+            self.known_news = Some(news);
+            for service in 0..self.config.services.len() {
+                self.refresh_offer(ServiceId(service as u16));
+            }
         }
     }
 
-    /// The same for one service.
-    pub(crate) fn refresh_offer(&mut self, service: ServiceId) {
+    /// A service whose SYN-ACKs changed since they were last asked for, for the log: its name, and what they promise.
+    pub fn changed_offer(&mut self) -> Option<(String, String)> {
+        let service = self.changed.pop()?;
+        let SynOffers { mss, wscale, window, sack, timestamps } = self.offers.get(usize::from(service.0))?;
+        let name = self.config.services.get(usize::from(service.0))?.name.clone();
+        let scale = wscale.map_or("none".to_owned(), |scale| scale.to_string());
+        let on = |promised: &bool| if *promised { "on" } else { "off" };
+        let (sack, timestamps) = (on(sack), on(timestamps));
+        Some((name, format!("MSS {mss}, window {window}, window scale {scale}, SACK {sack}, timestamps {timestamps}")))
+    }
+
+    fn refresh_offer(&mut self, service: ServiceId) {
         let index = usize::from(service.0);
         if let (Some(settings), Some(offers)) = (self.config.services.get(index), self.offers.get_mut(index)) {
             if settings.mode == Mode::Splice {
+                let before = *offers;
                 *offers = self.shared.board.offers(service, settings);
+                // Never a smaller one than before: cookies do not tell which it was, and windows read as too small only slow down.
+                let promised = self.shared.board.promised_scale(service);
+                offers.wscale = offers.wscale.map(|scale| scale.max(promised));
+                self.shared.board.promise_scale(service, offers.wscale);
                 // The header comes out of the window, and is known to fit only with room to spare.
-                if let Some(header) = crate::proxy::longest(settings.proxy_protocol) {
+                if let Some(header) = longest(settings) {
                     offers.window = offers.window.saturating_sub(header).max(WINDOW_MIN);
+                }
+                if *offers != before && !self.changed.contains(&service) {
+                    self.changed.push(service);
                 }
             }
             if let Some(counters) = self.counters.services.get(index) {
@@ -356,10 +415,10 @@ impl Stack {
             return Err(DropReason::BadAck);
         }
         let offered = Offered { wscale: true, sack: true, timestamps: true };
-        let accepted = Accepted::of(segment, options, &offered);
-        let v4 = asked.target.key.src.is_v4();
-        self.shared.board.learn(service, upstream, asked.target.route, v4, accepted);
-        self.refresh_offer(service);
+        let mut accepted = Accepted::of(segment, options, &offered);
+        accepted.fit(asked.target.route, asked.target.key.src.is_v4());
+        self.shared.board.learn(service, upstream, accepted, Source::Probe);
+        self.refresh_offers();
         if let Some(reset) = segment::reset_for(segment) {
             send_bare(&reset, asked.target.route.way, net);
         }
@@ -452,19 +511,20 @@ mod tests {
     #[test]
     fn what_an_upstream_lacks_is_named() {
         let offered = Offered { wscale: true, sack: true, timestamps: true };
-        assert_eq!(ALL.missing(&offered, 1_460, 52), None);
-        assert_eq!(ALL.missing(&offered, 1_461, 52), Some(Missing::Mss));
-        assert_eq!(Accepted { mss: 100, ..ALL }.missing(&offered, 50, 101), Some(Missing::Mss));
+        assert_eq!(ALL.missing(&offered, 1_460, 52, 128), None);
+        assert_eq!(ALL.missing(&offered, 1_461, 52, 128), Some(Missing::Mss));
+        assert_eq!(Accepted { mss: 100, ..ALL }.missing(&offered, 50, 89, 128), Some(Missing::Mss));
+        assert_eq!(Accepted { window: 127, ..ALL }.missing(&offered, 1_460, 52, 128), Some(Missing::WindowScale));
         let without = |change: fn(&mut Accepted)| {
             let mut accepted = ALL;
             change(&mut accepted);
-            accepted.missing(&offered, 1_460, 52)
+            accepted.missing(&offered, 1_460, 52, 128)
         };
         assert_eq!(without(|a| a.wscale = Some(None)), Some(Missing::WindowScale));
         assert_eq!(without(|a| a.sack = Some(false)), Some(Missing::Sack));
         assert_eq!(without(|a| a.timestamps = Some(false)), Some(Missing::Timestamps));
         let unasked = Offered { wscale: false, sack: false, timestamps: false };
         let plain = Accepted { wscale: None, sack: None, timestamps: None, ..ALL };
-        assert_eq!(plain.missing(&unasked, 1_460, 52), None);
+        assert_eq!(plain.missing(&unasked, 1_460, 52, 1), None);
     }
 }

@@ -11,6 +11,9 @@
 //! - a RST that is neither the next octet the other end waits for nor the next its sender sends (RFC 5961 section 3.2);
 //! - a SYN (RFC 5961 section 4.2), and payload behind a FIN;
 //! - payload with a timestamp older than the newest in sequence (PAWS, RFC 7323 section 5.3).
+//!
+//! What is let through may still be a forger's, so it must not bind the true sender: a first FIN counts only at the end of what was
+//! sent, and is forgotten when payload takes its place; a timestamp counts only at the very number the other end waits for.
 
 #![cfg_attr(
     not(test),
@@ -28,6 +31,10 @@ use sluice_filters::{DropReason, Flags};
 
 /// A window that every TCP may reach, as a power of two: old segments are let through at least so far back.
 const REACH_MIN: u8 = 16;
+/// A timestamp so far behind the newest in sequence or less is old; further away it is a clock that ran on unseen.
+const STALE: u32 = 1 << 30;
+/// A newest timestamp so far behind is replaced by one that comes in order, if not in sequence.
+const OUTDATED: u32 = 1 << 29;
 
 /// What to do with a segment.
 #[must_use]
@@ -154,7 +161,11 @@ impl Half {
         }
         let end = segment.end();
         // One octet past the edge: the probe of a closed window (RFC 9293 section 3.8.6.1).
-        let beyond = peer.edge.plus(1).precedes(end) || (finished && self.snd_max.precedes(end));
+        let beyond = peer.edge.plus(1).precedes(end)
+            // Behind a FIN that was acknowledged.
+            || (finished && self.snd_max.precedes(end) && !self.outstanding(peer))
+            // A first FIN among what was sent before.
+            || (flags.fin() && !finished && !self.snd_max.precedes(end));
         let behind = segment.seq.precedes(peer.ack) && !peer.within_reach(segment.seq, peer.ack);
         if beyond | behind {
             return Gate::Challenge(DropReason::OutOfWindow);
@@ -168,9 +179,10 @@ impl Half {
         // Bare ACKs may overtake one another; a receiver tells (RFC 7323 section 5.3 asks only for what it can use).
         if let Some(value) = segment.timestamp
             && segment.occupies()
-            && (value.wrapping_sub(self.timestamp) as i32) < 0
+            && self.timestamp.wrapping_sub(value).wrapping_sub(1) < STALE
         {
-            return Gate::Challenge(DropReason::StaleTimestamp);
+            // Most are late copies: nobody waits for an answer.
+            return Gate::Drop(DropReason::StaleTimestamp);
         }
         Gate::Pass
     }
@@ -191,11 +203,14 @@ impl Half {
     #[inline]
     pub(crate) fn note(&mut self, peer: &Half, segment: &Passing, base: Seq, now: u32) -> u32 {
         self.heard = now;
-        if let Some(value) = segment.timestamp
-            && (value.wrapping_sub(self.timestamp) as i32) > 0
-            && !peer.ack.precedes(segment.seq)
-        {
-            self.timestamp = value;
+        if let Some(value) = segment.timestamp {
+            let ahead = value.wrapping_sub(self.timestamp);
+            // A keep-alive repeats the number before.
+            let awaited = segment.seq == peer.ack || segment.seq.plus(1) == peer.ack;
+            let outdated = segment.seq == self.snd_max && ahead >= OUTDATED;
+            if ahead.wrapping_add(STALE) > STALE && (awaited || outdated) {
+                self.timestamp = value;
+            }
         }
         if !segment.ack.precedes(self.ack) {
             let window = u32::from(segment.window).wrapping_shl(u32::from(self.shift));
@@ -293,20 +308,40 @@ mod tests {
     }
 
     #[test]
-    fn nothing_new_comes_behind_a_fin() {
-        let (mut client, upstream) = pair();
+    fn nothing_new_comes_behind_an_acknowledged_fin() {
+        let (mut client, mut upstream) = pair();
         let fin = Passing { flags: Flags::ACK | Flags::FIN, ..segment(101, 501, 9) };
         assert_eq!(client.note(&upstream, &fin, Seq(101), 1), 10);
         assert_eq!(client.judge(&upstream, &fin, true), Gate::Pass);
         assert_eq!(client.judge(&upstream, &segment(111, 501, 0), true), Gate::Pass);
+        assert_eq!(
+            client.judge(&upstream, &segment(110, 501, 2), true),
+            Gate::Pass,
+            "the FIN may have been a forger's"
+        );
+        upstream.note(&client, &segment(501, 111, 0), Seq(501), 2);
         assert_eq!(client.judge(&upstream, &segment(110, 501, 2), true), Gate::Challenge(DropReason::OutOfWindow));
+    }
+
+    #[test]
+    fn a_first_fin_counts_only_at_the_end() {
+        let (mut client, upstream) = pair();
+        client.note(&upstream, &segment(101, 501, 100), Seq(101), 1);
+        let fin = |seq| Passing { flags: Flags::ACK | Flags::FIN, ..segment(seq, 501, 0) };
+        for old in [50, 101, 200] {
+            assert_eq!(client.judge(&upstream, &fin(old), false), Gate::Challenge(DropReason::OutOfWindow), "{old}");
+        }
+        assert_eq!(client.judge(&upstream, &fin(201), false), Gate::Pass);
+        assert_eq!(client.judge(&upstream, &fin(201), true), Gate::Pass);
     }
 
     #[test]
     fn payload_with_an_old_timestamp_is_stale_and_a_bare_ack_is_not() {
         let (client, upstream) = pair();
         let stamped = |payload, value| Passing { timestamp: Some(value), ..segment(101, 501, payload) };
-        assert_eq!(client.judge(&upstream, &stamped(1, 49), false), Gate::Challenge(DropReason::StaleTimestamp));
+        assert_eq!(client.judge(&upstream, &stamped(1, 49), false), Gate::Drop(DropReason::StaleTimestamp));
+        let gone_round = 50_u32.wrapping_sub(STALE + 1);
+        assert_eq!(client.judge(&upstream, &stamped(1, gone_round), false), Gate::Pass, "days later");
         assert_eq!(client.judge(&upstream, &stamped(1, 50), false), Gate::Pass);
         assert_eq!(client.judge(&upstream, &stamped(0, 49), false), Gate::Pass);
     }
@@ -321,6 +356,12 @@ mod tests {
         assert_eq!(client.timestamp, 60);
         client.note(&upstream, &stamped(101, 55), Seq(101), 1);
         assert_eq!(client.timestamp, 60);
+        client.note(&upstream, &stamped(51, 99), Seq(101), 1);
+        assert_eq!(client.timestamp, 60, "old numbers prove nothing");
+        client.note(&upstream, &stamped(211, 61), Seq(101), 1);
+        assert_eq!(client.timestamp, 60);
+        client.note(&upstream, &stamped(221, 60 + OUTDATED), Seq(101), 1);
+        assert_eq!(client.timestamp, 60 + OUTDATED, "or a stream that never rests would keep it for ever");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use siphasher::sip::SipHasher13;
 use sluice_config::Service;
-use sluice_filters::addr::FlowKey;
+use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 
 use super::dial::Lease;
@@ -32,6 +32,10 @@ pub(crate) struct Target {
 pub(crate) struct Ended {
     pub(crate) service: ServiceId,
     pub(crate) client: FlowKey,
+    /// The client, where a proxy named it.
+    pub(crate) named: Option<SocketAddr>,
+    /// The source that the connection counts for, if any.
+    pub(crate) counted: Option<Addr>,
     /// The upstream dialled last, and the flow of its answers.
     pub(crate) target: Option<(u16, FlowKey)>,
     pub(crate) opened: Micros,
@@ -107,7 +111,7 @@ impl Stack {
 
     /// Counts and reports a connection that ended, and gives its place among the limits back.
     pub(crate) fn report(&mut self, ended: &Ended, cause: EndCause, now: Micros) {
-        self.shared.limits.close(ended.service, ended.client.src);
+        self.shared.limits.close(ended.service, ended.counted);
         if let Some(counters) = self.counters.services.get(usize::from(ended.service.0)) {
             counters.active.set(counters.active.get().saturating_sub(1));
             count(&counters.ended, cause as usize);
@@ -116,7 +120,8 @@ impl Stack {
             worker: self.worker,
             service: ended.service,
             upstream: ended.target.map(|(upstream, _)| upstream),
-            client: ended.client.remote(),
+            client: ended.named.unwrap_or(ended.client.remote()),
+            via: ended.named.map(|_| ended.client.remote()),
             listen: ended.client.local(),
             source: ended.target.map(|(_, key)| key.local()),
             target: ended.target.map(|(_, key)| key.remote()),

@@ -1,12 +1,15 @@
 //! What comes in: to a session, to what is left of one, or, with a cookie of ours, to a new one.
 
+use std::time::Duration;
+
 use sluice_config::Mode;
+use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
 use super::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
 use crate::cookie::Offer;
-use crate::counters::AckResult;
+use crate::counters::{AckResult, Missing};
 use crate::limits::Refusal;
 use crate::net::{Lower, Way};
 use crate::record::EndCause;
@@ -21,6 +24,11 @@ pub(crate) struct Inbound<'a> {
     /// What its destination names.
     pub(crate) service: Option<ServiceId>,
 }
+
+/// A client that spoke so recently has not been replaced by another behind its address and port.
+const IN_USE: Duration = Duration::from_secs(1);
+/// Clients whose MSS is smaller are terminated, whatever their service's mode: the least that every host takes (RFC 9293 section 3.7.1).
+const SPLICED_MSS_MIN: u16 = 536;
 
 /// What a client's valid cookie tells.
 #[derive(Clone, Copy, Debug)]
@@ -97,12 +105,19 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
-        let ours = match flow {
-            FlowRef::Session(_, index) => self.sessions.get_mut(index).map(|session| session.client.leg.isn()),
-            FlowRef::Splice(_, index) => self.splices.get_mut(index).map(|splice| splice.cookie()),
-            FlowRef::Linger(_) | FlowRef::Probe(_) => None,
+        let (ours, silent) = match flow {
+            FlowRef::Session(_, index) => match self.sessions.get_mut(index) {
+                Some(session) => (session.client.leg.isn(), now.since(session.client.heard)),
+                None => return Err(reason),
+            },
+            FlowRef::Splice(_, index) => match self.splices.get_mut(index) {
+                Some(splice) => (splice.cookie(), splice.client_silent(now)),
+                None => return Err(reason),
+            },
+            FlowRef::Linger(_) | FlowRef::Probe(_) => return Err(reason),
         };
-        if ours == Some(cookie) || self.check(inbound.segment).is_none() {
+        // A cookie can be guessed in 2^23 tries, which is not to end a session in use. A client that is really back tries again.
+        if ours == cookie || silent < IN_USE || self.check(inbound.segment).is_none() {
             return Err(reason);
         }
         match flow {
@@ -164,7 +179,9 @@ impl Stack {
             self.refuse(segment, way, net);
             return Err(DropReason::Draining);
         }
-        if let Err(refusal) = self.shared.limits.open(service, segment.key.src) {
+        // Behind a proxy stand many clients; its header tells which.
+        let counted = (!self.trusts(service, segment.key.src)).then_some(segment.key.src);
+        if let Err(refusal) = self.shared.limits.open(service, counted) {
             self.count_ack(AckResult::Limit);
             if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
                 match refusal {
@@ -180,14 +197,20 @@ impl Stack {
         }
         let ts_offset =
             self.jar.ts_offset(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), Seq(segment.ack.0.wrapping_sub(1)));
-        let promised = self.offers.get(usize::from(service.0)).and_then(|offers| offers.wscale);
-        let window_shift = promised.filter(|_| offer.wscale.is_some()).unwrap_or(0);
+        let window_shift = offer.wscale.map_or(0, |_| self.shared.board.promised_scale(service));
         let validated = Validated { offer, ts_offset, window_shift };
         if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
             counters.opened.bump();
             counters.active.add(1);
         }
         let opened = match self.config.services.get(usize::from(service.0)).map(|settings| settings.mode) {
+            // Upstreams are not to make segments that are mostly headers (CVE-2019-11479).
+            Some(Mode::Splice) if offer.mss < SPLICED_MSS_MIN => {
+                if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+                    count(&counters.fallbacks, Missing::Mss as usize);
+                }
+                self.open_terminated(inbound, frame, service, validated, now, net).map(|_| ())
+            }
             Some(Mode::Splice) => self.open_spliced(inbound, frame, service, validated, now, net),
             _ => self.open_terminated(inbound, frame, service, validated, now, net).map(|_| ()),
         };
@@ -196,13 +219,24 @@ impl Stack {
                 counters.opened.set(counters.opened.get().saturating_sub(1));
                 counters.active.set(counters.active.get().saturating_sub(1));
             }
-            self.shared.limits.close(service, segment.key.src);
+            self.shared.limits.close(service, counted);
             self.count_ack(AckResult::Limit);
             self.refuse(segment, way, net);
             return Err(DropReason::ConnectionLimit);
         }
         self.count_ack(AckResult::Accepted);
         Ok(Outcome::Consumed)
+    }
+
+    /// Whether `source` is a proxy that names the service's clients.
+    pub(crate) fn trusts(&self, service: ServiceId, source: Addr) -> bool {
+        let settings = self.config.services.get(usize::from(service.0));
+        settings.is_some_and(|settings| {
+            !settings.accept_proxy.is_empty() && {
+                let ip = source.to_ip();
+                settings.accept_proxy.iter().any(|net| net.contains(&ip))
+            }
+        })
     }
 
     fn count_ack(&self, result: AckResult) {

@@ -7,6 +7,7 @@
 
 pub(crate) mod dial;
 pub(crate) mod ending;
+pub(crate) mod header;
 pub(crate) mod ingress;
 pub(crate) mod linger;
 mod serve;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
+use siphasher::sip::SipHasher13;
 use sluice_config::{Config, Mode, Service};
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::counter::Counter;
@@ -26,12 +28,14 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Segment};
 
 use self::dial::{Balancer, SourcePorts};
+use self::header::Pressure;
 use self::linger::Lingers;
 use crate::cookie::{Jar, SynAckProfile};
 use crate::counters::StackCounters;
 use crate::flow::FlowTable;
 use crate::limits::SharedLimits;
 use crate::net::{Lower, Way};
+use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
@@ -57,16 +61,20 @@ pub struct Shared {
     pub records: ArrayQueue<SessionRecord>,
     /// What is known of spliced services' upstreams.
     pub(crate) board: Board,
+    /// The keys that sign PROXY headers.
+    pub(crate) keys: Arc<KeyRing>,
 }
 
 impl Shared {
-    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources.
+    /// For workers with `config`, up to `records` ended connections waiting. `secret` keys the limits' map of sources, `keys` sign
+    /// PROXY headers.
     #[must_use]
-    pub fn new(config: &Config, secret: [u64; 2], records: usize) -> Shared {
+    pub fn new(config: &Config, secret: [u64; 2], records: usize, keys: Arc<KeyRing>) -> Shared {
         Shared {
             limits: SharedLimits::new(config, secret),
             records: ArrayQueue::new(records),
             board: Board::new(config),
+            keys,
         }
     }
 }
@@ -124,6 +132,8 @@ pub struct Stack {
     pub(crate) sessions: Slab<Session>,
     pub(crate) splices: Splices,
     pub(crate) splice_wheel: Wheel,
+    /// Where the resets at the end of the drain go on.
+    pub(crate) reset_next: u32,
     /// Octets of clients' segments that wait for an upstream to accept.
     pub(crate) held_octets: usize,
     /// Where services listen, each once, and the places in that list.
@@ -131,6 +141,9 @@ pub struct Stack {
     pub(crate) listen_index: HashMap<(Addr, u16), u32>,
     /// By service: what its SYN-ACKs say.
     pub(crate) offers: Vec<SynOffers>,
+    /// The news of the board that are taken over, and the services they changed.
+    pub(crate) known_news: Option<u64>,
+    pub(crate) changed: Vec<ServiceId>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) next_probe: Micros,
     pub(crate) lingers: Lingers,
@@ -140,6 +153,13 @@ pub struct Stack {
     pub(crate) balancers: Vec<Balancer>,
     pub(crate) mtus: Vec<u16>,
     pub(crate) isn_key: [u64; 2],
+    /// The first half of this worker's unique ids, and how many there were.
+    pub(crate) id_prefix: u64,
+    pub(crate) named: u64,
+    /// By service: whether it is under attack.
+    pub(crate) pressures: Vec<Pressure>,
+    /// Unix time of this turn.
+    pub(crate) wall: Duration,
     /// The timestamp clock of this turn.
     pub(crate) timestamp_ms: u32,
     pub(crate) dirty: Vec<u32>,
@@ -240,10 +260,13 @@ impl Stack {
             sessions: Slab::new(),
             splices: Splices::new(spliced),
             splice_wheel: Wheel::new(now),
+            reset_next: 0,
             held_octets: 0,
             listens,
             listen_index,
             offers,
+            known_news: None,
+            changed: Vec::new(),
             probes,
             next_probe: now,
             lingers: Lingers::new(),
@@ -254,6 +277,10 @@ impl Stack {
             balancers,
             mtus,
             isn_key: [word(4), word(5)],
+            id_prefix: SipHasher13::new_with_keys(word(4), word(5)).hash(b"unique id"),
+            named: 0,
+            pressures: vec![Pressure::default(); config.services.len()],
+            wall: Duration::ZERO,
             timestamp_ms: clock::timestamp_ms(now),
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
@@ -269,6 +296,7 @@ impl Stack {
     pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
         self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
+        self.wall = wall;
         self.jar.tick(wall);
     }
 
@@ -312,7 +340,30 @@ impl Stack {
             return Err(DropReason::Draining);
         }
         let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
-        let profile = SynAckProfile {
+        let len = match *offers {
+            // What terminate mode and nearly every upstream can do is compiled by itself.
+            SynOffers { wscale: Some(shift), sack: true, timestamps: true, .. } => {
+                let profile = SynAckProfile {
+                    wscale: Some(shift),
+                    sack: true,
+                    timestamps: true,
+                    ..self.profile(offers, segment, port, our_mac)
+                };
+                self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
+            }
+            _ => self.answer_sparingly(frame, segment, offers, port, our_mac),
+        };
+        let len = len.ok_or(DropReason::Truncated)?;
+        self.counters.cookies_sent.bump();
+        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
+            counters.syns.bump();
+        }
+        Ok(len)
+    }
+
+    #[inline(always)]
+    fn profile(&self, offers: &SynOffers, segment: &Segment, port: PortId, our_mac: [u8; 6]) -> SynAckProfile {
+        SynAckProfile {
             mss: self.mss_on(offers, port, segment.is_v4()),
             wscale: offers.wscale,
             window: offers.window,
@@ -320,10 +371,21 @@ impl Stack {
             timestamps: offers.timestamps,
             src_mac: our_mac,
             tcp_checksum: TcpChecksum::Full,
-        };
-        let len = self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms).ok_or(DropReason::Truncated)?;
-        self.counters.cookies_sent.bump();
-        Ok(len)
+        }
+    }
+
+    /// For upstreams that cannot do everything.
+    #[inline(never)]
+    fn answer_sparingly(
+        &self,
+        frame: &mut [u8],
+        segment: &Segment,
+        offers: &SynOffers,
+        port: PortId,
+        our_mac: [u8; 6],
+    ) -> Option<usize> {
+        let profile = self.profile(offers, segment, port, our_mac);
+        self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
     }
 
     /// How the segment leaves for which [`Stack::segment`] has just said [`Outcome::Forward`].
@@ -352,7 +414,9 @@ impl Stack {
                 self.end(index, session, EndCause::Shutdown, now, net);
             }
         }
-        let indices: Vec<u32> = self.splices.indices().take(RESETS).collect();
+        // On from where the last turn ended: nobody new is let in.
+        let indices: Vec<u32> = self.splices.indices_from(self.reset_next).take(RESETS).collect();
+        self.reset_next = indices.last().map_or(0, |last| last.saturating_add(1));
         for index in indices {
             self.end_spliced(index, EndCause::Shutdown, now, net);
         }
@@ -364,6 +428,7 @@ impl Stack {
         self.counters.flow_entries.set(self.flows.len() as u64);
         self.counters.time_wait.set(self.lingers.len() as u64);
         self.refresh_offers();
+        self.feel_pressure(now);
         self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
         self.counters.held_bytes.set(self.held_octets as u64);
         self.counters.source_ports.set(self.source_ports.occupied() as u64);

@@ -445,12 +445,16 @@ impl Endpoint {
         self.socket().state()
     }
 
+    /// The peer sent FIN.
+    pub(crate) fn finished_sending(&self) -> bool {
+        let state = self.state();
+        matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
+            || (state == State::Closed && self.leg.guard.fin_acknowledged())
+    }
+
     /// The peer sent FIN, and everything before it was read.
     pub(crate) fn drained(&self) -> bool {
-        let state = self.state();
-        (matches!(state, State::CloseWait | State::LastAck | State::Closing | State::TimeWait)
-            || (state == State::Closed && self.leg.guard.fin_acknowledged()))
-            && self.socket().recv_queue() == 0
+        self.finished_sending() && self.socket().recv_queue() == 0
     }
 
     /// Both directions ended with FIN and were acknowledged as far as we must see it.

@@ -5,9 +5,8 @@ use sluice_filters::{DropReason, Segment};
 
 use super::endpoint::{ClientOffer, Endpoint, Making};
 use super::guard::Gate;
-use super::session::Session;
+use super::session::{Greeting, Session};
 use crate::net::{Lower, Way};
-use crate::proxy::Header;
 use crate::stack::ingress::{Inbound, Validated};
 use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Side, Stack, send_bare};
 
@@ -78,7 +77,8 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Option<u32> {
-        let settings = self.config.services.get(usize::from(service.0))?;
+        let config = self.config.clone();
+        let settings = config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival: Arrival { port, mac, .. }, .. } = inbound;
         let Validated { offer, ts_offset, window_shift } = validated;
         let options = segment.options(frame);
@@ -111,10 +111,20 @@ impl Stack {
             return None;
         }
         client.feed(segment, &options, frame, &mut self.interfaces, now, net);
-        let (remote, local) = (segment.key.remote(), segment.key.local());
-        let header = Header::of(settings.proxy_protocol, remote, local);
+        let evidence = self.evidence(service, segment, &options, segment.option_octets(frame), validated);
+        let greeting = if self.trusts(service, segment.key.src) {
+            Greeting::Expected(Box::new(evidence))
+        } else if settings.accept_proxy.is_empty() {
+            Greeting::Over
+        } else {
+            Greeting::Forbidden
+        };
+        let header = match greeting {
+            Greeting::Expected(_) => None,
+            _ => self.header(settings, segment.key.remote(), segment.key.local(), evidence),
+        };
         self.counters.buffer_bytes.add(client.leased as u64);
-        let mut session = Session::new(service, client, header, now);
+        let mut session = Session::new(service, client, greeting, header, now);
         session.mark(index, &mut self.dirty);
         self.sessions.put(index, Box::new(session));
         Some(index)

@@ -1,5 +1,6 @@
 //! What sessions do: dial, relay, emit, wait, end.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use sluice_config::{Connect, Service};
@@ -8,7 +9,7 @@ use sluice_filters::units::{Micros, Seq};
 use smoltcp::socket::tcp::State;
 
 use super::endpoint::{Endpoint, Making};
-use super::session::{Dialled, Phase, Relayed, Session};
+use super::session::{Dialled, Greeting, Phase, Relayed, Session};
 use crate::counters::DialFailure;
 use crate::net::{Lower, Reach};
 use crate::record::EndCause;
@@ -31,6 +32,16 @@ impl Stack {
         };
         if session.client.reset && !matches!(session.phase, Phase::Relaying | Phase::Delivering { .. }) {
             return Relayed::Over(EndCause::ClientReset);
+        }
+        match self.greet(session, settings) {
+            Ok(true) => {}
+            Ok(false) => {
+                if session.client.emit(&mut self.interfaces, now, net) {
+                    session.mark(index, &mut self.dirty);
+                }
+                return Relayed::Goes;
+            }
+            Err(cause) => return Relayed::Over(cause),
         }
         if let Phase::Waiting = session.phase
             && (settings.connect == Connect::OnAccept || session.client_spoke())
@@ -62,6 +73,33 @@ impl Stack {
             session.mark(index, &mut self.dirty);
         }
         Relayed::Goes
+    }
+
+    /// Looks for the PROXY header that the client's first octets must be, or must not be. Whether the session may go on.
+    fn greet(&mut self, session: &mut Session, settings: &Service) -> Result<bool, EndCause> {
+        let evidence = match &session.greeting {
+            Greeting::Over => return Ok(true),
+            Greeting::Forbidden => return session.refuse_header().map(|()| true),
+            Greeting::Expected(evidence) => **evidence,
+        };
+        let Some(addresses) = session.take_header()? else { return Ok(false) };
+        session.greeting = Greeting::Over;
+        let key = session.client.leg.key;
+        let client = addresses.map_or(key.remote(), |named| {
+            session.named = Some(SocketAddr::new(named.client.ip().to_canonical(), named.client.port()));
+            session.named.unwrap_or(named.client)
+        });
+        let listen = addresses.map_or(key.local(), |named| named.listen);
+        let source = client.ip().into();
+        if self.shared.limits.name(session.service, source).is_err() {
+            if let Some(counters) = self.counters.services.get(usize::from(session.service.0)) {
+                counters.refused_source_limit.bump();
+            }
+            return Err(EndCause::SourceLimit);
+        }
+        session.counted = Some(source);
+        session.header = self.header(settings, client, listen, evidence);
+        Ok(true)
     }
 
     /// Dials the next upstream that this session has not tried.
@@ -193,6 +231,8 @@ impl Stack {
         let ended = Ended {
             service: session.service,
             client: client_key,
+            named: session.named,
+            counted: session.counted,
             target,
             opened: session.opened,
             connected: session.connected,

@@ -1,12 +1,14 @@
 //! A terminated connection: the client's endpoint, the upstream's once dialled, and what moves between them.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use sluice_config::Timeouts;
+use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, ServiceId};
 
 use super::endpoint::{self, Endpoint};
-use crate::proxy::Header;
+use crate::proxy::{self, Addresses, Evidence, Header, ReadError};
 use crate::record::EndCause;
 use crate::stack::Side;
 use crate::stack::dial::Lease;
@@ -33,6 +35,12 @@ pub(crate) struct Session {
     pub(crate) client: Endpoint,
     pub(crate) upstream: Option<Dialled>,
     pub(crate) phase: Phase,
+    /// Whether the client's first octets are looked at for a PROXY header.
+    pub(crate) greeting: Greeting,
+    /// The client, where a proxy named it.
+    pub(crate) named: Option<SocketAddr>,
+    /// The source that the session counts for, if any.
+    pub(crate) counted: Option<Addr>,
     /// PROXY header, none when raw.
     pub(crate) header: Option<Header>,
     pub(crate) header_sent: usize,
@@ -50,6 +58,16 @@ pub(crate) struct Session {
     pub(crate) dirty: bool,
     client_closed: bool,
     upstream_closed: bool,
+}
+
+/// What a session expects of the client's first octets.
+pub(crate) enum Greeting {
+    /// A PROXY header: the sender is trusted to name the client.
+    Expected(Box<Evidence>),
+    /// Anything but one: the sender is not.
+    Forbidden,
+    /// Nothing any more.
+    Over,
 }
 
 /// The upstream's endpoint and what it occupies.
@@ -72,12 +90,25 @@ pub(crate) enum Relayed {
 }
 
 impl Session {
-    pub(crate) fn new(service: ServiceId, client: Endpoint, header: Option<Header>, now: Micros) -> Session {
+    pub(crate) fn new(
+        service: ServiceId,
+        client: Endpoint,
+        greeting: Greeting,
+        header: Option<Header>,
+        now: Micros,
+    ) -> Session {
+        let counted = match greeting {
+            Greeting::Expected(_) => None,
+            Greeting::Forbidden | Greeting::Over => Some(client.leg.key.src),
+        };
         Session {
             service,
             client,
             upstream: None,
             phase: Phase::Waiting,
+            greeting,
+            named: None,
+            counted,
             header,
             header_sent: 0,
             opened: now,
@@ -129,7 +160,8 @@ impl Session {
                 self.header_sent >= header.as_slice().len()
             }
         };
-        if header_done && !upstream.reset {
+        let speaks = matches!(self.greeting, Greeting::Over);
+        if header_done && speaks && !upstream.reset {
             let moved = endpoint::relay(client, upstream);
             self.to_upstream += moved;
             if moved > 0 {
@@ -180,6 +212,43 @@ impl Session {
         Relayed::Goes
     }
 
+    /// The client's octets that nobody has read yet, as far as they lie together; those of its first segment do.
+    fn unread(&mut self) -> &[u8] {
+        let socket = self.client.socket_mut();
+        let len = socket.recv_queue();
+        socket.peek(len).unwrap_or_default()
+    }
+
+    /// Looks whether a sender who is not to send a PROXY header sends one.
+    ///
+    /// # Errors
+    /// [`EndCause::ProxyHeader`] when it does.
+    pub(crate) fn refuse_header(&mut self) -> Result<(), EndCause> {
+        match proxy::begins_header(self.unread()) {
+            Some(true) => return Err(EndCause::ProxyHeader),
+            Some(false) => self.greeting = Greeting::Over,
+            // What does not go on is no header.
+            None if self.client.finished_sending() => self.greeting = Greeting::Over,
+            None => {}
+        }
+        Ok(())
+    }
+
+    /// Takes the expected PROXY header off the client's octets; none while it has not come whole.
+    ///
+    /// # Errors
+    /// [`EndCause::ProxyHeader`] when there is none to come.
+    pub(crate) fn take_header(&mut self) -> Result<Option<Option<Addresses>>, EndCause> {
+        let all_there = self.client.finished_sending();
+        let (len, addresses) = match proxy::read(self.unread()) {
+            Ok(header) => (header.len, header.addresses),
+            Err(ReadError::Incomplete) if !all_there => return Ok(None),
+            Err(_) => return Err(EndCause::ProxyHeader),
+        };
+        let _: Result<(), _> = self.client.socket_mut().recv(|octets| (len.min(octets.len()), ()));
+        Ok(Some(addresses))
+    }
+
     /// The first limit this session would break, and when, if nothing more is heard.
     pub(crate) fn deadline(&self, timeouts: &Timeouts) -> (Micros, EndCause) {
         let mut first = (self.client.heard.after(timeouts.client_idle), EndCause::ClientIdle);
@@ -190,6 +259,9 @@ impl Session {
         };
         if let Some(at) = self.client.gone_at(timeouts.unacknowledged) {
             consider(at, EndCause::ClientTimeout);
+        }
+        if let Greeting::Expected(_) = self.greeting {
+            consider(self.opened.after(timeouts.connect), EndCause::ProxyHeader);
         }
         if !timeouts.first_data.is_zero() && !self.client_spoke() {
             consider(self.opened.after(timeouts.first_data), EndCause::FirstData);

@@ -160,7 +160,7 @@ impl Lab {
             jar: Jar::new([7; 32], config.cookies.epoch),
             worker: WorkerId(0),
             counters: counters.clone(),
-            shared: Arc::new(Shared::new(&config, [1, 2], 16)),
+            shared: Arc::new(Shared::new(&config, [1, 2], 16, Arc::default())),
             entropy: [3; 48],
             mtus: vec![1500, 1500],
             now,

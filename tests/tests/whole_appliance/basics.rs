@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice_tests::appliance::{Service, Sluice};
+use sluice_tests::appliance::{Mode, Service, Sluice};
 use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::flood::{Flood, Kind, Report, resolve};
 use sluice_tests::lab::{Family, Lab, SERVICE4};
@@ -175,6 +175,9 @@ pub fn five_thousand_connections_come_and_leave_nothing_behind(bench: Bench) {
         let metrics = sluice.metrics();
         assert_eq!(metrics.sum("sluice_sessions_active", &[]), COUNT);
         assert!(metrics.sum("sluice_flow_entries", &[]) >= 2 * COUNT, "two sides each");
+        if bench.mode == Mode::Splice {
+            assert_eq!(metrics.sum("sluice_buffer_bytes", &[]), 0, "the end hosts' buffers serve");
+        }
     });
     let after = sluice.metrics_when("five thousand leave nothing behind", Duration::from_secs(20), |metrics| {
         let now = Holdings::of(metrics);

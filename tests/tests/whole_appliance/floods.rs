@@ -3,7 +3,7 @@
 use std::thread;
 use std::time::Duration;
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::flood::{Kind, resolve};
 use sluice_tests::lab::{Family, Lab};
 use sluice_tests::link::Link;
@@ -12,6 +12,11 @@ use sluice_tests::metrics::Metrics;
 use sluice_tests::peer::{DOWN, Ending, Pattern, Route, UP, client_closes_first};
 
 use crate::basics::flood;
+
+both_modes![
+    every_packet_of_a_flood_is_accounted_for_while_a_transfer_runs,
+    a_quiet_appliance_accounts_for_each_flood_packet_exactly,
+];
 
 const MIB: u64 = 1 << 20;
 
@@ -35,11 +40,10 @@ fn accounted(metrics: &Metrics) -> u64 {
         + metrics.sum("sluice_local_replies_total", &[])
 }
 
-#[test]
-fn every_packet_of_a_flood_is_accounted_for_while_a_transfer_runs() {
+fn every_packet_of_a_flood_is_accounted_for_while_a_transfer_runs(mode: Mode) {
     const COUNT: u64 = 60_000;
     let lab = Lab::two_arms();
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode));
     let octets = 32 * MIB;
     let mut sessions = 0;
     for (kind, family) in [
@@ -73,11 +77,13 @@ fn every_packet_of_a_flood_is_accounted_for_while_a_transfer_runs() {
     }
 }
 
-#[test]
-fn a_quiet_appliance_accounts_for_each_flood_packet_exactly() {
+fn a_quiet_appliance_accounts_for_each_flood_packet_exactly(mode: Mode) {
     const COUNT: u64 = 20_000;
     let lab = Lab::two_arms();
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let service = Service::new("raw", 7001);
+    // The answers to probes are packets too.
+    let service = if mode == Mode::Splice { service.splice_pinned() } else { service };
+    let sluice = Sluice::start(&lab, &Setup::of([service]));
     for (kind, metric, labels) in [
         (Kind::Syn, "sluice_syn_cookies_sent_total", &[][..]),
         (Kind::Ack, "sluice_dropped_packets_total", &[("reason", "bad_cookie")][..]),

@@ -5,11 +5,17 @@ use std::net::{SocketAddr, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::lab::{CLIENT4, FAR_CLIENT4, Family, Lab, SERVICE4};
 use sluice_tests::peer::{Ending, Route, ending, exchange};
 
 use crate::basics::SOON;
+
+both_modes![
+    each_timeout_ends_a_session_under_its_own_cause,
+    connections_past_a_limit_are_refused_and_those_before_stay,
+    denied_sources_get_no_answer_and_allowed_ones_within_do,
+];
 
 /// Runs out of patience with a session that does not end by itself.
 fn ends_after(client: &TcpStream, at_least: Duration, at_most: Duration) -> Ending {
@@ -20,8 +26,7 @@ fn ends_after(client: &TcpStream, at_least: Duration, at_most: Duration) -> Endi
     ending
 }
 
-#[test]
-fn each_timeout_ends_a_session_under_its_own_cause() {
+fn each_timeout_ends_a_session_under_its_own_cause(mode: Mode) {
     let lab = Lab::two_arms();
     let sluice = Sluice::start(
         &lab,
@@ -30,7 +35,8 @@ fn each_timeout_ends_a_session_under_its_own_cause() {
             Service::new("client-idle", 7002).timeout("client_idle", "1s"),
             Service::new("upstream-idle", 7003).timeout("upstream_idle", "1s"),
             Service::new("half-closed", 7004).timeout("half_closed", "1s"),
-        ]),
+        ])
+        .mode(mode),
     );
     let (at_least, at_most) = (Duration::from_millis(700), Duration::from_secs(4));
     let expect = |address: SocketAddr, cause: &str, blame: &str| {
@@ -65,15 +71,15 @@ fn each_timeout_ends_a_session_under_its_own_cause() {
     expect(address, "half_closed", "nobody");
 }
 
-#[test]
-fn connections_past_a_limit_are_refused_and_those_before_stay() {
+fn connections_past_a_limit_are_refused_and_those_before_stay(mode: Mode) {
     let lab = Lab::two_arms();
     let sluice = Sluice::start(
         &lab,
         &Setup::of([
             Service::new("total", 7001).limit("connections", 3),
             Service::new("per-source", 7002).limit("connections_per_source", 2),
-        ]),
+        ])
+        .mode(mode),
     );
     for (port, limit) in [(7001, 3), (7002, 2)] {
         let route = Route::v4(&lab, port);
@@ -101,12 +107,12 @@ fn connections_past_a_limit_are_refused_and_those_before_stay() {
     assert_eq!(metrics.sum("sluice_cookie_acks_total", &[("result", "limit")]), 2);
 }
 
-#[test]
-fn denied_sources_get_no_answer_and_allowed_ones_within_do() {
+fn denied_sources_get_no_answer_and_allowed_ones_within_do(mode: Mode) {
     let lab = Lab::two_arms();
     let near = "198.51.100.0/24";
-    let setup =
-        Setup::of([Service::new("raw", 7001)]).filters(&format!("deny = [\"{near}\"]\nallow = [\"{CLIENT4}/32\"]"));
+    let setup = Setup::of([Service::new("raw", 7001)])
+        .mode(mode)
+        .filters(&format!("deny = [\"{near}\"]\nallow = [\"{CLIENT4}/32\"]"));
     lab.client.sh("ip addr add 198.51.100.30/24 dev c0");
     let sluice = Sluice::start(&lab, &setup);
     let route = Route::v4(&lab, 7001);

@@ -4,17 +4,18 @@ use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::lab::{Arms, Lab};
 use sluice_tests::peer::{DOWN, Ending, Pattern, Route, Stalled, UP, client_stalls, server_stalls};
 use sluice_tests::wire::Impairment;
 
 use crate::basics::SOON;
 
-#[test]
-fn a_hundred_mebibytes_each_way_survive_one_percent_loss_and_reordering() {
+both_modes![a_hundred_mebibytes_each_way_survive_one_percent_loss_and_reordering,];
+
+fn a_hundred_mebibytes_each_way_survive_one_percent_loss_and_reordering(mode: Mode) {
     let lab = Lab::new(Arms::Two, Some(Impairment { duplicate: 0.001, ..Impairment::LOSSY }));
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("up", 7001), Service::new("down", 7002)]));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("up", 7001), Service::new("down", 7002)]).mode(mode));
     let octets = 100 << 20;
     let timed = |what: &str, transfer: &dyn Fn() -> Stalled| {
         let began = Instant::now();

@@ -3,13 +3,18 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::crowd::Echo;
 use sluice_tests::echo::answers;
 use sluice_tests::lab::{Family, LAN4, LAN6, Lab, SERVICE4, SERVICE6, WAN4, WAN6};
 use sluice_tests::link::Link;
 use sluice_tests::peer::{Route, exchange};
 use sluice_tests::rawtcp::{MAC, RawTcp, Shape};
+
+both_modes![
+    established_connections_survive_neighbours_whose_mac_moves,
+    a_tagged_port_speaks_in_its_vlan_and_hears_nothing_else,
+];
 
 const PACE: Duration = Duration::from_millis(10);
 
@@ -29,10 +34,9 @@ fn port_and_service_addresses_answer_echo_up_to_the_rate() {
     assert!(sluice.metrics().sum("sluice_dropped_packets_total", &[("reason", "icmp_rate")]) > 0);
 }
 
-#[test]
-fn established_connections_survive_neighbours_whose_mac_moves() {
+fn established_connections_survive_neighbours_whose_mac_moves(mode: Mode) {
     let lab = Lab::two_arms();
-    let _sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let _sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode));
     for family in Family::BOTH {
         let route = Route::of(&lab, family, 7001);
         let listener = route.listen();
@@ -75,11 +79,10 @@ fn arp(link: &mut Link, me: Ipv4Addr, address: Ipv4Addr) -> Option<[u8; 6]> {
     None
 }
 
-#[test]
-fn a_tagged_port_speaks_in_its_vlan_and_hears_nothing_else() {
+fn a_tagged_port_speaks_in_its_vlan_and_hears_nothing_else(mode: Mode) {
     let lab = Lab::two_arms();
     let _echo = Echo::start(&lab.server, Family::V4.server(7));
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]).wan_vlan(7));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("echo", 7)]).mode(mode).wan_vlan(7));
     let me = |family: Family| SocketAddr::new(family.raw_client(), 40_007);
     let IpAddr::V4(my_address) = Family::V4.raw_client() else { unreachable!("it is IPv4's") };
     let open = || Link::open(&lab.client, "c0");

@@ -1,10 +1,16 @@
 //! PROXY headers: the upstream learns the client's real address and port.
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::lab::{FAR_CLIENT4, Family, Lab};
 use sluice_tests::servers::{Fetched, curl, haproxy, nginx, nginx_log, url};
 
 use crate::basics::SOON;
+
+both_modes![
+    nginx_logs_the_clients_real_address_and_port,
+    haproxy_knows_the_clients_real_address_and_port,
+    the_header_comes_once_for_many_requests_and_when_dialled_on_data,
+];
 
 /// Services for v1 and v2 towards upstreams of both families on `port`: (port, service).
 fn services(port: u16) -> Vec<(u16, Service)> {
@@ -27,12 +33,11 @@ fn who(fetched: &Fetched) -> String {
     format!("{} {}", local.ip(), local.port())
 }
 
-#[test]
-fn nginx_logs_the_clients_real_address_and_port() {
+fn nginx_logs_the_clients_real_address_and_port(mode: Mode) {
     let lab = Lab::two_arms();
     let _nginx = nginx(&lab, 8080, 8081);
     let services = services(8080);
-    let sluice = Sluice::start(&lab, &Setup::of(services.iter().map(|(_, service)| service.clone())));
+    let sluice = Sluice::start(&lab, &Setup::of(services.iter().map(|(_, service)| service.clone())).mode(mode));
     for (port, _) in &services {
         for v6 in [false, true] {
             let fetched = curl(&lab, &url(v6, *port, "/who"), &[]);
@@ -51,12 +56,11 @@ fn nginx_logs_the_clients_real_address_and_port() {
     assert_eq!(fetched.local.expect("curl connected").ip(), FAR_CLIENT4);
 }
 
-#[test]
-fn haproxy_knows_the_clients_real_address_and_port() {
+fn haproxy_knows_the_clients_real_address_and_port(mode: Mode) {
     let lab = Lab::two_arms();
     let haproxy = haproxy(&lab, 8090);
     let services = services(8090);
-    let _sluice = Sluice::start(&lab, &Setup::of(services.iter().map(|(_, service)| service.clone())));
+    let _sluice = Sluice::start(&lab, &Setup::of(services.iter().map(|(_, service)| service.clone())).mode(mode));
     for (port, _) in &services {
         for v6 in [false, true] {
             let fetched = curl(&lab, &url(v6, *port, "/"), &[]);
@@ -67,15 +71,14 @@ fn haproxy_knows_the_clients_real_address_and_port() {
     }
 }
 
-#[test]
-fn the_header_comes_once_for_many_requests_and_when_dialled_on_data() {
+fn the_header_comes_once_for_many_requests_and_when_dialled_on_data(mode: Mode) {
     let lab = Lab::two_arms();
     let _nginx = nginx(&lab, 8080, 8081);
     let service = Service::new("on-data", 8100)
         .proxy_protocol("v2")
         .key("connect", "\"on-data\"")
         .upstreams(&[Family::V4.server(8080)]);
-    let _sluice = Sluice::start(&lab, &Setup::of([service]));
+    let _sluice = Sluice::start(&lab, &Setup::of([service]).mode(mode));
     let address = url(false, 8100, "/who");
     // Two requests on one connection.
     let fetched = curl(&lab, &address, &[&address]);

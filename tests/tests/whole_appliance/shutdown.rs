@@ -5,16 +5,17 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::lab::{Family, Lab};
 use sluice_tests::peer::{Ear, Ending, Route, UP, ending, send};
 
 use crate::basics::SOON;
 
-#[test]
-fn a_transfer_under_way_finishes_and_nothing_new_begins() {
+both_modes![a_transfer_under_way_finishes_and_nothing_new_begins, what_does_not_finish_is_reset_when_the_drain_ends,];
+
+fn a_transfer_under_way_finishes_and_nothing_new_begins(mode: Mode) {
     let lab = Lab::two_arms();
-    let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).drain("20s"));
+    let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode).drain("20s"));
     let route = Route::v4(&lab, 7001);
     let listener = route.listen();
     let (client, server, address) = route.connect(&listener);
@@ -44,11 +45,10 @@ fn a_transfer_under_way_finishes_and_nothing_new_begins() {
     assert_eq!((record.cause.as_str(), record.bytes_to_upstream), ("closed", 1_100_001));
 }
 
-#[test]
-fn what_does_not_finish_is_reset_when_the_drain_ends() {
+fn what_does_not_finish_is_reset_when_the_drain_ends(mode: Mode) {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let lab = Lab::two_arms();
-        let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).drain("2s"));
+        let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode).drain("2s"));
         let route = Route::of(&lab, Family::V6, 7001);
         let listener = route.listen();
         let (mut client, mut server, address) = route.connect(&listener);

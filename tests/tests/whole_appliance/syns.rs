@@ -2,13 +2,15 @@
 
 use std::thread;
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::frames::flags;
 use sluice_tests::lab::{CLIENT4, Family, Lab};
 use sluice_tests::peer::{DOWN, Ear, Ending, Pattern, Route, UP, client_closes_first, send, sha256};
 use sluice_tests::rawtcp::{RawTcp, Shape};
 
 use crate::basics::SOON;
+
+both_modes![unusual_syns_get_a_working_connection, kernels_without_timestamps_scaling_or_sack_transfer_intact,];
 
 /// More than one window of every shape below.
 const ANSWER: usize = 120_000;
@@ -35,10 +37,9 @@ fn shapes() -> Vec<(&'static str, Shape)> {
     ]
 }
 
-#[test]
-fn unusual_syns_get_a_working_connection() {
+fn unusual_syns_get_a_working_connection(mode: Mode) {
     let lab = Lab::two_arms();
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode));
     let listener = Route::v4(&lab, 7001).listen();
     let expected = Pattern::heard(DOWN, ANSWER as u64, Ending::Eof);
     for family in Family::BOTH {
@@ -76,11 +77,10 @@ fn unusual_syns_get_a_working_connection() {
     }
 }
 
-#[test]
-fn kernels_without_timestamps_scaling_or_sack_transfer_intact() {
+fn kernels_without_timestamps_scaling_or_sack_transfer_intact(mode: Mode) {
     let octets = 4 << 20;
     let lab = Lab::two_arms();
-    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode));
     // Each on top of those before: in the end the client offers nothing but an MSS.
     for settings in ["tcp_ecn=1", "tcp_timestamps=0", "tcp_sack=0", "tcp_window_scaling=0", "tcp_timestamps=1"] {
         lab.client.sh(&format!("sysctl -qw net.ipv4.{settings}"));

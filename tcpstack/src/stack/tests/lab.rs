@@ -193,6 +193,9 @@ name = "p"
 device = "net_null0"
 addresses = ["198.51.100.2/24", "10.0.0.2/8", "2001:db8::2/64", "fd00::2/64"]
 
+[proxy_keys]
+file = "/etc/sluice/proxy.keys"
+
 [[service]]
 name = "s"
 listen = ["198.51.100.10:443", "[2001:db8::10]:443"]
@@ -210,7 +213,7 @@ impl Lab {
     pub(super) fn with(extra: &str, upstreams: &[&str]) -> Lab {
         let config = config(extra, upstreams);
         let counters = Arc::new(StackCounters::new(&config));
-        let shared = Arc::new(Shared::new(&config, [1, 2], 1024));
+        let shared = Arc::new(Shared::new(&config, [1, 2], 1024, keys()));
         let now = Micros(1_000_000);
         let services = config.services.iter().flat_map(|s| s.listen.clone()).collect();
         let stack = Stack::new(Setup {
@@ -359,6 +362,13 @@ impl Lab {
     pub(super) fn record(&self) -> SessionRecord {
         self.shared.records.pop().expect("an ended connection")
     }
+}
+
+/// Keys as a file would have them.
+pub(super) fn keys() -> Arc<KeyRing> {
+    let text = format!("7 {}\n", "00112233445566778899aabbccddeeff".repeat(2));
+    let keys = sluice_config::ProxyKeys::parse(std::path::Path::new("keys"), text.as_bytes()).unwrap();
+    Arc::new(KeyRing::new(crate::proxy::Keys::new(&keys)))
 }
 
 pub(super) const RAW: &str = "proxy_protocol = \"off\"";

@@ -1,7 +1,10 @@
 //! Conversations with a whole stack on a virtual clock.
 
 mod found_by_review;
+mod headers;
 mod lab;
 mod peers_that_break_rules;
 mod sessions;
 mod spliced;
+mod spliced_by_hand;
+mod spliced_found_by_review;

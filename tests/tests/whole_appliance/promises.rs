@@ -1,0 +1,137 @@
+//! What SYN-ACKs of spliced services promise, and what becomes of a promise the upstream does not keep.
+
+use std::net::Shutdown;
+use std::thread;
+use std::time::Duration;
+
+use sluice_tests::appliance::{NOBODY, Service, Setup, Sluice};
+use sluice_tests::lab::{Family, Lab};
+use sluice_tests::peer::{DOWN, Ending, Pattern, Route, UP, accept, client_closes_first, hear, send};
+use sluice_tests::rawtcp::{Offer, RawTcp, Shape};
+
+use crate::basics::SOON;
+
+const MIB: u64 = 1 << 20;
+
+/// What the SYN-ACK of service `port` offers a client that knows everything.
+fn offer(lab: &Lab, from: u16, port: u16) -> Offer {
+    let me = (Family::V4.raw_client(), from).into();
+    let tcp = RawTcp::connect(&lab.client, "c0", me, Family::V4.service(port), Shape::usual());
+    tcp.unwrap_or_else(|error| panic!("port {port}: {error}")).offer().clone()
+}
+
+#[test]
+fn a_syn_ack_promises_what_all_upstreams_were_seen_to_accept() {
+    let lab = Lab::two_arms();
+    let nobody = Family::V4.server(NOBODY);
+    // As large as Linux's default, which makes its window scale 7.
+    lab.server.sh("sysctl -qw net.ipv4.tcp_rmem='4096 131072 6291456'");
+    let _listeners = [7001, 7002].map(|port| lab.server.listen(Family::V4.server(port)));
+    let setup = Setup::of([
+        Service::new("learned", 7001).splice(),
+        Service::new("pinned", 7002).splice_pinned().promise("window_scale", "3"),
+        Service::new("part", 7003).upstreams(&[nobody]).splice().promise("sack", "true"),
+        Service::new("unknown", 7004).upstreams(&[nobody]).splice(),
+    ]);
+    let sluice = Sluice::start(&lab, &setup);
+    let all = Offer { mss: Some(1460), wscale: Some(7), sack: true, timestamps: true, ecn: false, took: 0 };
+    assert_eq!(offer(&lab, 43_001, 7001), all, "{}", sluice.metrics());
+    assert_eq!(offer(&lab, 43_002, 7002), Offer { mss: Some(1440), wscale: Some(3), ..all.clone() });
+    let none = Offer { mss: None, wscale: None, sack: false, timestamps: false, ecn: false, took: 0 };
+    for (from, port, sack) in [(43_003, 7003, true), (43_004, 7004, false)] {
+        let offered = offer(&lab, from, port);
+        assert!(offered.mss.is_some_and(|mss| mss >= 536), "{offered:?}");
+        assert_eq!(Offer { mss: None, ..offered }, Offer { sack, ..none.clone() }, "port {port}");
+    }
+}
+
+#[test]
+fn probes_notice_what_an_upstream_gains_and_loses() {
+    let lab = Lab::two_arms();
+    lab.server.sh("sysctl -qw net.ipv4.tcp_sack=0");
+    let _listener = lab.server.listen(Family::V4.server(7001));
+    let sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001).splice().promise("probe", "\"500ms\"")]));
+    let first = offer(&lab, 43_001, 7001);
+    assert!(!first.sack && first.timestamps && first.wscale.is_some(), "{first:?}");
+    for (from, setting, sack, timestamps) in
+        [(43_010, "tcp_sack=1", true, true), (43_020, "tcp_timestamps=0", true, false)]
+    {
+        lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}"));
+        thread::sleep(Duration::from_millis(1500));
+        let offered = offer(&lab, from, 7001);
+        assert_eq!(
+            (offered.sack, offered.timestamps),
+            (sack, timestamps),
+            "{setting}: {offered:?}\n{}",
+            sluice.metrics()
+        );
+    }
+    assert_eq!(sluice.metrics().sum("sluice_sessions_opened_total", &[]), 3, "probes are no sessions");
+}
+
+#[test]
+fn a_connection_whose_upstream_accepts_less_than_promised_is_terminated_and_intact() {
+    let lab = Lab::two_arms();
+    let missing = [
+        ("sack", "tcp_sack", 7001),
+        ("timestamps", "tcp_timestamps", 7002),
+        ("window_scale", "tcp_window_scaling", 7003),
+    ];
+    let services = missing.map(|(name, _, port)| Service::new(name, port).splice().promise("probe", "\"1h\""));
+    let sluice = Sluice::start(&lab, &Setup::of(services)).may_fall_back();
+    for (name, setting, port) in missing {
+        let fallbacks = |label: &str| {
+            let labels = [("service", name), ("missing", label)];
+            sluice.metrics().sum("sluice_splice_fallbacks_total", &labels)
+        };
+        let transfer = |fallen: bool| {
+            let seen = client_closes_first(&Route::v4(&lab, port), 4 * MIB);
+            assert_eq!(seen.by_server, Pattern::heard(UP, 4 * MIB, Ending::Eof), "{name}, fallen back {fallen}");
+            assert_eq!(seen.by_client, Pattern::heard(DOWN, 4 * MIB, Ending::Eof), "{name}, fallen back {fallen}");
+            let record = sluice.record_of(seen.client.0, SOON);
+            assert_eq!((record.cause.as_str(), record.bytes_to_upstream), ("closed", 4 * MIB + 1), "{record:?}");
+        };
+        transfer(false);
+        assert_eq!(fallbacks(name), 0, "{name} is kept");
+        lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}=0"));
+        transfer(true);
+        assert_eq!(fallbacks(name), 1, "{name} is missing\n{}", sluice.metrics());
+        // The connection taught sluice what probes would have: the next one is promised less and is spliced.
+        transfer(false);
+        assert_eq!(fallbacks(name), 1, "{name} was promised again\n{}", sluice.metrics());
+        lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}=1"));
+    }
+}
+
+#[test]
+fn a_server_that_speaks_first_is_heard_after_a_fallback() {
+    let lab = Lab::two_arms();
+    lab.server.sh("sysctl -qw net.ipv4.tcp_sack=0");
+    let service = |name, port| Service::new(name, port).upstreams(&[Family::V6.server(port)]).splice_pinned();
+    let services = [
+        // IPv6's segments are 20 octets smaller.
+        service("mss", 7001).promise("mss", "1460").promise("sack", "false"),
+        service("sack", 7002),
+    ];
+    let sluice = Sluice::start(&lab, &Setup::of(services)).may_fall_back();
+    for (missing, port) in [("mss", 7001), ("sack", 7002)] {
+        let route = Route { serve: Family::V6.server(port), ..Route::v4(&lab, port) };
+        let listener = route.listen();
+        for octets in [10, 4 * MIB] {
+            let client = route.dial();
+            let server = accept(&listener);
+            let serving = thread::spawn(move || {
+                let _ = send(&server, DOWN, octets);
+                let _ = server.shutdown(Shutdown::Write);
+                hear(&server)
+            });
+            let heard = hear(&client);
+            assert_eq!(heard, Pattern::heard(DOWN, octets, Ending::Eof), "{missing}\n{}", sluice.metrics());
+            send(&client, UP, octets).expect("the server takes it");
+            client.shutdown(Shutdown::Write).expect("the connection stands");
+            let heard = serving.join().expect("the server's thread");
+            assert_eq!(heard, Pattern::heard(UP, octets, Ending::Eof), "{missing}");
+        }
+        assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[("missing", missing)]), 2);
+    }
+}

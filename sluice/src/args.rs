@@ -78,7 +78,7 @@ Exit codes:
 /// A header to verify.
 #[derive(Debug, clap::Args)]
 pub struct Verify {
-    /// The keys: the file of [proxy_keys], or one with the keys that may verify.
+    /// The keys: the file of `[proxy_keys]`, or one with the keys that may verify.
     #[arg(long, value_name = "FILE")]
     pub keys: PathBuf,
     /// How long before or after now the header may have been signed.

@@ -1,7 +1,7 @@
 //! One worker's TCP: cookies, the flow table, and what both modes share around their sessions.
 //!
-//! A segment is looked up in the flow table and handed to its session's mode: [`crate::terminate`] feeds it to a socket and serves the
-//! session at the end of the burst, [`crate::splice`] rewrites it and sends it on. Without a flow, a valid cookie opens a session.
+//! A segment is looked up in the flow table and handed to its session's mode: `terminate` feeds it to a socket and serves the
+//! session at the end of the burst, `splice` rewrites it and sends it on. Without a flow, a valid cookie opens a session.
 //! State exists only for clients that returned one. No clock, no random source, no I/O: time, seeds and the [`Lower`] below
 //! are handed in.
 

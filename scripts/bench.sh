@@ -82,9 +82,9 @@ pick_cores
 # `choose_memory MBUFS`: hugepages if there are enough, for a while if need be; sets what both programs are told.
 HUGEPAGES=/sys/kernel/mm/hugepages/hugepages-2048kB
 choose_memory() {
-    # A frame takes 2.4 KiB; the rest is for rings and devices.
-    local mib=$(($1 * 12 / 5 / 1024 + 256))
-    local wanted=$((mib / 2 + 100)) reserved free
+    # A frame takes 2.4 KiB, and a whole page of ordinary memory; the rest is for rings and devices.
+    local mib=$(($1 * 12 / 5 / 1024 + 256)) ordinary=$(($1 * 4 / 1024 + 256)) reserved free
+    local wanted=$((mib / 2 + 100))
     reserved=$(<"$HUGEPAGES/nr_hugepages") free=$(<"$HUGEPAGES/free_hugepages")
     if ((free < wanted && with_setup)); then
         on_exit give_back "$reserved"
@@ -97,7 +97,7 @@ choose_memory() {
         hugepages=require
     else
         warn "only $free of $wanted hugepages of 2 MiB are free: both programs run on ordinary memory"
-        memory=(--no-huge -m "$mib")
+        memory=(--no-huge -m "$ordinary")
         hugepages=off
     fi
 }
@@ -114,9 +114,9 @@ testpmd_rate() {
     # A large capture takes a while to load.
     if ! wait_until_or_dead 60 "$pid" grep -q 'Port statistics' "$log"; then
         stop_pid "$pid" 15
-        die "testpmd did not start: $(tail -n 3 "$log")"
+        die "testpmd did not start: $(grep -iE 'error|fail|cannot|could not' "$log" | tail -n 3)"
     fi
-    sleep $((seconds + 2))
+    sleep $((seconds + 3))
     stop_pid "$pid" 15
     # The first two reports see the start.
     awk '/statistics for port/ { first = $6 == 0 }
@@ -297,17 +297,20 @@ connections = "off"
 TOML
 }
 
-# Whether all sessions are open: within half a second everything that came was sent on.
+# Whether all sessions are open and nothing else happens: within half a second everything that came from the clients was sent on, and
+# nothing came from the upstreams any more.
 all_forwarded() {
-    local came went
+    local came went other
     read_metrics
     (($(metric sluice_sessions_active) == $1)) || return 1
     came=$(metric sluice_port_rx_packets_total 'port="clients"') went=$(metric sluice_port_tx_packets_total 'port="upstreams"')
+    other=$(metric sluice_port_rx_packets_total 'port="upstreams"')
     sleep 0.5
     read_metrics
     came=$(($(metric sluice_port_rx_packets_total 'port="clients"') - came))
     went=$(($(metric sluice_port_tx_packets_total 'port="upstreams"') - went))
-    ((came > 0 && went * 1000 >= came * 999))
+    other=$(($(metric sluice_port_rx_packets_total 'port="upstreams"') - other))
+    ((came > 0 && went * 1000 >= came * 999 && other == 0))
 }
 
 splice_turn() {

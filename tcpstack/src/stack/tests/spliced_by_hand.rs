@@ -20,6 +20,11 @@ pub(super) const THEIR_ISN: u32 = u32::MAX - 5;
 /// The upstream's clock.
 pub(super) const THEIR_CLOCK: u32 = u32::MAX - 1_000;
 
+/// Everything an upstream can accept.
+pub(super) fn all() -> [Opt; 5] {
+    [Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)]
+}
+
 /// A session's ends, by hand. The client's timestamps count from 500.
 pub(super) struct Talk {
     pub(super) lab: Lab,
@@ -74,13 +79,7 @@ impl Talk {
     /// The same with an upstream that accepted with every option.
     pub(super) fn connected(extra: &str) -> Talk {
         let mut talk = Talk::new(extra);
-        talk.accept(&[
-            Opt::Mss(1460),
-            Opt::SackPermitted,
-            Opt::Timestamp(THEIR_CLOCK, 500),
-            Opt::Nop,
-            Opt::WindowScale(7),
-        ]);
+        talk.accept(&all());
         talk
     }
 
@@ -214,7 +213,7 @@ fn early_payload_follows_the_header_once_and_in_order() {
     talk.client(Flags::ACK, 0, 0, b"one");
     talk.client(Flags::ACK | Flags::FIN, 6, 0, b"");
     assert!(talk.sent().is_empty(), "nothing is acknowledged in the upstream's name");
-    talk.accept(&[Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)]);
+    talk.accept(&all());
     let sent = talk.sent();
     let payloads: Vec<&[u8]> = sent.iter().map(|(.., payload)| &payload[..]).collect();
     assert!(payloads[0].starts_with(b"PROXY "));
@@ -236,7 +235,7 @@ fn what_is_held_is_bounded_and_the_rest_is_the_clients_to_repeat() {
     }
     assert_eq!(talk.lab.drops.len(), 24);
     assert!(talk.lab.drops.iter().all(|reason| *reason == DropReason::DialBacklog));
-    talk.accept(&[Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)]);
+    talk.accept(&all());
     assert_eq!(talk.sent().len(), 16);
     // The seventeenth, repeated, is the next in sequence.
     talk.client(Flags::ACK, 160, 0, b"0123456789");
@@ -366,8 +365,7 @@ fn a_late_copy_of_the_first_segment_opens_no_second_session() {
 
 #[test]
 fn an_upstream_that_accepts_less_falls_back_to_terminate_with_nothing_lost() {
-    let mss = Opt::Mss(1460);
-    let all = [mss.clone(), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)];
+    let all = all();
     let without = |missing: usize| -> Vec<Opt> {
         all.iter().enumerate().filter(|(at, _)| *at != missing).map(|(_, option)| option.clone()).collect()
     };
@@ -491,8 +489,7 @@ fn a_far_clients_upstream_learns_no_round_trip_from_the_handshake() {
     talk.wait_ms(40);
     talk.client(Flags::ACK, 0, 0, b"hello");
     talk.find_dial();
-    let all = [Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)];
-    talk.accept(&all);
+    talk.accept(&all());
     let sent = talk.sent();
     // The SYN again, so that its answer's time means nothing; an ACK to go with it; then all the rest.
     assert_eq!((sent[0].1.flags, sent[0].1.seq), (Flags::SYN, Seq(talk.dial)));
@@ -500,11 +497,11 @@ fn a_far_clients_upstream_learns_no_round_trip_from_the_handshake() {
     assert!(sent[2].3.starts_with(b"PROXY "));
     assert_eq!((sent.len(), &sent[3].3[..]), (4, &b"hello"[..]));
     // The answer to the second SYN is acknowledged, with a timestamp now; nothing is repeated for it.
-    talk.accept(&all);
+    talk.accept(&all());
     let (_, ack, options, payload) = talk.one();
     assert_eq!((ack.flags, ack.ack, payload.len()), (Flags::ACK, Seq(THEIR_ISN).plus(1), 0));
     assert!(options.timestamp.is_some());
     // A third one means that we were not heard.
-    talk.accept(&all);
+    talk.accept(&all());
     assert!(talk.one().3.starts_with(b"PROXY "));
 }

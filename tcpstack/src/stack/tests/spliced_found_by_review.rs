@@ -10,9 +10,13 @@ use super::super::*;
 use super::lab::*;
 use super::spliced_by_hand::*;
 
-/// Everything an upstream can accept.
-fn all() -> [Opt; 5] {
-    [Opt::Mss(1460), Opt::SackPermitted, Opt::Timestamp(THEIR_CLOCK, 500), Opt::Nop, Opt::WindowScale(7)]
+/// A session in which the client has sent a hundred octets, all acknowledged.
+fn settled() -> Talk {
+    let mut talk = Talk::connected(PINNED);
+    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
+    talk.upstream(Flags::ACK, 0, 100, b"");
+    talk.sent();
+    talk
 }
 
 fn v1() -> String {
@@ -66,10 +70,7 @@ fn a_challenge_while_dialling_keeps_the_timestamp_clock() {
 
 #[test]
 fn an_old_forged_fin_does_not_end_the_clients_stream() {
-    let mut talk = Talk::connected(PINNED);
-    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
-    talk.upstream(Flags::ACK, 0, 100, b"");
-    talk.sent();
+    let mut talk = settled();
     // 60,000 octets before the window: no receiver looks at it.
     plain(&mut talk, Flags::ACK | Flags::FIN, 60_000_u32.wrapping_neg(), 0, b"");
     assert_eq!(talk.dropped(), Some(DropReason::OutOfWindow));
@@ -80,10 +81,7 @@ fn an_old_forged_fin_does_not_end_the_clients_stream() {
 
 #[test]
 fn an_old_forged_fin_starts_no_timeout() {
-    let mut talk = Talk::connected(PINNED);
-    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
-    talk.upstream(Flags::ACK, 0, 100, b"");
-    talk.sent();
+    let mut talk = settled();
     plain(&mut talk, Flags::ACK | Flags::FIN, 60_000_u32.wrapping_neg(), 0, b"");
     for _ in 0..40 {
         talk.client(Flags::ACK, 100, 0, b"legitimate");
@@ -94,10 +92,7 @@ fn an_old_forged_fin_starts_no_timeout() {
 
 #[test]
 fn a_forged_bare_ack_does_not_poison_paws() {
-    let mut talk = Talk::connected(PINNED);
-    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
-    talk.upstream(Flags::ACK, 0, 100, b"");
-    talk.sent();
+    let mut talk = settled();
     let at = 60_000_u32.wrapping_neg();
     talk.client_stamped(Flags::ACK, at, 0, b"", 510 + 0x7fff_0000, 0);
     talk.sent();
@@ -214,10 +209,7 @@ fn a_host_that_only_acknowledges_is_not_hammered() {
 
 #[test]
 fn a_forged_segment_in_the_window_does_not_cut_an_idle_session() {
-    let mut talk = Talk::connected(PINNED);
-    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
-    talk.upstream(Flags::ACK, 0, 100, b"");
-    talk.sent();
+    let mut talk = settled();
     plain(&mut talk, Flags::ACK, 5_000, 0, b"x");
     // The upstream's answer: it still waits for octet 100.
     talk.upstream(Flags::ACK, 0, 100, b"");
@@ -343,10 +335,7 @@ fn a_client_with_a_tiny_mss_is_terminated() {
 
 #[test]
 fn a_forged_fin_ahead_does_not_end_the_clients_stream() {
-    let mut talk = Talk::connected(PINNED);
-    talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
-    talk.upstream(Flags::ACK, 0, 100, b"");
-    talk.sent();
+    let mut talk = settled();
     plain(&mut talk, Flags::ACK | Flags::FIN, 500, 0, b"");
     talk.sent();
     talk.client(Flags::ACK, 100, 0, &[b'l'; 600]);

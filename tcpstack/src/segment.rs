@@ -37,6 +37,12 @@ pub enum Direction {
     FromPeer,
 }
 
+/// The largest segment that an MTU has room for, IP and TCP headers without options taken off (RFC 9293 section 3.7.1).
+#[inline(always)]
+pub(crate) fn mss_of(mtu: u16, v4: bool) -> u16 {
+    mtu.saturating_sub(if v4 { 40 } else { 60 })
+}
+
 /// Who finishes the TCP checksum. The IPv4 header's is always written in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TcpChecksum {

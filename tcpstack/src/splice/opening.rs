@@ -387,13 +387,12 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let Stage::Dialing { target, .. } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.
-        let headers = |v4: bool| if v4 { 40 } else { 60 };
         let client_mtu = mtus.get(usize::from(splice.port.0)).copied().unwrap_or(1500);
         let mss = opening
             .offer
             .mss
-            .min(client_mtu.saturating_sub(headers(splice.client_addr.is_v4())))
-            .min(target.route.mtu.saturating_sub(headers(target.key.src.is_v4())));
+            .min(segment::mss_of(client_mtu, splice.client_addr.is_v4()))
+            .min(segment::mss_of(target.route.mtu, target.key.src.is_v4()));
         let syn = SynSegment {
             key: target.key,
             direction: segment::Direction::ToPeer,

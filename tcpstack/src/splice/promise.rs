@@ -86,7 +86,7 @@ impl Accepted {
 
     /// Takes into account what the way there allows.
     pub(crate) fn fit(&mut self, route: Route, v4: bool) {
-        self.mss = self.mss.min(route.mtu.saturating_sub(if v4 { 40 } else { 60 }));
+        self.mss = self.mss.min(segment::mss_of(route.mtu, v4));
     }
 
     /// What it lacks of what was offered, a client's segments of `mss` octets, a header of `header_len` and windows that are told in
@@ -366,12 +366,11 @@ impl Stack {
             }
         };
         let Target { route, key, .. } = asked.target;
-        let headers = if key.src.is_v4() { 40 } else { 60 };
         let syn = SynSegment {
             key,
             direction: Direction::ToPeer,
             isn: asked.isn,
-            mss: route.mtu.saturating_sub(headers),
+            mss: segment::mss_of(route.mtu, key.src.is_v4()),
             wscale: Some(PROBE_SCALE),
             sack: true,
             timestamp: Some(self.timestamp_ms.wrapping_add(self.keyed(&key, 1) as u32)),
@@ -450,8 +449,7 @@ impl Stack {
     #[inline(always)]
     pub(crate) fn mss_on(&self, offers: &SynOffers, port: PortId, v4: bool) -> u16 {
         let mtu = self.mtus.get(usize::from(port.0)).copied().unwrap_or(1500);
-        let headers = if v4 { 40 } else { 60 };
-        mtu.saturating_sub(headers).min(offers.mss)
+        segment::mss_of(mtu, v4).min(offers.mss)
     }
 }
 

@@ -400,7 +400,16 @@ fn finish(draft: Draft) -> Option<Config> {
         routes,
         ports: draft.ports.into_iter().map(finish_port).collect(),
         services: draft.services.into_iter().map(finish_service).collect(),
-        filters: Filters { deny: strip(draft.deny), allow: strip(draft.allow), icmp_rate: draft.icmp_rate },
+        sets: Vec::new(),
+        rules: Vec::new(),
+        filters: Filters {
+            deny: strip(draft.deny),
+            allow: strip(draft.allow),
+            icmp_rate: draft.icmp_rate,
+            ..Filters::default()
+        },
+        bans: None,
+        sample: None,
         cookies: draft.cookies,
         proxy_keys: draft.proxy_keys,
         metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),

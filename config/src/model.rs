@@ -2,10 +2,13 @@
 //! so addresses, names and numbers may be used without asking again.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+use crate::Place;
 
 /// A whole configuration file, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -18,8 +21,16 @@ pub struct Config {
     pub routes: Vec<Route>,
     /// `[[service]]`, at least one, in file order; the index is the service's id everywhere.
     pub services: Vec<Service>,
+    /// `[[set]]`: named sets of addresses, in file order; the index is the set's id everywhere.
+    pub sets: Vec<Set>,
+    /// `[[rule]]`, in the order in which they are asked; the index is the rule's id everywhere.
+    pub rules: Vec<Rule>,
     /// `[filters]`
     pub filters: Filters,
+    /// `[bans]`; absent = nobody can be banned.
+    pub bans: Option<Bans>,
+    /// `[sample]`; absent = dropped packets are counted and not kept.
+    pub sample: Option<Sample>,
     /// `[cookies]`
     pub cookies: Cookies,
     /// `proxy_keys.file`: the keys that sign PROXY headers; there when a service authenticates.
@@ -269,15 +280,273 @@ pub struct Upstream {
     pub weight: u16,
 }
 
+/// One `[[set]]`: what its prefixes, its files and its database say, all together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Unique name, used in rules and metrics.
+    pub name: String,
+    /// Prefixes in the configuration itself.
+    pub prefixes: Vec<IpNet>,
+    /// Lists, one prefix a line; read again when they change.
+    pub files: Vec<PathBuf>,
+    /// Countries or networks of a database; read again when it changes.
+    pub geo: Option<Geo>,
+}
+
+/// What a set takes from a MaxMind database; at least one country or autonomous system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Geo {
+    /// The database file (`.mmdb`).
+    pub database: PathBuf,
+    /// ISO 3166-1 codes, two capital letters each.
+    pub countries: Vec<String>,
+    /// Autonomous system numbers.
+    pub asns: Vec<u32>,
+}
+
+/// One `[[rule]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rule {
+    /// Unique name, used in logs and metrics.
+    pub name: String,
+    /// What it applies to.
+    pub matches: Matches,
+    /// What becomes of that.
+    pub action: Action,
+    /// Only count. Default false. At most 63 rules have it.
+    pub dry_run: bool,
+}
+
+/// What a rule applies to: segments to a service for which every condition holds; the default has none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Matches {
+    /// `source`: within any of these; empty = from anywhere.
+    pub source: Sources,
+    /// `not_source`: within none of these.
+    pub not_source: Sources,
+    /// `ip_version`: 4 or 6.
+    pub ip_version: Option<u8>,
+    /// `service`: to one of these, indices into [`Config::services`]; empty = to any.
+    pub services: Vec<usize>,
+    /// `source_port`; empty = any.
+    pub source_ports: Vec<RangeInclusive<u16>>,
+    /// `destination_port`; empty = any.
+    pub destination_ports: Vec<RangeInclusive<u16>>,
+    /// `flags`.
+    pub flags: Option<FlagMatch>,
+    /// `hop_limit`: TTL or hop limit.
+    pub hop_limit: Option<RangeInclusive<u8>>,
+    /// `ip_length`: the IP packet's length with its header, octets.
+    pub ip_length: Option<RangeInclusive<u16>>,
+    /// `payload_length`: TCP payload, octets.
+    pub payload_length: Option<RangeInclusive<u16>>,
+    /// `window`: the window field, unscaled.
+    pub window: Option<RangeInclusive<u16>>,
+    /// `mss`
+    pub mss: Option<OptionMatch<u16>>,
+    /// `window_scale`
+    pub window_scale: Option<OptionMatch<u8>>,
+    /// `sack`: whether SACK is permitted by an option.
+    pub sack: Option<bool>,
+    /// `timestamps`: whether there is a timestamp option.
+    pub timestamps: Option<bool>,
+    /// `options`: the option kinds, in exactly this order, NOP and end of list included.
+    pub option_order: Option<Vec<u8>>,
+    /// `payload`: octets of the TCP payload; all of them have to be there.
+    pub payload: Vec<PayloadMatch>,
+    /// `pcap`: a tcpdump expression.
+    pub pcap: Option<Expression>,
+}
+
+/// Sets and prefixes, any of which may hold an address.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sources {
+    /// Indices into [`Config::sets`].
+    pub sets: Vec<usize>,
+    /// Prefixes in the rule itself.
+    pub prefixes: Vec<IpNet>,
+}
+
+impl Sources {
+    /// Whether nothing is named.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.sets.is_empty() && self.prefixes.is_empty()
+    }
+}
+
+/// TCP flags that must be there and that must not; bits as in the header's octet 13.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FlagMatch {
+    /// Set, all of them.
+    pub set: u8,
+    /// Clear, all of them.
+    pub clear: u8,
+}
+
+/// A condition on a TCP option with a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OptionMatch<T> {
+    /// The option is not there.
+    Absent,
+    /// It is there, with a value in this range.
+    Within(RangeInclusive<T>),
+}
+
+/// A condition on the payload: `payload[offset + i] & mask[i] == value[i]` for every `i`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PayloadMatch {
+    /// Where it begins, octets.
+    pub offset: u16,
+    /// What is there, masked; 1 to 64 octets.
+    pub value: Vec<u8>,
+    /// As long as `value`.
+    pub mask: Vec<u8>,
+}
+
+/// A tcpdump expression, not compiled yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Expression {
+    /// The expression.
+    pub text: String,
+    /// Where it stands in the configuration file.
+    pub place: Place,
+}
+
+/// `rule.action`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Drop the segment; no further rule is asked.
+    Drop,
+    /// Let it pass; no further rule and no limit of `[filters]` is asked.
+    Pass,
+    /// Drop what is over the limit; what is within goes on to the next rule.
+    Limit(Limit),
+}
+
+/// A rule's limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limit {
+    /// How much.
+    pub rate: Rate,
+    /// Of what. Default packets.
+    pub of: Measure,
+    /// For whom. Default each source address.
+    pub per: Per,
+}
+
+/// `rule.of`: what a limit counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Packets.
+    Packets,
+    /// Octets of IP packets.
+    Bytes,
+    /// Connections that open: clients that answered a cookie.
+    Connections,
+}
+
+/// `rule.per`: what shares one limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Per {
+    /// Each source address has its own.
+    Source,
+    /// Each source prefix has its own.
+    Prefix {
+        /// Prefix length for IPv4; default 24.
+        v4: u8,
+        /// Prefix length for IPv6; default 64.
+        v6: u8,
+    },
+    /// Each service has its own.
+    Service,
+    /// All together.
+    Global,
+}
+
+/// So much in a time, and so much at once. Written `"100/s"`, `"30/min burst 10"`, `"10MiB/s burst 20MiB"`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate {
+    /// How much, at least 1: packets, connections or octets.
+    pub amount: u64,
+    /// In which time: a second, a minute or an hour.
+    pub every: Duration,
+    /// How much at once, at least 1. Default: what a second brings, or 1.
+    pub burst: u64,
+}
+
+impl Rate {
+    /// So much a second, and as much at once.
+    #[must_use]
+    pub const fn per_second(amount: u64) -> Rate {
+        Rate { amount, every: Duration::from_secs(1), burst: amount }
+    }
+}
+
 /// `[filters]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Filters {
     /// Client sources that are dropped.
     pub deny: Vec<IpNet>,
-    /// Client sources that pass even when `deny` covers them. Without any `deny`, only these pass.
+    /// Client sources that pass even when `deny` covers them or a ban does. Without any `deny`, only these pass.
     pub allow: Vec<IpNet>,
     /// ICMP and ICMPv6 echo replies per second, per worker. Default 1,000.
     pub icmp_rate: u32,
+    /// SYN-ACKs towards one prefix (IPv4 /24, IPv6 /48), per worker; none = no ceiling. Default 20,000 a second, 40,000 at once.
+    pub syn_ack_ceiling: Option<Rate>,
+    /// Sources and prefixes whose limits each worker remembers. Default 262,144, of 16 octets each.
+    pub records: u32,
+    /// `[filters.per_address]`: each address.
+    pub per_address: SourceLimits,
+    /// `[filters.per_subnet]`: each IPv4 /24, each IPv6 /64.
+    pub per_subnet: SourceLimits,
+    /// `[filters.per_site]`: each IPv6 /48.
+    pub per_site: SourceLimits,
+}
+
+/// `[filters.per_address]`, `[filters.per_subnet]` and `[filters.per_site]`; none = no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SourceLimits {
+    /// Opening SYNs.
+    pub syns: Option<Rate>,
+    /// ACKs that belong to no connection.
+    pub flowless_acks: Option<Rate>,
+    /// Connections that open.
+    pub connections: Option<Rate>,
+    /// TCP packets of any kind.
+    pub packets: Option<Rate>,
+    /// Octets of IP packets.
+    pub bytes: Option<Rate>,
+}
+
+impl SourceLimits {
+    /// Whether nothing is limited.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == SourceLimits::default()
+    }
+}
+
+/// `[bans]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bans {
+    /// A list of bans, read again when it changes.
+    pub file: Option<PathBuf>,
+    /// Bans that each worker has room for. Default 1,000,000.
+    pub capacity: u32,
+}
+
+/// `[sample]`: which dropped packets are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// The capture file (pcapng).
+    pub file: PathBuf,
+    /// How many, per worker. Default 100 a second.
+    pub rate: Rate,
+    /// Octets kept of each. Default 256; 64 to 1,600.
+    pub snap: u16,
+    /// Largest file, octets; a full one is renamed to `FILE.1`, in place of the one before. Default 64 MiB.
+    pub max_size: u64,
 }
 
 /// `[cookies]`
@@ -374,7 +643,16 @@ impl Default for Limits {
 
 impl Default for Filters {
     fn default() -> Filters {
-        Filters { deny: Vec::new(), allow: Vec::new(), icmp_rate: 1_000 }
+        Filters {
+            deny: Vec::new(),
+            allow: Vec::new(),
+            icmp_rate: 1_000,
+            syn_ack_ceiling: Some(Rate { burst: 40_000, ..Rate::per_second(20_000) }),
+            records: 262_144,
+            per_address: SourceLimits::default(),
+            per_subnet: SourceLimits::default(),
+            per_site: SourceLimits::default(),
+        }
     }
 }
 

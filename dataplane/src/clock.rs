@@ -35,6 +35,13 @@ impl Clock {
         self.started_unix + Duration::from_micros(now.0)
     }
 
+    /// The moment of a wall-clock time; the start, when it lies before.
+    #[must_use]
+    pub fn at(&self, wall: SystemTime) -> Micros {
+        let since = wall.duration_since(self.started_wall).unwrap_or_default();
+        Micros(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
     /// The wall-clock time at `now`.
     #[must_use]
     pub fn wall_clock(&self, now: Micros) -> SystemTime {

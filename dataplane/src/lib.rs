@@ -9,7 +9,9 @@ mod egress;
 pub mod error;
 mod mailbox;
 pub mod net;
+mod orders;
 pub mod runtime;
+mod sample;
 pub mod steer;
 mod worker;
 
@@ -17,3 +19,5 @@ pub use appliance::{Appliance, PoolUse, PortSummary, View};
 pub use dpdk::PortStats;
 pub use dpdk::eal::dpdk_version;
 pub use error::StartError;
+pub use orders::{Busy, Orders};
+pub use sample::DroppedPacket;

@@ -9,11 +9,13 @@
 pub mod addr;
 pub mod checksum;
 pub mod counter;
+pub mod engine;
 pub mod icmp;
 mod options;
 mod packet;
 mod parse;
 mod reason;
+pub mod rules;
 pub mod services;
 pub mod sources;
 #[doc(hidden)]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sluice_config::Mode;
 use sluice_filters::addr::Addr;
+use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
@@ -89,7 +90,13 @@ impl Stack {
                 self.probed(index, segment, &options, now, net)
             }
             Some(FlowRef::Linger(index)) => self.lingering(index, inbound, frame, now, net),
-            None => self.unknown(inbound, frame, now, net),
+            None => {
+                // An upstream's late segments are no client's.
+                if service.is_some() {
+                    self.filters.flowless(segment.key.src, now)?;
+                }
+                self.unknown(inbound, frame, now, net)
+            }
         }
     }
 
@@ -178,6 +185,12 @@ impl Stack {
             self.count_ack(AckResult::Draining);
             self.refuse(segment, way, net);
             return Err(DropReason::Draining);
+        }
+        self.filters.verified(segment.key.src, now);
+        if let Err(reason) = self.filters.open(&Facts { segment, frame, service }, now) {
+            self.count_ack(AckResult::Limit);
+            self.refuse(segment, way, net);
+            return Err(reason);
         }
         // Behind a proxy stand many clients; its header tells which.
         let counted = (!self.trusts(service, segment.key.src)).then_some(segment.key.src);

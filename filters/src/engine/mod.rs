@@ -1,0 +1,442 @@
+//! One worker's filters: everything that is asked of a TCP segment to a service before memory is spent on its sender.
+//!
+//! In this order: `filters.deny` and `filters.allow`, bans, rules, limits of packets, octets and SYNs by source
+//! ([`Engine::check`]); for a SYN the ceiling of SYN-ACKs ([`Engine::answer`]); for a segment of no connection the limit of those
+//! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`], [`Engine::opened`]).
+//!
+//! A rule that passes a segment exempts it from all that follows here. What is asked of one segment is asked one
+//! after the other, without another segment's in between: the engine remembers what it said last.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+mod counters;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod trace;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use sluice_config::Measure;
+
+use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
+use crate::addr::Addr;
+use crate::memory::{Bans, Bucket, Clients, Full, Meters, Quota, prefix};
+use crate::rules::{Facts, Moment};
+use crate::units::Micros;
+use crate::{DropReason, Segment};
+
+pub use self::counters::{FilterCounters, RuleCounters};
+pub use self::plan::Plan;
+pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
+
+/// Prefixes whose SYN-ACKs are counted: of those that get many, few at a time, so that the table stays in the cache.
+const CEILING_RECORDS: usize = 1 << 16;
+/// Clients remembered as verified.
+const CLIENTS: usize = 1 << 18;
+/// The kind of the ceiling's records.
+const CEILING_KIND: u32 = 63;
+/// Slots of bans looked at in a turn.
+const SWEEP: usize = 64;
+
+/// One worker's filters. See the module.
+#[derive(Debug)]
+pub struct Engine {
+    plan: Arc<Plan>,
+    meters: Meters,
+    ceiling: Meters,
+    buckets: Vec<Bucket>,
+    clients: Clients,
+    bans: Bans,
+    counters: Arc<FilterCounters>,
+    /// Whether there is anything to ask when a segment arrives.
+    active: bool,
+    /// The last segment was let pass, and nothing more is asked of it.
+    exempt: bool,
+    /// The rule that decided about it.
+    rule: Option<u16>,
+}
+
+impl Engine {
+    /// Filters without memories yet. `secret` keys their tables.
+    #[must_use]
+    pub fn new(plan: Arc<Plan>, secret: [u64; 2], counters: Arc<FilterCounters>) -> Engine {
+        let fixed = &plan.fixed;
+        let mut engine = Engine {
+            meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, secret),
+            ceiling: Meters::new(if fixed.ceiling.is_some() { CEILING_RECORDS } else { 0 }, secret),
+            buckets: vec![Bucket::default(); fixed.buckets],
+            clients: Clients::new(CLIENTS, secret),
+            bans: Bans::new(fixed.bans, secret),
+            counters,
+            active: false,
+            exempt: false,
+            rule: None,
+            plan,
+        };
+        engine.look_again();
+        engine
+    }
+
+    /// Puts another plan in force, of the same configuration with other contents of its sets. Returns the old one, for somebody else
+    /// to free.
+    pub fn replace(&mut self, plan: Arc<Plan>) -> Arc<Plan> {
+        let old = std::mem::replace(&mut self.plan, plan);
+        self.look_again();
+        old
+    }
+
+    fn look_again(&mut self) {
+        let fixed = &self.plan.fixed;
+        self.active =
+            self.plan.sources.is_some() || fixed.any_rule || !fixed.arrival.is_empty() || !self.bans.is_empty();
+    }
+
+    /// The plan in force.
+    #[must_use]
+    pub fn plan(&self) -> &Arc<Plan> {
+        &self.plan
+    }
+
+    /// Whether a segment's verdict needs memory that [`Engine::touch`] brings near.
+    #[inline]
+    #[must_use]
+    pub fn remembers(&self) -> bool {
+        !self.plan.fixed.arrival.is_empty() || (self.active && self.plan.fixed.metered) || !self.bans.is_empty()
+    }
+
+    /// Brings near what the verdict on a segment soon to come will look at.
+    #[inline]
+    pub fn touch(&self, segment: &Segment) {
+        if !self.active {
+            return;
+        }
+        let source = segment.key.src;
+        if !self.bans.is_empty() {
+            self.bans.touch(source);
+        }
+        for limit in &self.plan.fixed.arrival {
+            if let Some(prefix) = limit.prefix(source)
+                && (limit.of != Limited::Syns || segment.flags.is_initial_syn())
+            {
+                self.meters.touch(self.meters.key(limit.kind, prefix));
+            }
+        }
+    }
+
+    /// What is asked of every segment to a service.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    #[inline]
+    pub fn check(&mut self, facts: &Facts<'_>, now: Micros) -> Result<(), DropReason> {
+        self.exempt = false;
+        self.rule = None;
+        if self.active { self.ask(facts, now, &mut Unseen) } else { Ok(()) }
+    }
+
+    /// [`Engine::check`] with its steps told.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn check_traced(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+        self.exempt = false;
+        self.rule = None;
+        self.ask(facts, now, trace)
+    }
+
+    fn ask<T: Trace>(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut T) -> Result<(), DropReason> {
+        let source = facts.segment.key.src;
+        let (mut class, mut allowed) = (0, false);
+        if let Some(sources) = &self.plan.sources {
+            class = sources.map.class(source);
+            let standing = sources.standing.get(usize::from(class)).copied().unwrap_or_default();
+            if standing != Standing::default() || sources.closed {
+                allowed = may_speak(sources, standing, trace)?;
+            }
+        }
+        if !self.bans.is_empty()
+            && !allowed
+            && let Some(ban) = self.bans.lookup(source, now)
+        {
+            trace.step(Step::Banned(ban.prefix_len));
+            return Err(DropReason::Banned);
+        }
+        if self.plan.fixed.any_rule {
+            self.walk(Moment::Arrival, class, facts, now, trace)?;
+        }
+        if self.exempt || self.plan.fixed.arrival.is_empty() {
+            return Ok(());
+        }
+        let syn = facts.segment.flags.is_initial_syn();
+        for limit in &self.plan.fixed.arrival {
+            let amount = match limit.of {
+                Limited::Syns if !syn => continue,
+                Limited::Bytes => u64::from(facts.ip_length()),
+                _ => 1,
+            };
+            within(&mut self.meters, limit, source, amount, now, trace)?;
+        }
+        Ok(())
+    }
+
+    /// Asks the rules, in order, until one decides.
+    fn walk<T: Trace>(
+        &mut self,
+        moment: Moment,
+        class: u16,
+        facts: &Facts<'_>,
+        now: Micros,
+        trace: &mut T,
+    ) -> Result<(), DropReason> {
+        let Engine { plan, meters, buckets, clients, counters, .. } = self;
+        let fixed = &plan.fixed;
+        let rows = plan.sources.as_ref().and_then(|sources| sources.rows.as_ref());
+        let mut candidates = fixed.rules.first(moment, rows.map(|rows| (rows, class)), facts);
+        while let Some(rule) = fixed.rules.next(&mut candidates, facts) {
+            let (Some(verdict), Some(counters)) = (fixed.verdicts.get(rule), counters.rules.get(rule)) else { continue };
+            let octets = u64::from(facts.ip_length());
+            counters.matched_packets.bump();
+            counters.matched_bytes.add(octets);
+            let (cuts, step) = match verdict.action {
+                Deed::Drop => (true, RuleStep::Dropped),
+                Deed::Pass => (false, RuleStep::Passed),
+                Deed::Limit { of, quota, per } => {
+                    let amount = if of == Measure::Bytes { octets } else { 1 };
+                    if charge(meters, buckets, per, &quota, facts, amount, now) {
+                        trace.step(Step::Rule(rule, RuleStep::Within(of)));
+                        continue;
+                    }
+                    (true, RuleStep::Over(of))
+                }
+            };
+            if cuts {
+                counters.cut_packets.bump();
+                counters.cut_bytes.add(octets);
+            }
+            if let Some(mark) = verdict.dry {
+                trace.step(Step::Rule(rule, if cuts { RuleStep::WouldCut } else { RuleStep::WouldPass }));
+                if cuts && clients.would_cut(facts.segment.key.src, mark, now) {
+                    counters.clients.bump();
+                }
+                continue;
+            }
+            trace.step(Step::Rule(rule, step));
+            self.rule = u16::try_from(rule).ok();
+            self.exempt = !cuts;
+            return match step {
+                RuleStep::Passed => Ok(()),
+                RuleStep::Over(_) => Err(DropReason::RuleLimit),
+                _ => Err(DropReason::Rule),
+            };
+        }
+        Ok(())
+    }
+
+    /// Whether a SYN that passed [`Engine::check`] may be answered.
+    ///
+    /// # Errors
+    /// [`DropReason::SynAckCeiling`]: its prefix gets as many answers as it may.
+    #[inline]
+    pub fn answer(&mut self, source: Addr, now: Micros) -> Result<(), DropReason> {
+        self.answer_traced(source, now, &mut Unseen)
+    }
+
+    /// [`Engine::answer`] with its steps told.
+    ///
+    /// # Errors
+    /// As [`Engine::answer`].
+    #[inline]
+    pub fn answer_traced(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+        let Some(quota) = &self.plan.fixed.ceiling else { return Ok(()) };
+        let key = self.ceiling.key(CEILING_KIND, prefix(source, 24, 48));
+        let within = self.ceiling.charge(key, quota, 1, now);
+        trace.step(Step::Ceiling(within));
+        if within || self.exempt {
+            return Ok(());
+        }
+        // An attacker who writes a client's address into his SYNs is not to shut out that client.
+        if self.clients.is_verified(source, now) {
+            trace.step(Step::Verified);
+            return Ok(());
+        }
+        Err(DropReason::SynAckCeiling)
+    }
+
+    /// Whether the cookie of a segment without a connection may be checked.
+    ///
+    /// # Errors
+    /// [`DropReason::SourceFlowlessAcks`].
+    #[inline]
+    pub fn flowless(&mut self, source: Addr, now: Micros) -> Result<(), DropReason> {
+        self.flowless_traced(source, now, &mut Unseen)
+    }
+
+    /// [`Engine::flowless`] with its steps told.
+    ///
+    /// # Errors
+    /// As [`Engine::flowless`].
+    #[inline]
+    pub fn flowless_traced(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+        if self.exempt {
+            return Ok(());
+        }
+        for limit in &self.plan.fixed.flowless {
+            within(&mut self.meters, limit, source, 1, now, trace)?;
+        }
+        Ok(())
+    }
+
+    /// Whether a client that proved itself may open a connection.
+    ///
+    /// # Errors
+    /// [`DropReason::SourceConnections`], or a rule's [`DropReason::RuleLimit`].
+    pub fn open(&mut self, facts: &Facts<'_>, now: Micros) -> Result<(), DropReason> {
+        self.open_traced(facts, now, &mut Unseen)
+    }
+
+    /// [`Engine::open`] with its steps told.
+    ///
+    /// # Errors
+    /// As [`Engine::open`].
+    pub fn open_traced(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+        if self.exempt {
+            return Ok(());
+        }
+        let source = facts.segment.key.src;
+        if self.plan.fixed.any_opening {
+            let class = self.plan.sources.as_ref().map_or(0, |sources| sources.map.class(source));
+            self.walk(Moment::Opening, class, facts, now, trace)?;
+        }
+        for limit in &self.plan.fixed.opening {
+            within(&mut self.meters, limit, source, 1, now, trace)?;
+        }
+        Ok(())
+    }
+
+    /// The client's cookie was right, whether it got its connection or not: it is somebody, whom a rule on trial may have cut before.
+    pub fn verified(&mut self, source: Addr, now: Micros) {
+        let marks = self.clients.verified(source, now);
+        if marks == 0 {
+            return;
+        }
+        for (verdict, counters) in self.plan.fixed.verdicts.iter().zip(&self.counters.rules) {
+            if verdict.dry.is_some_and(|mark| marks >> mark & 1 == 1) {
+                counters.clients.bump();
+            }
+        }
+    }
+
+    /// The rule that decided about the last segment.
+    #[inline]
+    #[must_use]
+    pub fn rule(&self) -> Option<u16> {
+        self.rule
+    }
+
+    /// Whether nothing more is asked of the last segment.
+    #[inline]
+    #[must_use]
+    pub fn exempt(&self) -> bool {
+        self.exempt
+    }
+
+    /// Goes on with a segment that another worker checked.
+    #[inline]
+    pub fn resume(&mut self, exempt: bool) {
+        self.exempt = exempt;
+        self.rule = None;
+    }
+
+    /// Bans `prefix` until then.
+    ///
+    /// # Errors
+    /// [`Full`] when there is no room for another ban.
+    pub fn ban(&mut self, prefix: IpNet, until: Micros, reason: u32) -> Result<(), Full> {
+        let result = self.bans.ban(prefix, until, reason);
+        if result.is_err() {
+            self.counters.bans_refused.bump();
+        }
+        self.look_again();
+        result
+    }
+
+    /// Lifts the ban of exactly this prefix; whether there was one.
+    pub fn unban(&mut self, prefix: IpNet) -> bool {
+        let lifted = self.bans.unban(prefix);
+        self.look_again();
+        lifted
+    }
+
+    /// Clears away a few bans that have run out.
+    pub fn sweep(&mut self, now: Micros) {
+        self.bans.sweep(now, SWEEP);
+    }
+
+    /// Brings the gauges up to date; a few times a second is enough.
+    pub fn publish(&mut self, now: Micros) {
+        self.look_again();
+        self.counters.records.set(self.meters.occupied(now) as u64);
+        self.counters.records_displaced.set(self.meters.displaced());
+        self.counters.records_refused.set(self.meters.unrecorded());
+        self.counters.bans.set(self.bans.len() as u64);
+    }
+}
+
+/// `filters.deny` and `filters.allow`; whether the latter holds the source, which then no ban concerns.
+#[cold]
+fn may_speak<T: Trace>(sources: &SourceTable, standing: Standing, trace: &mut T) -> Result<bool, DropReason> {
+    let (step, verdict) = match standing {
+        Standing { allowed: true, .. } => (Step::Allowed, Ok(true)),
+        _ if sources.closed => (Step::NotAllowed, Err(DropReason::NotAllowed)),
+        _ => (Step::Denied, Err(DropReason::DenyList)),
+    };
+    trace.step(step);
+    verdict
+}
+
+#[inline]
+fn within<T: Trace>(
+    meters: &mut Meters,
+    limit: &SourceLimit,
+    source: Addr,
+    amount: u64,
+    now: Micros,
+    trace: &mut T,
+) -> Result<(), DropReason> {
+    let Some(prefix) = limit.prefix(source) else { return Ok(()) };
+    let within = meters.charge(meters.key(limit.kind, prefix), &limit.quota, amount, now);
+    trace.step(Step::Limit(limit.level, limit.of, within));
+    if within { Ok(()) } else { Err(limit.reason()) }
+}
+
+/// Charges a rule's meter.
+fn charge(
+    meters: &mut Meters,
+    buckets: &mut [Bucket],
+    per: Meter,
+    quota: &Quota,
+    facts: &Facts<'_>,
+    amount: u64,
+    now: Micros,
+) -> bool {
+    match per {
+        Meter::Source { kind, v4, v6 } => {
+            let key = meters.key(kind, prefix(facts.segment.key.src, v4, v6));
+            meters.charge(key, quota, amount, now)
+        }
+        Meter::Bucket { first, by_service } => {
+            let offset = if by_service { usize::from(facts.service.0) } else { 0 };
+            buckets.get_mut(first.wrapping_add(offset)).is_none_or(|bucket| bucket.charge(quota, amount, now))
+        }
+    }
+}

@@ -15,6 +15,7 @@ mod packet;
 mod parse;
 mod reason;
 pub mod services;
+pub mod sets;
 pub mod sources;
 #[doc(hidden)]
 pub mod testkit;
@@ -25,4 +26,5 @@ pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segmen
 pub use parse::{parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
-pub use sources::{AddressSet, SourceFilter};
+pub use sets::AddressSet;
+pub use sources::SourceFilter;

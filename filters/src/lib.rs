@@ -17,6 +17,7 @@ mod parse;
 mod reason;
 pub mod rules;
 pub mod services;
+pub mod sets;
 pub mod sources;
 #[doc(hidden)]
 pub mod testkit;
@@ -27,4 +28,5 @@ pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segmen
 pub use parse::{parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
-pub use sources::{AddressSet, SourceFilter};
+pub use sets::AddressSet;
+pub use sources::SourceFilter;

@@ -253,6 +253,15 @@ impl Program {
         &self.ops
     }
 
+    /// The verdict of a program that is nothing else.
+    pub(super) fn constant(&self) -> Option<bool> {
+        match *self.ops {
+            [Op::Jump(ACCEPT)] => Some(true),
+            [Op::Jump(REJECT)] => Some(false),
+            _ => None,
+        }
+    }
+
     /// Whether the packet matches.
     #[inline]
     pub(super) fn run(&self, packet: &View<'_>) -> bool {

@@ -18,6 +18,9 @@
     )
 )]
 
+// This and `text` run when a configuration is read, never on a packet.
+#[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+mod fold;
 mod machine;
 #[cfg(test)]
 mod tests;
@@ -28,6 +31,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pcap::{Capture, Linktype};
 
+use self::fold::{Facts, fold};
 use self::machine::{Instruction, MAX_INSTRUCTIONS, Program, ProgramError, View};
 use crate::packet::Segment;
 
@@ -83,6 +87,9 @@ pub enum ExpressionError {
 pub struct Expression {
     text: String,
     general: Program,
+    /// What is left of it for TCP in IPv4 and in IPv6.
+    v4: Program,
+    v6: Program,
 }
 
 impl Expression {
@@ -116,7 +123,8 @@ impl Expression {
             ProgramError::Jump(_) => ExpressionError::Loop,
             error => ExpressionError::Program(error.to_string()),
         })?;
-        Ok(Expression { text: text.to_owned(), general })
+        let (v4, v6) = (fold(&general, &Facts::v4()), fold(&general, &Facts::v6()));
+        Ok(Expression { text: text.to_owned(), general, v4, v6 })
     }
 
     /// The expression as it was written.
@@ -136,7 +144,20 @@ impl Expression {
     #[inline]
     #[must_use]
     pub fn matches_segment(&self, frame: &[u8], segment: &Segment) -> bool {
-        self.general.run(&View::without_tag(frame, segment.l3().saturating_sub(14)))
+        let program = if segment.is_v4() { &self.v4 } else { &self.v6 };
+        program.run(&View::without_tag(frame, segment.l3().saturating_sub(14)))
+    }
+
+    /// The verdict on every TCP segment in IPv4, when there is but one: `udp` matches none, `ip` all.
+    #[must_use]
+    pub fn constant_v4(&self) -> Option<bool> {
+        self.v4.constant()
+    }
+
+    /// The verdict on every TCP segment in IPv6, when there is but one.
+    #[must_use]
+    pub fn constant_v6(&self) -> Option<bool> {
+        self.v6.constant()
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! [`parse`] turns a frame into a [`Parsed`] that proves its bounds, or into the [`DropReason`] that ends it;
 //! [`sources::SourceFilter`] and [`services::ServiceMap`] say whether a segment's source may speak and whether anybody listens.
+//! [`expression`] runs tcpdump's filters.
 //! [`checksum`] is the one implementation of the Internet checksum. No state, no clock, no allocation per packet.
 
 #![forbid(unsafe_code)]
@@ -10,6 +11,7 @@ pub mod addr;
 pub mod checksum;
 pub mod counter;
 pub mod engine;
+pub mod expression;
 pub mod icmp;
 mod options;
 mod packet;
@@ -23,6 +25,7 @@ pub mod sources;
 pub mod testkit;
 pub mod units;
 
+pub use expression::Expression;
 pub use options::{SynOffer, TcpOptions, option_kinds};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
 pub use parse::{parse, parse_then};

@@ -10,6 +10,7 @@ pub mod addr;
 pub mod checksum;
 pub mod counter;
 pub mod icmp;
+pub mod memory;
 mod options;
 mod packet;
 mod parse;

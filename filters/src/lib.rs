@@ -13,6 +13,7 @@ pub mod counter;
 pub mod engine;
 pub mod expression;
 pub mod icmp;
+pub mod memory;
 mod options;
 mod packet;
 mod parse;

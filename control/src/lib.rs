@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 mod connlog;
 mod error;
 #[cfg(test)]
@@ -19,6 +20,7 @@ mod http;
 pub mod keys;
 pub mod logging;
 pub mod metrics;
+pub mod packet;
 mod source;
 
 use std::sync::Arc;

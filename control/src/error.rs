@@ -32,7 +32,7 @@ pub enum StartError {
         cause: io::Error,
     },
     /// The sample of dropped packets cannot be opened.
-    #[error("sample.file: {0}")]
+    #[error(transparent)]
     Sample(#[from] crate::capture::SampleError),
     /// `SLUICE_LOG` is not a filter.
     #[error(

@@ -11,6 +11,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 mod connlog;
 mod error;
 pub mod explain;
@@ -22,6 +23,7 @@ pub mod keys;
 pub mod logging;
 pub mod metrics;
 pub mod replay;
+pub mod packet;
 mod source;
 mod stamp;
 

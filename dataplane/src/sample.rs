@@ -49,7 +49,6 @@ pub(crate) fn queue(config: &config::Config) -> Samples {
 /// One worker's sampler.
 #[derive(Debug)]
 pub(crate) struct Sampler {
-    quota: Quota,
     bucket: Bucket,
     snap: usize,
     queue: Samples,
@@ -58,13 +57,13 @@ pub(crate) struct Sampler {
 impl Sampler {
     pub(crate) fn new(sample: &config::Sample, queue: Samples) -> Sampler {
         let snap = usize::from(sample.snap).min(SNAP_MAX);
-        Sampler { quota: Quota::new(&sample.rate), bucket: Bucket::default(), snap, queue }
+        Sampler { bucket: Bucket::new(Quota::new(&sample.rate)), snap, queue }
     }
 
     /// Takes a sample, if it is time for one and there is room.
     #[inline]
     pub(crate) fn offer(&mut self, frame: &[u8], port: PortId, reason: DropReason, rule: Option<u16>, now: Micros) {
-        if self.bucket.charge(&self.quota, 1, now) {
+        if self.bucket.charge(1, now) {
             self.take(frame, port, reason, rule, now);
         }
     }

@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use sluice_config::{Config, Sample};
 use sluice_dataplane::DroppedPacket;
 use sluice_filters::counter::Counter;
 
-use crate::capture::{SampleError, SampleWriter};
+use crate::capture::{self, SampleError, SampleWriter};
 use crate::{Source, StartError};
 
 /// How often an empty queue is looked at.
@@ -85,19 +85,20 @@ fn drain(
     loop {
         let stopping = stop.recv_timeout(POLL) != Err(RecvTimeoutError::Timeout);
         while let Some(packet) = source.next_sample() {
-            let at = source.wall_clock(packet.at);
-            match writer.write(usize::from(packet.port.0), at, packet.wire_len, packet.octets(), &verdict(&packet, config)) {
-                Ok(true) => counters.written.bump(),
-                Ok(false) => counters.lost.bump(),
-                Err(error) => {
-                    counters.lost.bump();
-                    tracing::warn!(%error, "the sample of dropped packets cannot be written; tried again in a while");
-                }
+            let comment = verdict(&packet, config);
+            let dropped = capture::DroppedPacket {
+                port: usize::from(packet.port.0),
+                time: source.wall_clock(packet.at).duration_since(UNIX_EPOCH).unwrap_or_default(),
+                wire_len: packet.wire_len,
+                frame: packet.octets(),
+                verdict: &comment,
+            };
+            if let Err(error) = writer.write(&dropped, Instant::now()) {
+                tracing::warn!(%error, "the sample of dropped packets cannot be written; tried again in a while");
             }
         }
-        if let Err(error) = writer.flush() {
-            tracing::warn!(%error, "the sample of dropped packets cannot be written; tried again in a while");
-        }
+        counters.written.set(writer.written());
+        counters.lost.set(writer.lost());
         if stopping {
             return;
         }

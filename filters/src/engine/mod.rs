@@ -74,7 +74,7 @@ impl Engine {
         let mut engine = Engine {
             meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, secret),
             ceiling: Meters::new(if fixed.ceiling.is_some() { CEILING_RECORDS } else { 0 }, secret),
-            buckets: vec![Bucket::default(); fixed.buckets],
+            buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
             clients: Clients::new(CLIENTS, secret),
             bans: Bans::new(fixed.bans, secret),
             counters,
@@ -436,7 +436,7 @@ fn charge(
         }
         Meter::Bucket { first, by_service } => {
             let offset = if by_service { usize::from(facts.service.0) } else { 0 };
-            buckets.get_mut(first.wrapping_add(offset)).is_none_or(|bucket| bucket.charge(quota, amount, now))
+            buckets.get_mut(first.wrapping_add(offset)).is_none_or(|bucket| bucket.charge(amount, now))
         }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sluice_config::{Action, Config, Limit, Measure, Mistake, Per, Rate, Sources};
+use sluice_config::{Action, Config, Measure, Mistake, Per, Rate, Sources};
 
 use super::trace::{Level, Limited};
 use crate::DropReason;
@@ -24,8 +24,8 @@ pub struct Plan {
 pub(super) struct Fixed {
     pub(super) rules: Rules,
     pub(super) verdicts: Vec<Verdict>,
-    /// Exact buckets that the rules use.
-    pub(super) buckets: usize,
+    /// The exact buckets that the rules use.
+    pub(super) buckets: Vec<Quota>,
     /// Asked when a segment arrives.
     pub(super) arrival: Vec<SourceLimit>,
     pub(super) flowless: Vec<SourceLimit>,
@@ -52,6 +52,7 @@ pub(super) struct Verdict {
 pub(super) enum Deed {
     Drop,
     Pass,
+    /// The quota is for a source's record; buckets have theirs.
     Limit { of: Measure, quota: Quota, per: Meter },
 }
 
@@ -151,18 +152,28 @@ impl Plan {
 impl Fixed {
     fn compile(file: &str, config: &Config, workers: usize) -> Result<Fixed, Vec<Mistake>> {
         let rules = Rules::compile(file, config)?;
-        let (mut verdicts, mut buckets, mut marks) = (Vec::new(), 0, 0..);
+        let (mut verdicts, mut buckets, mut marks) = (Vec::new(), Vec::new(), 0..);
         let mut metered = false;
         for (rule, kind) in config.rules.iter().zip(RULE_KINDS..) {
             let action = match &rule.action {
                 Action::Drop => Deed::Drop,
                 Action::Pass => Deed::Pass,
                 Action::Limit(limit) => {
-                    let per = meter(limit, kind, config.services.len(), &mut buckets);
-                    metered |= matches!(per, Meter::Source { .. });
                     // Whatever is not one source's comes to all workers alike.
-                    let share = if matches!(per, Meter::Source { .. }) { 1 } else { workers };
-                    Deed::Limit { of: limit.of, quota: Quota::new(&divided(limit.rate, share)), per }
+                    let shared = Quota::new(&divided(limit.rate, workers));
+                    let mut take = |count| {
+                        let first = buckets.len();
+                        buckets.extend(std::iter::repeat_n(shared, count));
+                        first
+                    };
+                    let per = match limit.per {
+                        Per::Source => Meter::Source { kind, v4: 32, v6: 128 },
+                        Per::Prefix { v4, v6 } => Meter::Source { kind, v4, v6 },
+                        Per::Service => Meter::Bucket { first: take(config.services.len()), by_service: true },
+                        Per::Global => Meter::Bucket { first: take(1), by_service: false },
+                    };
+                    metered |= matches!(per, Meter::Source { .. });
+                    Deed::Limit { of: limit.of, quota: Quota::new(&limit.rate), per }
                 }
             };
             let dry = rule.dry_run.then(|| marks.next()).flatten();
@@ -194,20 +205,6 @@ impl Fixed {
 
 /// Kinds of records below are the limits' of `[filters]`.
 const RULE_KINDS: u32 = 64;
-
-fn meter(limit: &Limit, kind: u32, services: usize, buckets: &mut usize) -> Meter {
-    let mut take = |count: usize| {
-        let first = *buckets;
-        *buckets = first.saturating_add(count);
-        first
-    };
-    match limit.per {
-        Per::Source => Meter::Source { kind, v4: 32, v6: 128 },
-        Per::Prefix { v4, v6 } => Meter::Source { kind, v4, v6 },
-        Per::Service => Meter::Bucket { first: take(services), by_service: true },
-        Per::Global => Meter::Bucket { first: take(1), by_service: false },
-    }
-}
 
 /// One worker's part of a rate.
 fn divided(rate: Rate, workers: usize) -> Rate {

@@ -213,11 +213,10 @@ pub(crate) fn syn_columns(rules: &[Rule]) -> Vec<Column<SynField>> {
         }
     };
     let edges = || {
-        let within = |rule| match rule {
+        Edges::new(rules.iter().filter_map(|rule| match &rule.matches.mss {
             Some(OptionMatch::Within(range)) => Some(range),
             _ => None,
-        };
-        Edges::new(rules.iter().filter_map(|rule: &Rule| within(rule.matches.mss.as_ref())))
+        }))
     };
     let mss = edges();
     column(SynField::Mss(edges()), mss.0.len().saturating_add(1), |m| m.mss.is_some(), &|m, row| {

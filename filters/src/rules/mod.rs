@@ -212,12 +212,16 @@ impl Rules {
 /// The rule's expression, compiled.
 fn expression(rule: &Rule) -> Result<Option<Expression>, Mistake> {
     let Some(expression) = &rule.matches.pcap else { return Ok(None) };
-    Expression::compile(&expression.text).map(Some).map_err(|error| Mistake {
-        file: String::new(),
-        place: Some(expression.place),
-        key: format!("rule {:?}: pcap", rule.name),
-        found: format!("{:?} cannot be compiled: {}", expression.text, error.found()),
-        remedy: error.remedy().to_owned(),
+    Expression::compile(&expression.text).map(Some).map_err(|error| {
+        let error = error.to_string();
+        let (found, remedy) = error.rsplit_once("; ").unwrap_or((&error, "see pcap-filter(7)"));
+        Mistake {
+            file: String::new(),
+            place: Some(expression.place),
+            key: format!("rule {:?}: pcap", rule.name),
+            found: found.to_owned(),
+            remedy: remedy.to_owned(),
+        }
     })
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A /16 that is one class needs no more than its table entry. Else its segments (first address and class) lie in leaves
 //! of 32, a leaf being one cache line of keys and the line after it of classes, which are read side by side: the class is
-//! the XOR of the differences up to the key, so no load waits for the comparison's outcome. Up to two levels of pivots, a
-//! line each, find the leaf among many; a /16 of more segments than that is a table of 65,536 classes.
+//! the XOR of the differences up to the key, so no load waits for the comparison's outcome. A line of pivots finds the leaf
+//! among up to 31; a /16 of more segments than those hold is split by the next 8 bits, and a /24 of many by the last 8.
 #![cfg_attr(
     not(test),
     deny(
@@ -27,17 +27,15 @@ const LEAF: usize = 32;
 const PIVOTS: usize = 30;
 const CHILDREN: usize = PIVOTS + 1;
 
-/// A /16 of more segments is a table: 8 octets a segment at most, about twice what leaves take. Two levels of pivots
-/// reach `CHILDREN * CHILDREN * LEAF` segments, which is more.
-const DENSE: usize = 16_384;
+/// A /16 of more segments is split: at most 33 octets a segment.
+const SPLIT_ABOVE: usize = CHILDREN * LEAF;
 
-/// A top entry's upper bits say what its lower bits index; below `LEAVES` the entry is the class itself.
-const KIND: u32 = 7 << INDEX_BITS;
-const INDEX_BITS: u32 = 29;
+/// An entry's upper bits say what its lower bits index; below `LEAVES` the entry is the class itself.
+const KIND: u32 = 3 << INDEX_BITS;
+const INDEX_BITS: u32 = 30;
 const LEAVES: u32 = 1 << INDEX_BITS;
-const PIVOTS_OF_LEAVES: u32 = 2 << INDEX_BITS;
-const PIVOTS_OF_PIVOTS: u32 = 3 << INDEX_BITS;
-const TABLES: u32 = 4 << INDEX_BITS;
+const PIVOTED: u32 = 2 << INDEX_BITS;
+const SPLITS: u32 = 3 << INDEX_BITS;
 
 /// Up to 32 segments of a /16. The first key is at or below every address that gets here. Unused places change nothing.
 #[derive(Clone, Debug)]
@@ -64,16 +62,28 @@ impl Leaf {
 #[repr(C, align(64))]
 struct Pivots {
     /// The address before the second and each later child's first, ascending; unused ones are 0xffff, below no address.
-    keys: [u16; PIVOTS],
-    /// The index of the first child.
-    first: u32,
+    /// The last two are the halves of the first child's index: a whole line is compared faster than a part.
+    keys: [u16; PIVOTS + 2],
 }
 
 impl Pivots {
+    fn new(keys: impl Iterator<Item = u16>, first: u32) -> Pivots {
+        let mut pivots = Pivots { keys: [u16::MAX; PIVOTS + 2] };
+        let [line @ .., high, low] = &mut pivots.keys;
+        line.iter_mut().zip(keys).for_each(|(place, key)| *place = key);
+        (*high, *low) = ((first >> 16) as u16, first as u16);
+        pivots
+    }
+
     #[inline]
     fn child(&self, low: u16) -> u32 {
-        let before = self.keys.iter().fold(0u16, |before, &key| before.wrapping_add(u16::from(key < low)));
-        self.first.wrapping_add(before.into())
+        let [.., first_high, first_low] = self.keys;
+        // Not `key < low`, for which there is no vector instruction.
+        let below = |key: u16| u16::from(low.saturating_sub(key) != 0);
+        let before = self.keys.iter().fold(0u16, |before, &key| before.wrapping_add(below(key)));
+        let no_pivots = below(first_high).wrapping_add(below(first_low));
+        let first = u32::from(first_high) << 16 | u32::from(first_low);
+        first.wrapping_add(before.wrapping_sub(no_pivots).into())
     }
 }
 
@@ -83,7 +93,8 @@ pub(super) struct LookupV4 {
     top: Box<[u32; TOP]>,
     leaves: Vec<Leaf>,
     pivots: Vec<Pivots>,
-    tables: Vec<u16>,
+    /// Entries by the next 8 bits, for a /16 or a /24.
+    splits: Vec<[u32; 256]>,
 }
 
 impl LookupV4 {
@@ -102,19 +113,29 @@ impl LookupV4 {
 
     #[inline]
     fn find_below(&self, entry: u32, low: u16) -> u16 {
-        let index = entry & !KIND;
-        let leaf = match entry & KIND {
-            LEAVES => index,
-            PIVOTS_OF_LEAVES => self.child(index, low),
-            PIVOTS_OF_PIVOTS => self.child(self.child(index, low), low),
-            _ => return self.tables.get((index as usize) << 16 | usize::from(low)).copied().unwrap_or(0),
+        let mut entry = entry;
+        if entry & KIND == SPLITS {
+            let [third, fourth] = low.to_be_bytes();
+            entry = self.split(entry, third);
+            if entry & KIND == SPLITS {
+                entry = self.split(entry, fourth);
+            }
+            if entry < LEAVES {
+                return entry as u16;
+            }
+        }
+        let index = (entry & !KIND) as usize;
+        let leaf = if entry & KIND == PIVOTED {
+            self.pivots.get(index).map_or(0, |pivots| pivots.child(low)) as usize
+        } else {
+            index
         };
-        self.leaves.get(leaf as usize).map_or(0, |leaf| leaf.find(low))
+        self.leaves.get(leaf).map_or(0, |leaf| leaf.find(low))
     }
 
     #[inline]
-    fn child(&self, index: u32, low: u16) -> u32 {
-        self.pivots.get(index as usize).map_or(0, |pivots| pivots.child(low))
+    fn split(&self, entry: u32, by: u8) -> u32 {
+        self.splits.get((entry & !KIND) as usize).and_then(|split| split.get(usize::from(by))).copied().unwrap_or(0)
     }
 
     /// Brings near what [`LookupV4::find`] will read first.
@@ -129,78 +150,91 @@ impl LookupV4 {
         size_of_val(&*self.top)
             .saturating_add(size_of_val(&*self.leaves))
             .saturating_add(size_of_val(&*self.pivots))
-            .saturating_add(size_of_val(&*self.tables))
+            .saturating_add(size_of_val(&*self.splits))
     }
 
     /// From segments: the first address of each and its class, ascending, the first at address 0. There are fewer than
     /// 2^27, so every index fits into an entry.
     pub(super) fn build(segments: &[(u32, u16)]) -> LookupV4 {
         let mut lookup =
-            LookupV4 { top: Box::new([0; TOP]), leaves: Vec::new(), pivots: Vec::new(), tables: Vec::new() };
+            LookupV4 { top: Box::new([0; TOP]), leaves: Vec::new(), pivots: Vec::new(), splits: Vec::new() };
         let mut rest = segments;
         let mut class = 0;
-        let mut chunk: Vec<(u16, u16)> = Vec::new();
         let mut top = Box::new([0; TOP]);
         for (high, entry) in (0u32..).zip(top.iter_mut()) {
             let (inside, after) = rest.split_at(rest.iter().take_while(|(first, _)| first >> 16 == high).count());
             rest = after;
-            chunk.clear();
-            if inside.first().is_none_or(|(first, _)| *first as u16 != 0) {
-                chunk.push((0, class));
-            }
-            chunk.extend(inside.iter().map(|&(first, class)| (first as u16, class)));
-            *entry = lookup.add(&chunk);
-            class = chunk.last().map_or(class, |&(_, class)| class);
+            let inside: Vec<_> = inside.iter().map(|&(first, class)| (first as u16, class)).collect();
+            *entry = lookup.add_chunk(class, &inside);
+            class = inside.last().map_or(class, |&(_, class)| class);
         }
         lookup.top = top;
         lookup.leaves.shrink_to_fit();
         lookup.pivots.shrink_to_fit();
-        lookup.tables.shrink_to_fit();
+        lookup.splits.shrink_to_fit();
         lookup
     }
 
-    /// The top entry for the segments of one /16, the first of which is at its first address.
-    fn add(&mut self, chunk: &[(u16, u16)]) -> u32 {
-        match chunk {
-            [] => 0,
-            [(_, class)] => (*class).into(),
-            dense if dense.len() > DENSE => {
-                let index = self.tables.len() >> 16;
-                let ends = dense.iter().skip(1).map(|&(first, _)| u32::from(first)).chain([1 << 16]);
-                for (&(first, class), end) in dense.iter().zip(ends) {
-                    self.tables.extend((u32::from(first)..end).map(|_| class));
-                }
-                TABLES | index as u32
-            }
-            sparse => {
-                let leaves: Vec<u16> =
-                    sparse.chunks(LEAF).filter_map(|leaf| leaf.first()).map(|first| first.0).collect();
-                let index = self.leaves.len() as u32;
-                self.leaves.extend(sparse.chunks(LEAF).map(leaf));
-                if leaves.len() == 1 {
-                    return LEAVES | index;
-                }
-                let (index, parents) = self.part(index, &leaves);
-                if parents.len() == 1 {
-                    return PIVOTS_OF_LEAVES | index;
-                }
-                PIVOTS_OF_PIVOTS | self.part(index, &parents).0
-            }
+    /// The entry for a /16 that begins in the class `before` and has these segments.
+    fn add_chunk(&mut self, before: u16, inside: &[(u16, u16)]) -> u32 {
+        if inside.len() < SPLIT_ABOVE {
+            return self.add(before, 0, inside);
         }
+        self.add_split(
+            before,
+            inside,
+            |first| (first >> 8) as u8,
+            |lookup, before, third, inside| {
+                if inside.len() < LEAF {
+                    return lookup.add(before, u16::from(third) << 8, inside);
+                }
+                lookup.add_split(
+                    before,
+                    inside,
+                    |first| first as u8,
+                    |_, before, _, inside| inside.last().map_or(before, |&(_, class)| class).into(),
+                )
+            },
+        )
     }
 
-    /// Pivots over children that lie side by side from index `child` and start at `firsts`: their index, and where each starts.
-    fn part(&mut self, child: u32, firsts: &[u16]) -> (u32, Vec<u16>) {
-        let index = self.pivots.len() as u32;
-        let starts = (child..).step_by(CHILDREN);
-        for (firsts, first) in firsts.chunks(CHILDREN).zip(starts) {
-            let mut keys = [u16::MAX; PIVOTS];
-            for (key, first) in keys.iter_mut().zip(firsts.iter().skip(1)) {
-                *key = first.saturating_sub(1);
-            }
-            self.pivots.push(Pivots { keys, first });
+    /// The entry of a split: `part` says where among its 256 an address belongs, `add` makes the entry for each.
+    fn add_split(
+        &mut self,
+        before: u16,
+        inside: &[(u16, u16)],
+        part: impl Fn(u16) -> u8,
+        mut add: impl FnMut(&mut LookupV4, u16, u8, &[(u16, u16)]) -> u32,
+    ) -> u32 {
+        let mut split = [0; 256];
+        let (mut before, mut rest) = (before, inside);
+        for (at, entry) in (0..=u8::MAX).zip(&mut split) {
+            let (inside, after) = rest.split_at(rest.iter().take_while(|(first, _)| part(*first) == at).count());
+            rest = after;
+            *entry = add(self, before, at, inside);
+            before = inside.last().map_or(before, |&(_, class)| class);
         }
-        (index, firsts.chunks(CHILDREN).filter_map(|firsts| firsts.first().copied()).collect())
+        let index = self.splits.len() as u32;
+        self.splits.push(split);
+        SPLITS | index
+    }
+
+    /// The entry for addresses from `start` on, which begin in the class `before` and have these segments.
+    fn add(&mut self, before: u16, start: u16, inside: &[(u16, u16)]) -> u32 {
+        let begins = inside.first().is_some_and(|&(first, _)| first == start);
+        let all: Vec<_> = Some((start, before)).filter(|_| !begins).into_iter().chain(inside.iter().copied()).collect();
+        if let [(_, class)] = all.as_slice() {
+            return (*class).into();
+        }
+        let first = self.leaves.len() as u32;
+        self.leaves.extend(all.chunks(LEAF).map(leaf));
+        if all.len() <= LEAF {
+            return LEAVES | first;
+        }
+        let index = self.pivots.len() as u32;
+        let starts = all.iter().step_by(LEAF).skip(1).map(|&(start, _)| start.saturating_sub(1));
+        self.pivots.push(Pivots::new(starts, first));
+        PIVOTED | index
     }
 }
 
@@ -223,9 +257,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_chunk_finds_every_segment() {
-        assert!(DENSE <= CHILDREN * CHILDREN * LEAF);
-        // Distances that make leaves, one level of pivots, two levels, a table, and a table of single addresses.
-        for step in [4096u32, 2049, 2048, 67, 66, 65, 4, 3, 1] {
+        // Distances that make a leaf, pivots, a split into leaves, and a split twice.
+        for step in [4096u32, 2115, 2114, 2113, 2049, 2048, 68, 67, 66, 65, 9, 8, 7, 3, 1] {
             let segments: Vec<(u32, u16)> = (0x000a_0000..0x000b_0000)
                 .step_by(step as usize)
                 .map(|first| (first, (first % 65_521) as u16 + 1))

@@ -4,9 +4,11 @@
 //! with one lookup which of them hold an address.
 
 mod address_set;
+mod list;
 mod lookup_v4;
 mod lookup_v6;
 mod map;
 
 pub use address_set::AddressSet;
+pub use list::{BrokenLine, ListError, ListProblem, MAX_LIST_OCTETS, MAX_LIST_PREFIXES, parse_list, read_list};
 pub use map::{MAX_RANGES, MAX_SETS, SetMap, SetMapError};

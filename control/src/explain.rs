@@ -34,7 +34,7 @@ pub struct Circumstances<'a> {
 /// Explains what becomes of `frame`. One fact a line, the verdict last.
 #[must_use]
 pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8]) -> String {
-    let Circumstances { config, sets, bans, .. } = circumstances;
+    let Circumstances { config, bans, .. } = circumstances;
     let mut out = Lines(String::new());
     let segment = match parse(frame, RxChecksums::default()) {
         Ok(Parsed::Tcp(segment)) => segment,

@@ -111,7 +111,7 @@ impl Engine {
     #[inline]
     #[must_use]
     pub fn remembers(&self) -> bool {
-        !self.plan.fixed.arrival.is_empty() || (self.active && self.plan.fixed.metered) || !self.bans.is_empty()
+        !self.plan.fixed.arrival.is_empty()
     }
 
     /// Brings near what the verdict on a segment soon to come will look at.
@@ -121,9 +121,6 @@ impl Engine {
             return;
         }
         let source = segment.key.src;
-        if !self.bans.is_empty() {
-            self.bans.touch(source);
-        }
         for limit in &self.plan.fixed.arrival {
             if let Some(prefix) = limit.prefix(source)
                 && (limit.of != Limited::Syns || segment.flags.is_initial_syn())

@@ -142,6 +142,13 @@ impl Plan {
         &self.fixed.rules
     }
 
+    /// The row of the rules' conditions on sources that `source` falls in.
+    #[cfg(test)]
+    pub(crate) fn row_of(&self, source: Addr) -> Option<(&Rows, u16)> {
+        let sources = self.sources.as_ref()?;
+        Some((sources.rows.as_ref()?, sources.map.class(source)))
+    }
+
     /// Octets of the look-up table of sources.
     #[must_use]
     pub fn memory(&self) -> usize {

@@ -79,9 +79,10 @@ impl Matches {
         said.extend(self.window.as_ref().map(|window| format!("window {}", range(window))));
         said.extend(self.mss.as_ref().map(|mss| option("MSS", mss, 1, u16::MAX)));
         said.extend(self.window_scale.as_ref().map(|scale| option("window scale", scale, 0, 14)));
-        let there = |there: bool| if there { "" } else { "no " };
-        said.extend(self.sack.map(|sack| format!("{}SACK permitted", there(sack))));
-        said.extend(self.timestamps.map(|timestamps| format!("{}timestamps", there(timestamps))));
+        said.extend(self.sack.map(|sack| if sack { "SACK permitted" } else { "SACK not permitted" }.to_owned()));
+        said.extend(
+            self.timestamps.map(|timestamps| if timestamps { "timestamps" } else { "no timestamps" }.to_owned()),
+        );
         said.extend(self.option_order.as_ref().map(|kinds| match kinds.as_slice() {
             [] => "no options".to_owned(),
             kinds => format!("options {}", kinds.iter().map(|kind| kind_name(*kind)).collect::<Vec<_>>().join(" ")),
@@ -159,9 +160,9 @@ impl Display for Action {
 }
 
 impl Display for Limit {
-    /// `limit packets per source to 100/s burst 200`
+    /// `limit packets per source at 100/s burst 200`
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "limit {} {} to {}", self.of, self.per, self.rate.show(self.of))
+        write!(f, "limit {} {} at {}", self.of, self.per, self.rate.show(self.of))
     }
 }
 
@@ -276,15 +277,15 @@ asns = [64500]
             ),
             (
                 "action = \"limit\"\nlimit = \"10MiB/s\"\nof = \"bytes\"\nper = \"prefix\"",
-                "limit bytes per prefix (IPv4 /24, IPv6 /64) to 10MiB/s",
+                "limit bytes per prefix (IPv4 /24, IPv6 /64) at 10MiB/s",
             ),
             (
                 "action = \"limit\"\nlimit = \"9/s burst 18\"\nper = \"global\"\nsource_port = [53, \"1024-65535\"]",
-                "limit packets in all to 9/s burst 18: source port 53 or 1024-65535",
+                "limit packets in all at 9/s burst 18: source port 53 or 1024-65535",
             ),
             (
                 "action = \"drop\"\nmss = \"none\"\nwindow_scale = \"any\"\nsack = false\ntimestamps = true\nwindow = 0",
-                "drop: window 0, no MSS, any window scale, no SACK permitted, timestamps",
+                "drop: window 0, no MSS, any window scale, SACK not permitted, timestamps",
             ),
             (
                 "action = \"drop\"\noptions = \"mss nop 34 end\"\npcap = \"ip[8] < 64\\n\"",

@@ -1,6 +1,7 @@
 //! What `[[set]]`s and `[[rule]]`s have to do with each other and with the services. A rule that can match no packet is a
 //! mistake, and so is one that leaves the rules after it nothing to match.
 
+use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{distinct, family, unknown};
@@ -160,17 +161,21 @@ fn check_destination(draft: &Draft, rule: &RuleDraft, diag: &mut Diagnostics<'_>
 
 /// Notes sources that `not_source` takes away again.
 fn check_excluded(rule: &RuleDraft, diag: &mut Diagnostics<'_>) {
-    for excluded in &rule.not_source {
-        let taken = rule.source.iter().find(|source| match (&excluded.value, &source.value) {
-            (SourceDraft::Set(excluded), SourceDraft::Set(source)) => excluded == source,
-            (SourceDraft::Prefix(excluded), SourceDraft::Prefix(source)) => excluded.contains(source),
-            _ => false,
-        });
-        if let Some(source) = taken {
-            let line = diag.line(source.at);
-            let found =
-                format!("\"{}\" takes away all of \"{}\" in source (line {line})", excluded.value, source.value);
-            diag.wrong(excluded, found, "remove one of the two");
+    let mut excluded: HashMap<&SourceDraft, &Located<SourceDraft>> =
+        rule.not_source.iter().map(|excluded| (&excluded.value, excluded)).collect();
+    for source in &rule.source {
+        // The prefix itself and all that contain it: lists may be long, the way up is not.
+        let mut covering = Some(source.value.clone());
+        while let Some(candidate) = covering {
+            if let Some(excluded) = excluded.remove(&candidate) {
+                let line = diag.line(source.at);
+                let found = format!("\"{candidate}\" takes away all of \"{}\" in source (line {line})", source.value);
+                diag.wrong(excluded, found, "remove one of the two");
+            }
+            covering = match candidate {
+                SourceDraft::Set(_) => None,
+                SourceDraft::Prefix(prefix) => prefix.supernet().map(SourceDraft::Prefix),
+            };
         }
     }
 }

@@ -6,7 +6,7 @@ use ipnet::IpNet;
 
 use super::{absolute_path, optional};
 use crate::address;
-use crate::error::{Diagnostics, Located};
+use crate::error::{Diagnostics, Located, quoted};
 use crate::model::{Filters, Measure, Rate, SourceLimits};
 use crate::read::Section;
 
@@ -55,6 +55,15 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
     let ceiling = match section.get("syn_ack_ceiling") {
         None => default.syn_ack_ceiling,
         Some(entry) if entry.as_text() == Some("off") => None,
+        Some(entry) if matches!(entry.as_text(), Some("none" | "no" | "")) => {
+            let found = format!("{} is not a rate", quoted(entry.as_text().unwrap_or_default()));
+            diag.wrong(
+                &entry.located(()),
+                found,
+                "write \"off\" for no ceiling, or a rate as in \"20000/s burst 40000\"",
+            );
+            None
+        }
         Some(entry) => entry.rate(Measure::Packets, diag),
     };
     FiltersDraft {

@@ -5,7 +5,7 @@
 use std::fmt::Write;
 use std::sync::Arc;
 
-use sluice_config::{Config, Limit, Measure, Mode, Per, Rate, SourceLimits};
+use sluice_config::{Action, Config, Measure, Mode, Rate, SourceLimits};
 use sluice_filters::engine::{Level, Limited, Plan, RuleStep, Step};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
@@ -133,7 +133,7 @@ impl Lines {
                 Step::Rule(at, did) if *at == index => Some(*did),
                 _ => None,
             });
-            let at_opening = matches!(&rule.action, sluice_config::Action::Limit(limit) if limit.of == Measure::Connections);
+            let at_opening = matches!(&rule.action, Action::Limit(limit) if limit.of == Measure::Connections);
             let text = match (taken, naive::mismatch(plan.rules(), index, rule, sets, facts)) {
                 (Some(did), _) => format!("matches: {}", describe_step(did, &rule.action)),
                 (None, Some(condition)) => format!("does not match: {condition}"),
@@ -155,12 +155,13 @@ impl Lines {
         for step in steps {
             match step {
                 Step::Limit(level, of, within) => {
-                    let rate = rate_of(config, *level, *of).map_or(String::new(), |rate| rate.to_string());
+                    let measure = if *of == Limited::Bytes { Measure::Bytes } else { Measure::Packets };
+                    let rate = rate_of(config, *level, *of).map_or(String::new(), |rate| rate.show(measure));
                     let result = if *within { "one more is within" } else { "over: dropped" };
                     self.say("limit", &format!("{} {rate}: {result}", name_of(*level, *of)));
                 }
                 Step::Ceiling(within) => {
-                    let rate = config.filters.syn_ack_ceiling.map_or(String::new(), |rate| rate.to_string());
+                    let rate = config.filters.syn_ack_ceiling.map_or(String::new(), |rate| rate.show(Measure::Packets));
                     let result = if *within { "one more answer is within" } else { "over" };
                     self.say("limit", &format!("filters.syn_ack_ceiling {rate}: {result}"));
                 }
@@ -214,9 +215,9 @@ impl Lines {
     }
 }
 
-fn describe_step(did: RuleStep, action: &sluice_config::Action) -> String {
+fn describe_step(did: RuleStep, action: &Action) -> String {
     let limit = match action {
-        sluice_config::Action::Limit(limit) => describe_limit(limit),
+        Action::Limit(limit) => format!("{} {} {}", limit.rate.show(limit.of), limit.of, limit.per),
         _ => String::new(),
     };
     match did {
@@ -227,21 +228,6 @@ fn describe_step(did: RuleStep, action: &sluice_config::Action) -> String {
         RuleStep::WouldCut => "would be dropped; dry run, on to the next".into(),
         RuleStep::WouldPass => "would pass; dry run, on to the next".into(),
     }
-}
-
-fn describe_limit(limit: &Limit) -> String {
-    let of = match limit.of {
-        Measure::Packets => "packets",
-        Measure::Bytes => "octets",
-        Measure::Connections => "connections",
-    };
-    let per = match limit.per {
-        Per::Source => "source address".to_owned(),
-        Per::Prefix { v4, v6 } => format!("source /{v4} or /{v6}"),
-        Per::Service => "service".to_owned(),
-        Per::Global => return format!("{} {of} in all", limit.rate),
-    };
-    format!("{} {of} per {per}", limit.rate)
 }
 
 fn rate_of(config: &Config, level: Level, of: Limited) -> Option<Rate> {

@@ -359,7 +359,8 @@ impl Engine {
     /// # Errors
     /// [`Full`] when there is no room for another ban.
     pub fn ban(&mut self, prefix: IpNet, until: Micros, reason: u32) -> Result<(), Full> {
-        let result = self.bans.ban(prefix, until, reason);
+        let room = self.plan.fixed.bans > 0;
+        let result = if room { self.bans.ban(prefix, until, reason) } else { Err(Full) };
         if result.is_err() {
             self.counters.bans_refused.bump();
         }

@@ -1,0 +1,377 @@
+//! Banned addresses and prefixes, each until a time of its own: up to a million, asked for every packet.
+//!
+//! Longest prefix first, one probe for each prefix length in use of the packet's family: a handful in practice, 33 and 129 at
+//! most. A probe reads eight one-octet tags at once from an array of 2 to 4 octets a ban; an address that is not banned
+//! ends there but for once in 255 tags. The bans themselves lie side by side elsewhere.
+//!
+//! Invariants:
+//! - All memory is reserved at construction. A full table refuses; it forgets nobody.
+//! - Open addressing, half full at most, with backward-shift deletion: no tombstones, so nothing rots.
+//! - A tag is zero in an empty slot only; the first tags are repeated behind the last, so that a probe may read past the end.
+//! - The hash is keyed: nobody chooses bans that crowd together. Bans are compared whole, so none covers a stranger.
+//! - A ban that has ended bans nobody, swept or not. Families are apart: `::/0` holds no IPv4 address.
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use ipnet::IpNet;
+
+use super::hash::{Secret, prefix};
+use crate::addr::Addr;
+use crate::units::Micros;
+
+/// There is no room for another ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no room for another ban")]
+pub struct Full;
+
+/// The ban that covers an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Length of the banned prefix, bits.
+    pub prefix_len: u8,
+    /// When it ends.
+    pub until: Micros,
+    /// Why, in the numbers of whoever banned it.
+    pub reason: u32,
+}
+
+/// A prefix as the table compares it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Prefix {
+    addr: Addr,
+    len: u8,
+    v4: bool,
+}
+
+impl Prefix {
+    fn of(net: IpNet) -> Prefix {
+        let (addr, v4) = match net {
+            IpNet::V4(net) => (Addr::v4(net.network().to_bits()), true),
+            IpNet::V6(net) => (Addr::v6(net.network().octets()), false),
+        };
+        Prefix { addr, len: net.prefix_len(), v4 }
+    }
+
+    /// What sets prefixes of one network address apart in the hash.
+    #[inline]
+    fn kind(&self) -> u32 {
+        u32::from(self.len) | u32::from(self.v4) << 8
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Entry {
+    addr: Addr,
+    until: Micros,
+    reason: u32,
+    len: u8,
+    v4: bool,
+}
+
+impl Entry {
+    #[inline]
+    fn prefix(&self) -> Prefix {
+        Prefix { addr: self.addr, len: self.len, v4: self.v4 }
+    }
+}
+
+/// How many bans there are of each prefix length of a family, and which lengths that makes.
+struct Lengths<const N: usize> {
+    bans: [u32; N],
+    /// The lengths in use, longest first: the first `count`.
+    used: [u8; N],
+    count: usize,
+}
+
+impl<const N: usize> Lengths<N> {
+    const NONE: Lengths<N> = Lengths { bans: [0; N], used: [0; N], count: 0 };
+
+    #[inline]
+    fn used(&self) -> &[u8] {
+        self.used.get(..self.count).unwrap_or_default()
+    }
+
+    fn change(&mut self, len: u8, by: i32) {
+        let Some(bans) = self.bans.get_mut(usize::from(len)) else { return };
+        let before = *bans;
+        *bans = before.saturating_add_signed(by);
+        if (before == 0) != (*bans == 0) {
+            let longest_first = self.bans.iter().enumerate().rev();
+            let lengths = longest_first.filter(|&(_, &n)| n > 0).map(|(len, _)| len as u8);
+            self.count = self.used.iter_mut().zip(lengths).map(|(slot, len)| *slot = len).count();
+        }
+    }
+}
+
+/// Tags that one probe reads.
+const GROUP: usize = 8;
+
+/// Every octet 1, and every octet's highest bit.
+const ONES: u64 = u64::from_ne_bytes([1; GROUP]);
+const HIGHS: u64 = ONES << 7;
+
+/// The highest bit of each octet of `group` that is zero. Octets above the lowest zero one may be wrong.
+#[inline]
+fn zeros(group: u64) -> u64 {
+    group.wrapping_sub(ONES) & !group & HIGHS
+}
+
+/// The table. One worker's.
+pub struct Bans {
+    tags: Box<[u8]>,
+    /// Which entry a slot stands for.
+    slots: Box<[u32]>,
+    entries: Vec<Entry>,
+    mask: usize,
+    capacity: usize,
+    secret: Secret,
+    v4: Lengths<33>,
+    v6: Lengths<129>,
+    /// Where the next sweep begins.
+    swept: usize,
+}
+
+impl std::fmt::Debug for Bans {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Bans").field("len", &self.len()).field("capacity", &self.capacity).finish_non_exhaustive()
+    }
+}
+
+impl Bans {
+    /// An empty table for up to `capacity` bans (at least 1, at most 2^30), with 128 random bits that are its own.
+    #[must_use]
+    pub fn new(capacity: usize, secret: [u64; 2]) -> Bans {
+        let capacity = capacity.clamp(1, 1 << 30);
+        let slots = capacity.saturating_mul(2).max(GROUP).next_power_of_two();
+        Bans {
+            tags: vec![0; slots.saturating_add(GROUP)].into_boxed_slice(),
+            slots: vec![0; slots].into_boxed_slice(),
+            entries: Vec::with_capacity(capacity),
+            mask: slots.wrapping_sub(1),
+            capacity,
+            secret: Secret::new(secret),
+            v4: Lengths::NONE,
+            v6: Lengths::NONE,
+            swept: 0,
+        }
+    }
+
+    /// Bans `net` (its host bits do not matter) until `until`, for `reason`. Replaces a ban of the same prefix.
+    ///
+    /// # Errors
+    ///
+    /// [`Full`] when there are as many others as there is room for, those that have ended and are not yet swept included.
+    pub fn ban(&mut self, net: IpNet, until: Micros, reason: u32) -> Result<(), Full> {
+        let prefix = Prefix::of(net);
+        let hash = self.hash(&prefix);
+        if let Some((_, entry)) = self.find(hash, &prefix) {
+            if let Some(entry) = self.entries.get_mut(entry as usize) {
+                (entry.until, entry.reason) = (until, reason);
+            }
+            return Ok(());
+        }
+        let number = u32::try_from(self.entries.len()).map_err(|_| Full)?;
+        if self.entries.len() >= self.capacity {
+            return Err(Full);
+        }
+        let mut at = self.home(hash);
+        // Ends: half of the slots are empty.
+        while self.tag_at(at) != 0 {
+            at = self.next(at);
+        }
+        self.set(at, tag(hash), number);
+        self.entries.push(Entry { addr: prefix.addr, until, reason, len: prefix.len, v4: prefix.v4 });
+        self.count(&prefix, 1);
+        Ok(())
+    }
+
+    /// Lifts the ban of exactly this prefix; false when there is none.
+    pub fn unban(&mut self, net: IpNet) -> bool {
+        let prefix = Prefix::of(net);
+        let found = self.find(self.hash(&prefix), &prefix);
+        if let Some((at, number)) = found {
+            self.remove(at, number);
+        }
+        found.is_some()
+    }
+
+    /// The longest banned prefix that covers `addr` and has not ended by `now`.
+    #[inline]
+    #[must_use]
+    pub fn lookup(&self, addr: Addr, now: Micros) -> Option<Ban> {
+        let v4 = addr.is_v4();
+        let lengths = if v4 { self.v4.used() } else { self.v6.used() };
+        for &len in lengths {
+            let prefix = Prefix { addr: prefix(addr, len, len), len, v4 };
+            if let Some((_, number)) = self.find(self.hash(&prefix), &prefix)
+                && let Some(entry) = self.entries.get(number as usize)
+                && entry.until > now
+            {
+                return Some(Ban { prefix_len: len, until: entry.until, reason: entry.reason });
+            }
+        }
+        None
+    }
+
+    /// Removes bans that have ended by `now`, looking at no more than `budget` of all. Goes on where it stopped the time
+    /// before: two rounds find every one. Returns how many it removed.
+    pub fn sweep(&mut self, now: Micros, budget: usize) -> usize {
+        let mut removed: usize = 0;
+        for _ in 0..budget.min(self.entries.len()) {
+            if self.swept >= self.entries.len() {
+                self.swept = 0;
+            }
+            let Some(entry) = self.entries.get(self.swept) else { break };
+            if entry.until > now {
+                self.swept = self.swept.saturating_add(1);
+                continue;
+            }
+            // Another entry moves into its place and is the next to be looked at.
+            let prefix = entry.prefix();
+            if let Some((at, number)) = self.find(self.hash(&prefix), &prefix) {
+                self.remove(at, number);
+                removed = removed.saturating_add(1);
+            }
+        }
+        removed
+    }
+
+    /// Bans held, those that have ended and are not yet swept included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is no ban.
+    #[inline]
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Octets reserved: for a million bans 42 million.
+    #[must_use]
+    pub fn memory(&self) -> usize {
+        let entries = self.entries.capacity().saturating_mul(size_of::<Entry>());
+        size_of_val(&*self.tags).saturating_add(size_of_val(&*self.slots)).saturating_add(entries)
+    }
+
+    #[inline]
+    fn hash(&self, prefix: &Prefix) -> u64 {
+        self.secret.hash(prefix.kind(), prefix.addr)
+    }
+
+    #[inline]
+    fn home(&self, hash: u64) -> usize {
+        (hash >> 32) as usize & self.mask
+    }
+
+    #[inline]
+    fn next(&self, at: usize) -> usize {
+        at.wrapping_add(1) & self.mask
+    }
+
+    #[inline]
+    fn tag_at(&self, at: usize) -> u8 {
+        self.tags.get(at).copied().unwrap_or(0)
+    }
+
+    fn set(&mut self, at: usize, tag: u8, number: u32) {
+        let repeated = if at < GROUP { self.slots.len().wrapping_add(at) } else { at };
+        for at in [at, repeated] {
+            if let Some(slot) = self.tags.get_mut(at) {
+                *slot = tag;
+            }
+        }
+        if let Some(slot) = self.slots.get_mut(at) {
+            *slot = number;
+        }
+    }
+
+    fn count(&mut self, prefix: &Prefix, by: i32) {
+        if prefix.v4 {
+            self.v4.change(prefix.len, by);
+        } else {
+            self.v6.change(prefix.len, by);
+        }
+    }
+
+    /// The slot and the entry of `prefix`, whose hash is `hash`.
+    #[inline]
+    fn find(&self, hash: u64, prefix: &Prefix) -> Option<(usize, u32)> {
+        let wanted = ONES.wrapping_mul(u64::from(tag(hash)));
+        let mut at = self.home(hash);
+        // Ends: half of the slots are empty.
+        loop {
+            let group = u64::from_le_bytes(*self.tags.get(at..)?.first_chunk::<GROUP>()?);
+            let empty = zeros(group);
+            // Matches in front of the first empty slot, lowest first.
+            let mut matches = zeros(group ^ wanted) & (empty & empty.wrapping_neg()).wrapping_sub(1);
+            while matches != 0 {
+                let slot = at.wrapping_add((matches.trailing_zeros() >> 3) as usize) & self.mask;
+                let number = *self.slots.get(slot)?;
+                if self.entries.get(number as usize).is_some_and(|entry| entry.prefix() == *prefix) {
+                    return Some((slot, number));
+                }
+                matches &= matches.wrapping_sub(1);
+            }
+            if empty != 0 {
+                return None;
+            }
+            at = at.wrapping_add(GROUP) & self.mask;
+        }
+    }
+
+    /// Removes entry `number`, whose slot is `at`.
+    fn remove(&mut self, at: usize, number: u32) {
+        let Some(entry) = self.entries.get(number as usize) else { return };
+        let prefix = entry.prefix();
+        self.count(&prefix, -1);
+        // The last entry moves into the gap among the entries.
+        let last = self.entries.len().saturating_sub(1);
+        if let Some(moved) = self.entries.get(last).map(Entry::prefix)
+            && let Some((its_slot, _)) = self.find(self.hash(&moved), &moved)
+            && let Some(slot) = self.slots.get_mut(its_slot)
+        {
+            *slot = number;
+        }
+        self.entries.swap_remove(number as usize);
+        self.close(at);
+    }
+
+    /// Empties slot `hole` and moves back whatever its being full had pushed on.
+    fn close(&mut self, mut hole: usize) {
+        let mut at = hole;
+        loop {
+            at = self.next(at);
+            let tag = self.tag_at(at);
+            if tag == 0 {
+                break;
+            }
+            let Some(&number) = self.slots.get(at) else { break };
+            let Some(prefix) = self.entries.get(number as usize).map(Entry::prefix) else { break };
+            let home = self.home(self.hash(&prefix));
+            // It may move if its home does not lie behind the hole.
+            let (from_home, from_hole) = (at.wrapping_sub(home) & self.mask, at.wrapping_sub(hole) & self.mask);
+            if from_home >= from_hole {
+                self.set(hole, tag, number);
+                hole = at;
+            }
+        }
+        self.set(hole, 0, 0);
+    }
+}
+
+/// The tag of a hash: never zero.
+#[inline]
+fn tag(hash: u64) -> u8 {
+    (hash as u8).max(1)
+}

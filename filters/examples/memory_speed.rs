@@ -1,6 +1,6 @@
 //! What it costs to ask a worker's memory of sources: meters, clients, bans.
 //!
-//! `cargo run --release -p sluice-filters --example memory_speed` prints nanoseconds per operation, the best of several rounds.
+//! `cargo run --release -p sluice-filters --example memory_speed` prints nanoseconds per operation, the best of many rounds.
 //! "Touched" means as a worker does it: first the keys of a burst of 32, then their lines, then the work.
 
 use std::hint::black_box;
@@ -13,8 +13,8 @@ use sluice_filters::addr::Addr;
 use sluice_filters::memory::{Bans, Bucket, Clients, Key, Meters, Quota, Secret, prefix};
 use sluice_filters::units::Micros;
 
-const OPERATIONS: u32 = 1 << 20;
-const ROUNDS: u32 = 7;
+const OPERATIONS: u32 = 1 << 16;
+const ROUNDS: u32 = 150;
 const BURST: u32 = 32;
 const RECORDS: u32 = 262_144;
 const SECRET: [u64; 2] = [0x0123_4567_89ab_cdef, 0x0f1e_2d3c_4b5a_6978];
@@ -150,34 +150,51 @@ fn bans() {
         let _ = bans.ban(IpAddr::from(Ipv4Addr::from(mix(n))).into(), forever, 1);
     }
     println!("{:<58} {:>7.1}", "bans, a million entered, each", start.elapsed().as_nanos() as f64 / f64::from(BANS));
-    let misses = "bans, a million, address not banned";
-    let miss = |bans: &Bans| {
-        for n in 0..OPERATIONS {
-            black_box(bans.lookup(Addr::v4(mix(2 * BANS + n)), Micros(0)));
+    let misses = "bans, a million, not banned";
+    let miss = |bans: &Bans, touched: bool| {
+        for start in (2 * BANS..2 * BANS + OPERATIONS).step_by(BURST as usize) {
+            let burst = start..start + BURST;
+            if touched {
+                burst.clone().for_each(|n| bans.touch(Addr::v4(mix(n))));
+            }
+            for n in burst {
+                black_box(bans.lookup(Addr::v4(mix(n)), Micros(0)));
+            }
         }
     };
-    report(&format!("{misses}, /32 only"), |_| miss(&bans));
+    report(&format!("{misses}, /32 only, not touched"), |_| miss(&bans, false));
+    report(&format!("{misses}, /32 only, touched"), |_| miss(&bans, true));
     for n in 0..2_000 {
         let len = if n % 2 == 0 { 24 } else { 16 };
         let net = Ipv4Net::new(Ipv4Addr::from(0xe000_0000 | n << 12), len).map(|net| IpNet::from(net.trunc()));
         let _ = net.map(|net| bans.ban(net, forever, 2));
     }
-    report(&format!("{misses}, /32, /24 and /16"), |_| miss(&bans));
-    report("bans, a million, a banned address", |_| {
-        for n in 0..OPERATIONS {
-            black_box(bans.lookup(Addr::v4(mix(mix(n) % (BANS - 2_000))), Micros(0)));
-        }
-    });
+    report(&format!("{misses}, /32, /24 and /16, not touched"), |_| miss(&bans, false));
+    report(&format!("{misses}, /32, /24 and /16, touched"), |_| miss(&bans, true));
+    for (how, touched) in [("not touched", false), ("touched", true)] {
+        report(&format!("bans, a million, random banned addresses, {how}"), |round| {
+            let addr = |n: u32| Addr::v4(mix(mix(n) % (BANS - 2_000)));
+            for start in (round * OPERATIONS..(round + 1) * OPERATIONS).step_by(BURST as usize) {
+                let burst = start..start + BURST;
+                if touched {
+                    burst.clone().for_each(|n| bans.touch(addr(n)));
+                }
+                for n in burst {
+                    black_box(bans.lookup(addr(n), Micros(0)));
+                }
+            }
+        });
+    }
     report("bans, a million, the same banned address", |_| {
         for _ in 0..OPERATIONS {
             black_box(bans.lookup(black_box(Addr::v4(mix(77))), Micros(0)));
         }
     });
     let start = Instant::now();
-    let swept = bans.sweep(Micros(0), BANS as usize);
+    let swept = bans.sweep(Micros(0), usize::MAX);
     println!("{:<58} {:>7.1}", "bans, swept, none ended, each", start.elapsed().as_nanos() as f64 / f64::from(BANS));
     assert_eq!(swept, 0);
     let start = Instant::now();
-    let swept = bans.sweep(forever, BANS as usize);
+    let swept = bans.sweep(forever, usize::MAX);
     println!("{:<58} {:>7.1}", "bans, swept, all ended, each", start.elapsed().as_nanos() as f64 / swept as f64);
 }

@@ -200,7 +200,8 @@ fn find(line: &mut Line, tag: u32, now: u32) -> Option<Found<'_>> {
 #[inline]
 fn enter(line: &mut Line, tag: u32, new_marks: u64, now: u32, most: Standing) {
     let records = line.tags.iter_mut().zip(&mut line.seen).zip(&mut line.marks);
-    let first = records.min_by_key(|((_, seen), marks)| (standing(**seen, **marks, now), **seen));
+    let order = |seen: u32, marks| (standing(seen, marks, now) as u64) << 32 | u64::from(seen);
+    let first = records.min_by_key(|((_, seen), marks)| order(**seen, **marks));
     if let Some(((their_tag, seen), marks)) = first
         && standing(*seen, *marks, now) <= most
     {

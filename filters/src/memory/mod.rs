@@ -8,15 +8,15 @@
 //! One worker owns one of each. Nothing here locks, allocates after construction, reads a clock or prints; time comes in as
 //! [`crate::units::Micros`], and addresses are found through a hash under a secret key ([`Secret`]).
 
-//mod bans;
+mod bans;
 mod bucket;
-//mod clients;
+mod clients;
 mod hash;
 mod meters;
 
-//pub use bans::{Ban, Bans, Full};
+pub use bans::{Ban, Bans, Full};
 pub use bucket::Bucket;
-//pub use clients::{Clients, DRY_RUN_RULES, VERIFIED_FOR};
+pub use clients::{Clients, DRY_RUN_RULES, VERIFIED_FOR};
 pub use hash::{Secret, prefix};
 pub use meters::{Key, Meters, Quota, STANDING_MAX, STANDING_PER_PACKET};
 

@@ -285,3 +285,162 @@ impl<E: Enforcer> BanFile<E> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Workers that note their orders, and may be busy.
+    #[derive(Debug, Default)]
+    struct Notes {
+        orders: Mutex<Vec<String>>,
+        busy: Mutex<usize>,
+    }
+
+    impl Notes {
+        fn take(&self, order: String) -> Result<(), Busy> {
+            let mut busy = self.busy.lock().unwrap();
+            if *busy > 0 {
+                *busy -= 1;
+                return Err(Busy);
+            }
+            self.orders.lock().unwrap().push(order);
+            Ok(())
+        }
+    }
+
+    impl Enforcer for Arc<Notes> {
+        fn ban(&self, prefix: IpNet, _: SystemTime) -> Result<(), Busy> {
+            self.take(format!("ban {prefix}"))
+        }
+
+        fn unban(&self, prefix: IpNet) -> Result<(), Busy> {
+            self.take(format!("unban {prefix}"))
+        }
+    }
+
+    fn book(capacity: u32) -> (Arc<BanBook<Arc<Notes>>>, Arc<Notes>) {
+        let notes = Arc::new(Notes::default());
+        (Arc::new(BanBook::new(capacity, notes.clone())), notes)
+    }
+
+    fn orders(notes: &Notes) -> Vec<String> {
+        let mut orders = std::mem::take(&mut *notes.orders.lock().unwrap());
+        orders.sort();
+        orders
+    }
+
+    fn ban(prefix: &str) -> Ban {
+        Ban { prefix: prefix.parse().unwrap(), until: None, reason: "test".into() }
+    }
+
+    #[test]
+    fn bans_are_laid_listed_and_lifted() {
+        let (book, notes) = book(10);
+        book.ban(ban("192.0.2.77/24")).unwrap();
+        assert_eq!(book.list(), [ban("192.0.2.0/24")]);
+        assert_eq!(book.unban("192.0.2.0/24".parse().unwrap()), Ok(true));
+        assert_eq!(book.unban("192.0.2.0/24".parse().unwrap()), Ok(false));
+        assert_eq!(orders(&notes), ["ban 192.0.2.0/24", "unban 192.0.2.0/24"]);
+        assert!(book.list().is_empty());
+    }
+
+    #[test]
+    fn no_more_bans_are_laid_than_there_is_room_for() {
+        let (book, notes) = book(1);
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(book.ban(ban("192.0.3.0/24")), Err(BanError::Full(1)));
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(orders(&notes).len(), 2);
+    }
+
+    #[test]
+    fn bans_that_have_ended_are_neither_listed_nor_in_the_way() {
+        let (book, _) = book(1);
+        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        assert!(book.list().is_empty());
+        book.sweep();
+        book.ban(ban("192.0.3.0/24")).unwrap();
+    }
+
+    #[test]
+    fn busy_workers_are_asked_again() {
+        let (book, notes) = book(1);
+        *notes.busy.lock().unwrap() = 3;
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(orders(&notes), ["ban 192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn a_file_has_a_ban_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(
+            &path,
+            "# by hand\n192.0.2.7 never\n\n  2001:db8:7::/48\t2026-12-01T00:00:00Z   many words # why\r\n192.0.2.7/32 never again\n",
+        )
+        .unwrap();
+        let mut bans = read_bans(&path).unwrap();
+        bans.sort_by_key(|ban| ban.prefix);
+        let until = humantime::parse_rfc3339("2026-12-01T00:00:00Z").unwrap();
+        assert_eq!(
+            bans,
+            [
+                Ban { reason: "again".into(), ..ban("192.0.2.7/32") },
+                Ban { prefix: "2001:db8:7::/48".parse().unwrap(), until: Some(until), reason: "many words".into() },
+            ]
+        );
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_with_its_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        for (line, found) in [
+            ("192.0.2.300 never", "\"192.0.2.300\" is no address or prefix"),
+            ("192.0.2.1", "\"192.0.2.1\" lacks the time"),
+            ("192.0.2.1 tomorrow", "\"tomorrow\" is no time"),
+            ("\u{1b}[2J never", "\"\\u{1b}[2J\" is no address"),
+        ] {
+            fs::write(&path, format!("192.0.2.7 never\n{line}\n")).unwrap();
+            let error = read_bans(&path).unwrap_err().to_string();
+            let place = format!("bans.file: {}:2: {found}", path.display());
+            assert!(error.starts_with(&place) && error.contains("; write PREFIX UNTIL"), "{error}");
+        }
+        assert!(read_bans(&dir.path().join("none")).unwrap_err().to_string().contains("; name a file"));
+    }
+
+    #[test]
+    fn a_changed_file_lays_what_is_new_and_lifts_what_is_gone_and_nothing_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        let put = |text: &str| {
+            let new = path.with_extension("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(new, &path).unwrap();
+        };
+        let (book, notes) = book(100);
+        book.ban(ban("198.18.0.0/15")).unwrap();
+        let mut file = BanFile::new(path.clone(), book.clone());
+        put("192.0.2.1 never\n192.0.2.2 never\n192.0.2.3 2020-01-01T00:00:00Z ended long ago\n");
+        file.look();
+        assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32", "ban 198.18.0.0/15"]);
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
+        put("192.0.2.2 never\n2001:db8::/32 never\n");
+        file.look();
+        assert_eq!(orders(&notes), ["ban 2001:db8::/32", "unban 192.0.2.1/32"]);
+        put("192.0.2.2 never\nnonsense\n");
+        file.look();
+        assert_eq!(orders(&notes), [""; 0], "a broken file changes nothing");
+        fs::remove_file(&path).unwrap();
+        file.look();
+        assert_eq!((orders(&notes), book.list().len()), (vec![], 3), "neither does a missing one");
+        put("");
+        file.look();
+        assert_eq!(orders(&notes), ["unban 192.0.2.2/32", "unban 2001:db8::/32"]);
+        assert_eq!(book.list(), [ban("198.18.0.0/15")]);
+    }
+}

@@ -132,8 +132,8 @@ impl Capture {
         let octets = self.source.take(record.captured);
         // What was captured was on the wire, whatever a careless writer says.
         let wire_len = record.wire_len.max(record.captured as u32);
-        let truncated = record.captured < wire_len as usize;
         if record.link == Link::Ethernet {
+            let truncated = octets.len() < wire_len as usize;
             return Ok(Some(Packet { number, time: record.time, frame: octets, wire_len, truncated }));
         }
         self.frame.clear();
@@ -144,10 +144,11 @@ impl Capture {
                 self.frame.extend_from_slice(octets.get(own..).unwrap_or_default());
                 own
             }
-            // Cut inside its link header: a frame that is too short for one, too.
+            // It ends inside its own link header: a frame that is too short for one, too.
             None => octets.len(),
         };
         let wire_len = (wire_len - own as u32).saturating_add(14);
+        let truncated = self.frame.len() < wire_len as usize;
         Ok(Some(Packet { number, time: record.time, frame: &self.frame, wire_len, truncated }))
     }
 }

@@ -290,3 +290,241 @@ fn shortened(comment: &str) -> &str {
     let end = (0..=comment.len().min(MAX_COMMENT)).rev().find(|at| comment.is_char_boundary(*at));
     &comment[..end.unwrap_or(0)]
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use pcap_file::pcapng::{Block, PcapNgReader};
+    use sluice_config::{Rate, Sample};
+    use sluice_filters::testkit;
+    use tempfile::TempDir;
+
+    use super::super::Capture;
+    use super::*;
+
+    const VERDICT: &str = "drop: rule \"botnet\" (rule)";
+
+    struct Bench {
+        directory: TempDir,
+        sample: Sample,
+        now: Instant,
+    }
+
+    impl Bench {
+        fn new(snap: u16, max_size: u64) -> Bench {
+            let directory = tempfile::tempdir().unwrap();
+            let file = directory.path().join("drops.pcapng");
+            let sample = Sample { file, rate: Rate::per_second(100), snap, max_size };
+            Bench { directory, sample, now: Instant::now() }
+        }
+
+        fn open(&self) -> SampleWriter {
+            SampleWriter::open(&self.sample, &["wan".to_owned(), "lan".to_owned()], "1.2.3").unwrap()
+        }
+
+        /// Writes a packet so many seconds after the start.
+        fn write(&self, writer: &mut SampleWriter, seconds: u64, seq: u32) -> Result<(), SampleError> {
+            let frame = frame(seq);
+            let (time, wire_len) = (Duration::new(1_700_000_000, seq), frame.len() as u32);
+            let packet = DroppedPacket { port: 1, time, frame: &frame, wire_len, verdict: VERDICT };
+            writer.write(&packet, self.now + Duration::from_secs(seconds))
+        }
+
+        fn old(&self) -> PathBuf {
+            rotated(&self.sample.file)
+        }
+    }
+
+    fn frame(seq: u32) -> Vec<u8> {
+        testkit::tcp("192.0.2.7:40000", "198.51.100.10:443").seq(seq).build()
+    }
+
+    /// The nanoseconds of the packets' times, which are the tests' numbers.
+    fn numbers(file: &Path) -> Vec<u32> {
+        let mut capture = Capture::open(file).unwrap();
+        let mut numbers = Vec::new();
+        while let Some(packet) = capture.next().unwrap() {
+            numbers.push(packet.time.subsec_nanos());
+        }
+        numbers
+    }
+
+    #[test]
+    fn packets_carry_their_port_time_length_and_verdict() {
+        let bench = Bench::new(64, 1 << 20);
+        let mut writer = bench.open();
+        let whole = testkit::tcp("192.0.2.7:1", "198.51.100.10:443").payload([7; 200]).build();
+        for (port, wire_len) in [(0, 254), (1, 254)] {
+            let packet = DroppedPacket { port, time: Duration::new(9, 123), frame: &whole, wire_len, verdict: VERDICT };
+            writer.write(&packet, bench.now).unwrap();
+        }
+        let octets = std::fs::read(&bench.sample.file).unwrap();
+        let mut reader = PcapNgReader::new(&octets[..]).unwrap();
+        let application = SectionHeaderOption::UserApplication(Cow::Borrowed("sluice 1.2.3"));
+        assert_eq!(reader.section().options, [application]);
+        let mut packets = Vec::new();
+        while let Some(block) = reader.next_block() {
+            match block.unwrap().into_owned() {
+                Block::EnhancedPacket(packet) => packets.push(packet),
+                Block::InterfaceDescription(interface) => assert_eq!(interface.snaplen, 64),
+                other => panic!("{other:?}"),
+            }
+        }
+        let names: Vec<_> = reader.interfaces().iter().map(|interface| interface.options[0].clone()).collect();
+        assert_eq!(names, ["wan", "lan"].map(|name| InterfaceDescriptionOption::IfName(Cow::Borrowed(name))));
+        for (index, packet) in packets.iter().enumerate() {
+            assert_eq!((packet.interface_id, packet.original_len), (index as u32, 254));
+            assert_eq!((packet.timestamp, &packet.data[..]), (Duration::new(9, 123), &whole[..64]));
+            assert_eq!(packet.options, [EnhancedPacketOption::Comment(Cow::Borrowed(VERDICT))]);
+        }
+        let mut capture = Capture::open(&bench.sample.file).unwrap();
+        let packet = capture.next().unwrap().unwrap();
+        assert_eq!((packet.time, packet.frame, packet.wire_len), (Duration::new(9, 123), &whole[..64], 254));
+        assert!(packet.truncated);
+    }
+
+    #[test]
+    fn a_reader_can_follow() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        assert!(numbers(&bench.sample.file).is_empty());
+        for seq in 1..4 {
+            bench.write(&mut writer, 0, seq).unwrap();
+            assert_eq!(numbers(&bench.sample.file), (1..=seq).collect::<Vec<u32>>());
+        }
+        assert_eq!((writer.written(), writer.lost()), (3, 0));
+    }
+
+    #[test]
+    fn tcpdump_reads_it() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        bench.write(&mut writer, 0, 7).unwrap();
+        // Not everybody has tcpdump.
+        let Ok(output) = Command::new("tcpdump").args(["-n", "-r"]).arg(&bench.sample.file).output() else { return };
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains("192.0.2.7.40000 > 198.51.100.10.443: Flags [.], ack 1"), "{output:?}");
+    }
+
+    #[test]
+    fn a_file_with_something_in_it_makes_room_at_the_start() {
+        let bench = Bench::new(256, 1 << 20);
+        std::fs::write(&bench.sample.file, "of last year").unwrap();
+        std::fs::write(bench.old(), "of the year before").unwrap();
+        let mut writer = bench.open();
+        bench.write(&mut writer, 0, 1).unwrap();
+        assert_eq!(std::fs::read(bench.old()).unwrap(), b"of last year");
+        drop(writer);
+        std::fs::write(&bench.sample.file, "").unwrap();
+        drop(bench.open());
+        assert_eq!(std::fs::read(bench.old()).unwrap(), b"of last year", "an empty file is used as it is");
+    }
+
+    #[test]
+    fn a_full_file_makes_room_and_two_files_are_the_most() {
+        let bench = Bench::new(256, 700);
+        let mut writer = bench.open();
+        for seq in 1..=20 {
+            bench.write(&mut writer, 0, seq).unwrap();
+            assert!(std::fs::metadata(&bench.sample.file).unwrap().len() <= 700);
+        }
+        let (old, new) = (numbers(&bench.old()), numbers(&bench.sample.file));
+        assert!(old.len() > 2, "{old:?}");
+        assert_eq!([old, new.clone()].concat().last(), Some(&20));
+        assert_eq!(numbers(&bench.old()).last().unwrap() + 1, new[0]);
+        assert_eq!(std::fs::read_dir(bench.directory.path()).unwrap().count(), 2);
+        assert_eq!((writer.written(), writer.lost()), (20, 0));
+    }
+
+    #[test]
+    fn a_file_too_small_for_a_packet_holds_one() {
+        let bench = Bench::new(256, 1);
+        let mut writer = bench.open();
+        for seq in 1..=3 {
+            bench.write(&mut writer, 0, seq).unwrap();
+        }
+        assert_eq!((numbers(&bench.old()), numbers(&bench.sample.file)), (vec![2], vec![3]));
+    }
+
+    #[test]
+    fn a_vanished_directory_is_an_error_once_and_tried_again_later() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        bench.write(&mut writer, 0, 1).unwrap();
+        let elsewhere = bench.directory.path().with_extension("elsewhere");
+        std::fs::rename(bench.directory.path(), &elsewhere).unwrap();
+        let error = bench.write(&mut writer, 2, 2).unwrap_err().to_string();
+        assert!(error.starts_with("sample.file: cannot write /"), "{error}");
+        assert!(error.contains("No such file"), "{error}");
+        for seconds in [3, 6, 8, 12] {
+            bench.write(&mut writer, seconds, 3).unwrap();
+        }
+        assert_eq!((writer.written(), writer.lost()), (1, 5));
+        std::fs::rename(&elsewhere, bench.directory.path()).unwrap();
+        bench.write(&mut writer, 12, 4).unwrap();
+        assert_eq!((writer.written(), writer.lost()), (1, 6), "the last try is too recent");
+        bench.write(&mut writer, 18, 5).unwrap();
+        bench.write(&mut writer, 18, 6).unwrap();
+        assert_eq!((writer.written(), writer.lost()), (3, 6));
+        assert_eq!((numbers(&bench.old()), numbers(&bench.sample.file)), (vec![1], vec![5, 6]));
+        std::fs::rename(bench.directory.path(), &elsewhere).unwrap();
+        assert!(bench.write(&mut writer, 20, 7).is_err(), "a new row of failures");
+        std::fs::rename(&elsewhere, bench.directory.path()).unwrap();
+    }
+
+    #[test]
+    fn a_file_moved_or_emptied_by_somebody_else_is_begun_again() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        bench.write(&mut writer, 0, 1).unwrap();
+        let moved = bench.directory.path().join("moved");
+        std::fs::rename(&bench.sample.file, &moved).unwrap();
+        bench.write(&mut writer, 2, 2).unwrap();
+        assert_eq!((numbers(&moved), numbers(&bench.sample.file)), (vec![1], vec![2]));
+        std::fs::write(&bench.sample.file, "").unwrap();
+        bench.write(&mut writer, 4, 3).unwrap();
+        assert_eq!(numbers(&bench.sample.file), [3]);
+        assert!(!bench.old().exists());
+    }
+
+    #[test]
+    fn a_disk_that_takes_nothing_is_left_alone_until_the_next_try() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        bench.write(&mut writer, 0, 1).unwrap();
+        // Neither can be written nor cut back.
+        writer.output.as_mut().unwrap().file = File::open("/dev/null").unwrap();
+        assert!(bench.write(&mut writer, 0, 2).is_err());
+        bench.write(&mut writer, 1, 3).unwrap();
+        bench.write(&mut writer, 6, 4).unwrap();
+        assert_eq!((numbers(&bench.old()), numbers(&bench.sample.file)), (vec![1], vec![4]));
+        assert_eq!((writer.written(), writer.lost()), (2, 2));
+    }
+
+    #[test]
+    fn only_a_regular_file_is_written() {
+        for file in ["/dev/null", "/dev", "/nonexistent/drops"] {
+            let sample = Sample { file: file.into(), rate: Rate::per_second(100), snap: 256, max_size: 1 };
+            let error = SampleWriter::open(&sample, &[], "1").unwrap_err().to_string();
+            let expected = format!("sample.file: cannot write {file}: ");
+            assert!(error.starts_with(&expected) && error.contains("name a regular file"), "{error}");
+        }
+        assert!(Path::new("/dev/null").exists());
+    }
+
+    #[test]
+    fn a_stranger_among_ports_is_lost_and_a_long_verdict_cut() {
+        let bench = Bench::new(256, 1 << 20);
+        let mut writer = bench.open();
+        let verdict = "ä".repeat(1000);
+        let frame = frame(1);
+        let mut packet = DroppedPacket { port: 2, time: Duration::ZERO, frame: &frame, wire_len: 0, verdict: &verdict };
+        writer.write(&packet, bench.now).unwrap();
+        assert_eq!((writer.written(), writer.lost()), (0, 1));
+        packet.port = 0;
+        writer.write(&packet, bench.now).unwrap();
+        let octets = std::fs::read(&bench.sample.file).unwrap();
+        assert_eq!(octets.iter().filter(|octet| **octet == 0xc3).count(), MAX_COMMENT / 2);
+    }
+}

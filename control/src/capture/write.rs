@@ -92,3 +92,35 @@ pub(super) fn io_error(error: PcapError) -> io::Error {
         other => io::Error::new(io::ErrorKind::InvalidInput, other),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_the_file() {
+        let error = PcapWriter::create(Path::new("/nonexistent/out.pcap")).unwrap_err().to_string();
+        assert!(error.starts_with("/nonexistent/out.pcap: cannot be written: No such file"), "{error}");
+    }
+
+    #[test]
+    fn a_full_disk_is_noticed_at_the_end_at_the_latest() {
+        let mut writer = PcapWriter::create(Path::new("/dev/full")).unwrap();
+        writer.write(Duration::ZERO, &[0; 60], 60).unwrap();
+        let error = writer.finish().unwrap_err().to_string();
+        assert!(error.starts_with("/dev/full: cannot be written: No space left"), "{error}");
+    }
+
+    #[test]
+    fn what_the_format_has_no_room_for_is_cut_to_it() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("out.pcap");
+        let mut writer = PcapWriter::create(&path).unwrap();
+        writer.write(Duration::MAX, &[0; MAX_PACKET + 1], 1).unwrap();
+        writer.finish().unwrap();
+        let mut capture = super::super::Capture::open(&path).unwrap();
+        let packet = capture.next().unwrap().unwrap();
+        assert_eq!((packet.frame.len(), packet.wire_len), (MAX_PACKET, MAX_PACKET as u32));
+        assert_eq!(packet.time, Duration::from_secs(u32::MAX.into()));
+    }
+}

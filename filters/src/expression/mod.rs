@@ -31,7 +31,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pcap::{Capture, Linktype};
 
-use self::fold::{Facts, fold};
+use self::fold::{Facts, fold, reads_unwritten};
 use self::machine::{Instruction, MAX_INSTRUCTIONS, Program, ProgramError, View};
 use crate::packet::Segment;
 
@@ -118,11 +118,12 @@ impl Expression {
             return Err(ExpressionError::Empty);
         }
         text::check(text)?;
-        let general = Program::decode(&libpcap(text)?).map_err(|error| match error {
-            ProgramError::TooLong(len) => ExpressionError::TooManyInstructions(len),
-            ProgramError::Jump(_) => ExpressionError::Loop,
-            error => ExpressionError::Program(error.to_string()),
-        })?;
+        let mut general = program(text, true)?;
+        // libpcap's optimiser has been seen to drop a store that is still needed, and bpf_filter then reads whatever lies
+        // there.
+        if reads_unwritten(&general) {
+            general = program(text, false)?;
+        }
         let (v4, v6) = (fold(&general, &Facts::v4()), fold(&general, &Facts::v6()));
         Ok(Expression { text: text.to_owned(), general, v4, v6 })
     }
@@ -161,14 +162,22 @@ impl Expression {
     }
 }
 
-/// libpcap's program for a text.
-fn libpcap(text: &str) -> Result<Vec<Instruction>, ExpressionError> {
+/// libpcap's program for a text, decoded.
+fn program(text: &str, optimise: bool) -> Result<Program, ExpressionError> {
+    Program::decode(&libpcap(text, optimise)?).map_err(|error| match error {
+        ProgramError::TooLong(len) => ExpressionError::TooManyInstructions(len),
+        ProgramError::Jump(_) => ExpressionError::Loop,
+        error => ExpressionError::Program(error.to_string()),
+    })
+}
+
+fn libpcap(text: &str, optimise: bool) -> Result<Vec<Instruction>, ExpressionError> {
     let said = |error: pcap::Error| match error {
         pcap::Error::PcapError(said) => ExpressionError::Pcap(said),
         error => ExpressionError::Pcap(error.to_string()),
     };
     let _turn = COMPILER.lock().unwrap_or_else(PoisonError::into_inner);
-    let program = Capture::dead(Linktype::ETHERNET).and_then(|dead| dead.compile(text, true)).map_err(said)?;
+    let program = Capture::dead(Linktype::ETHERNET).and_then(|dead| dead.compile(text, optimise)).map_err(said)?;
     let read = |instruction: &pcap::BpfInstruction| {
         // The fields are private; their text is all there is: code, jt, jf and k in decimal.
         let line = instruction.to_string();

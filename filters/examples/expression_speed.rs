@@ -55,7 +55,7 @@ fn expressions() -> Vec<String> {
         text("ip6 and src net 2001:db8:5::/48 and tcp dst port 443"),
         format!("src host ({})", hosts(20).join(" or ")),
         format!("host ({})", hosts(20).join(" or ")),
-        format!("src host ({})", hosts(400).join(" or ")),
+        format!("src host ({})", hosts(200).join(" or ")),
     ]
 }
 

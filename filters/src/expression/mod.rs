@@ -50,6 +50,9 @@ pub enum ExpressionError {
     /// A text of this length.
     #[error("an expression of {0} octets; at most {max} are taken: put addresses into a set", max = MAX_TEXT)]
     TooLong(usize),
+    /// This many words beside `and`, `or` and `not`.
+    #[error("an expression of {0} words; at most {max} are taken: put addresses into a set", max = text::MAX_WORDS)]
+    TooManyWords(usize),
     /// A zero octet in the text.
     #[error("the expression holds a zero octet; write a filter as for tcpdump, see pcap-filter(7)")]
     Nul,
@@ -71,7 +74,7 @@ pub enum ExpressionError {
     /// What libpcap says.
     #[error("{0}; write a filter as for tcpdump, see pcap-filter(7)")]
     Pcap(String),
-    /// A program of this many instructions.
+    /// A program of this many instructions, before libpcap shortens it.
     #[error("the expression takes {0} instructions; at most {max} are taken: put addresses into a set", max = MAX_INSTRUCTIONS)]
     TooManyInstructions(usize),
     /// A program with a loop: libpcap writes one for `protochain` alone.
@@ -118,12 +121,11 @@ impl Expression {
             return Err(ExpressionError::Empty);
         }
         text::check(text)?;
-        let mut general = program(text, true)?;
-        // libpcap's optimiser has been seen to drop a store that is still needed, and bpf_filter then reads whatever lies
-        // there.
-        if reads_unwritten(&general) {
-            general = program(text, false)?;
-        }
+        // In this order: the optimiser takes minutes over what is refused here.
+        let plain = program(text, false)?;
+        let optimised = program(text, true)?;
+        // It has been seen to drop a store that is still needed; bpf_filter then reads whatever lies there.
+        let general = if reads_unwritten(&optimised) { plain } else { optimised };
         let (v4, v6) = (fold(&general, &Facts::v4()), fold(&general, &Facts::v6()));
         Ok(Expression { text: text.to_owned(), general, v4, v6 })
     }

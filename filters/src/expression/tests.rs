@@ -143,7 +143,7 @@ fn tagged(frame: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn any_valid_program_gives_the_plain_readings_verdict(
@@ -325,14 +325,15 @@ fn a_division_by_zero_ends_it() {
 }
 
 #[test]
-fn long_lists_compile_or_are_refused_in_good_time() {
+fn long_lists_compile_or_are_refused() {
     let list = |count: u32| {
         let ports: Vec<_> = (1..=count).map(|port| port.to_string()).collect();
         format!("tcp dst port ({})", ports.join(" or "))
     };
-    let expression = Expression::compile(&list(1000)).unwrap();
+    let expression = Expression::compile(&list(200)).unwrap();
     let frame = |port: u16| testkit::tcp("192.0.2.7:40000", (std::net::IpAddr::from([10, 0, 0, 1]), port)).build();
-    assert!(both(&expression, &frame(1)) && both(&expression, &frame(1000)) && !both(&expression, &frame(1001)));
+    assert!(both(&expression, &frame(1)) && both(&expression, &frame(200)) && !both(&expression, &frame(201)));
+    let ExpressionError::TooManyInstructions(_) = Expression::compile(&list(400)).unwrap_err() else { panic!() };
     let nested = format!("{}tcp{}", "(".repeat(8000), ")".repeat(8000));
     let _ = Expression::compile(&nested);
 }

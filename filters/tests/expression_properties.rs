@@ -18,8 +18,32 @@ const PORTS: &[u16] = &[22, 53, 80, 443, 1024, 8080, 40_000];
 const FLAGS: &[&str] = &["tcp-syn", "tcp-ack", "tcp-rst", "tcp-fin", "tcp-push", "tcp-urg"];
 const SET_FLAGS: &[u8] = &[0x02, 0x12, 0x10, 0x18, 0x11, 0x04, 0x14, 0x30, 0x22, 0xc2];
 
-fn libpcap(text: &str) -> Result<BpfProgram, pcap::Error> {
-    Capture::dead(Linktype::ETHERNET)?.compile(text, true)
+fn libpcap(text: &str, optimise: bool) -> Result<BpfProgram, pcap::Error> {
+    Capture::dead(Linktype::ETHERNET)?.compile(text, optimise)
+}
+
+/// libpcap's verdict. Its optimiser may drop a store that is still needed (1.10.3 does), and what `bpf_filter` then reads is
+/// anybody's guess: programs that read scratch words and differ from their plain form are judged by that.
+struct Libpcap {
+    optimised: BpfProgram,
+    plain: BpfProgram,
+    reads_scratch: bool,
+}
+
+impl Libpcap {
+    fn compile(text: &str) -> Result<Libpcap, pcap::Error> {
+        let (optimised, plain) = (libpcap(text, true)?, libpcap(text, false)?);
+        let is_read = |code: &str| matches!(code, "96" | "97");
+        let reads_scratch =
+            optimised.get_instructions().iter().any(|op| is_read(op.to_string().split(' ').next().unwrap()));
+        Ok(Libpcap { optimised, plain, reads_scratch })
+    }
+
+    /// None where libpcap itself cannot be relied on.
+    fn filter(&self, frame: &[u8]) -> Option<bool> {
+        let verdict = self.optimised.filter(frame);
+        (!self.reads_scratch || self.plain.filter(frame) == verdict).then_some(verdict)
+    }
 }
 
 fn text(choices: &'static [&'static str]) -> impl Strategy<Value = String> {
@@ -182,6 +206,7 @@ fn tagged(frame: &[u8]) -> Vec<u8> {
 struct Seen {
     refused: Cell<u32>,
     deep: Cell<u32>,
+    unreliable: Cell<u32>,
     verdicts: [Cell<u32>; 2],
     segments: [Cell<u32>; 2],
 }
@@ -190,8 +215,11 @@ fn add(counter: &Cell<u32>) {
     counter.set(counter.get() + 1);
 }
 
-fn compare(expression: &Expression, program: &BpfProgram, frame: &[u8], seen: &Seen) -> Result<(), TestCaseError> {
-    let expected = program.filter(frame);
+fn compare(expression: &Expression, program: &Libpcap, frame: &[u8], seen: &Seen) -> Result<(), TestCaseError> {
+    let Some(expected) = program.filter(frame) else {
+        add(&seen.unreliable);
+        return Ok(());
+    };
     add(&seen.verdicts[usize::from(expected)]);
     prop_assert_eq!(expression.matches(frame), expected, "{} on {:02x?}", expression.text(), frame);
     // A tag of the frame's own: expressions see what is inside.
@@ -217,14 +245,14 @@ fn every_verdict_is_libpcaps() {
     let frames = (vec(tcp_frame(), 10), vec(other_frame(), 6));
     runner
         .run(&(expression(), frames), |(text, (segments, others))| {
-            let Ok(program) = libpcap(&text) else {
+            let Ok(program) = Libpcap::compile(&text) else {
                 add(&seen.refused);
                 prop_assert!(Expression::compile(&text).is_err());
                 return Ok(());
             };
             let expression =
                 Expression::compile(&text).map_err(|error| TestCaseError::fail(format!("{text}: {error}")))?;
-            if program.get_instructions().len() > 20 {
+            if program.optimised.get_instructions().len() > 20 {
                 add(&seen.deep);
             }
             segments.iter().chain(&others).try_for_each(|frame| compare(&expression, &program, frame, &seen))
@@ -236,5 +264,6 @@ fn every_verdict_is_libpcaps() {
     let (no, yes) = get(&seen.segments);
     assert!(no > cases && yes > cases, "verdicts on segments: {no} no, {yes} yes");
     assert!(seen.deep.get() > cases / 10, "only {} deep programs", seen.deep.get());
+    assert!(seen.unreliable.get() < cases / 100, "{} frames without a reliable verdict", seen.unreliable.get());
     assert!(seen.refused.get() < cases / 3, "{} of {cases} refused", seen.refused.get());
 }

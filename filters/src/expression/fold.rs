@@ -103,7 +103,7 @@ impl Field {
     /// The field with what the facts know of it.
     fn value(self, facts: &Facts) -> Value {
         let (known, value) = facts.word(self.at);
-        if self.mask & !known == 0 { Value::Number((value & self.mask) >> self.shift) } else { Value::Field(self) }
+        if self.mask & !known == 0 { Value::Number((value & self.mask) >> self.shift) } else { Value::Sum(self, 0) }
     }
 
     /// The operation's result, when it is a field too.
@@ -153,10 +153,8 @@ impl Field {
                 Some(k) if k <= value & known | unknown => Op::FieldFrom { at, jt, jf, mask, value: k },
                 _ => settled(false),
             },
-            Compare::Greater => match k.checked_add(1) {
-                Some(k) => self.compare(Compare::AtLeast, k, jt, jf, facts),
-                None => settled(false),
-            },
+            // Greater than k is at least k + 1: see [`Value::compare`].
+            Compare::Greater => Op::JumpK { compare, jt, jf, k },
         }
     }
 }
@@ -166,7 +164,10 @@ impl Field {
 enum Value {
     Unknown,
     Number(u32),
-    Field(Field),
+    /// A field plus a number; their sum does not wrap.
+    Sum(Field, u32),
+    /// The packet's length.
+    Length,
 }
 
 impl Value {
@@ -177,11 +178,36 @@ impl Value {
     fn alu(self, alu: Alu, other: Value, facts: &Facts) -> Value {
         match (self, other) {
             (Value::Number(a), Value::Number(b)) => alu.apply(a, b).map_or(Value::Unknown, Value::Number),
-            (Value::Field(field), Value::Number(k)) => match field.alu(alu, k) {
+            (Value::Sum(field, 0), Value::Number(k)) if alu != Alu::Add => match field.alu(alu, k) {
                 Some(field) => field.value(facts),
                 None => Value::Unknown,
             },
+            (Value::Sum(field, add), Value::Number(k)) if alu == Alu::Add => match add.checked_add(k) {
+                Some(add) if (field.mask >> field.shift).checked_add(add).is_some() => Value::Sum(field, add),
+                _ => Value::Unknown,
+            },
             _ => Value::Unknown,
+        }
+    }
+
+    /// What a comparison with a number comes to, `op` when nothing better is known.
+    fn compare(self, op: Op, (compare, k): (Compare, u32), jt: u16, jf: u16, facts: &Facts) -> Op {
+        let settled = |holds| Op::Jump(if holds { jt } else { jf });
+        match (self, compare) {
+            (Value::Number(a), _) => settled(compare.holds(a, k)),
+            (_, Compare::Greater) => match k.checked_add(1) {
+                Some(k) => self.compare(op, (Compare::AtLeast, k), jt, jf, facts),
+                None => settled(false),
+            },
+            (Value::Sum(field, 0), _) => field.compare(compare, k, jt, jf, facts),
+            (Value::Sum(field, add), Compare::Equal | Compare::AtLeast) => match k.checked_sub(add) {
+                Some(k) => field.compare(compare, k, jt, jf, facts),
+                None => settled(compare == Compare::AtLeast),
+            },
+            (Value::Length, Compare::AtLeast) if k as usize <= facts.len => settled(true),
+            (Value::Length, Compare::Equal) if (k as usize) < facts.len => settled(false),
+            (Value::Length, _) => Op::LengthIs { compare, jt, jf, k },
+            _ => op,
         }
     }
 }
@@ -221,6 +247,29 @@ pub(super) fn fold(program: &Program, facts: &Facts) -> Program {
     emit(&ops)
 }
 
+/// Whether the program may read a scratch word that it has not written.
+pub(super) fn reads_unwritten(program: &Program) -> bool {
+    let ops = program.ops();
+    // What is written for certain before each instruction; all of it where none leads.
+    let mut written = vec![u32::MAX; ops.len()];
+    if let Some(first) = written.first_mut() {
+        *first = A | X;
+    }
+    for (at, &op) in ops.iter().enumerate() {
+        let (reads, writes) = effects(op);
+        if reads & !written[at] != 0 {
+            return true;
+        }
+        let after = written[at] | writes;
+        for to in successors(op, at) {
+            if let Some(written) = written.get_mut(usize::from(to)) {
+                *written &= after;
+            }
+        }
+    }
+    false
+}
+
 /// Replaces each instruction by what it comes to. Those that cannot be reached keep their form.
 fn settle(ops: &[Op], facts: &Facts) -> Vec<Op> {
     let mut before: Vec<Option<State>> = vec![None; ops.len()];
@@ -249,33 +298,53 @@ fn settle(ops: &[Op], facts: &Facts) -> Vec<Op> {
 /// What an instruction comes to in this state, which becomes the state after it.
 fn step(op: Op, state: &mut State, facts: &Facts) -> Op {
     let load = |size, at| Field::of(size, at, facts).map_or(Value::Unknown, |field| field.value(facts));
-    // A number needs no look at what it came from, unless that may end the program.
+    // What is known needs no look at what it came from, unless that may end the program.
     let into_a = |state: &mut State, value: Value, op| {
         state.a = value;
-        value.number().map_or(op, Op::Immediate)
+        match value {
+            Value::Number(k) => Op::Immediate(k),
+            Value::Sum(Field { at, mask, shift }, add) => Op::Field { at, shift: shift as u8, mask, add },
+            Value::Length => Op::Length,
+            Value::Unknown => op,
+        }
     };
     let into_x = |state: &mut State, value: Value, op| {
         state.x = value;
-        value.number().map_or(op, Op::ImmediateX)
+        match value {
+            Value::Number(k) => Op::ImmediateX(k),
+            Value::Sum(Field { at, mask, shift }, add) => Op::FieldX { at, shift: shift as u8, mask, add },
+            Value::Length => Op::LengthX,
+            Value::Unknown => op,
+        }
+    };
+    let alu_k = |state: &mut State, alu, k| match (alu, k) {
+        (Alu::Div | Alu::Mod, 0) => Op::Jump(REJECT),
+        _ => into_a(state, state.a.alu(alu, Value::Number(k), facts), Op::AluK(alu, k)),
     };
     let recall = |state: &State, i: u8| state.scratch[usize::from(i)];
     match op {
         Op::Load(size, at) => into_a(state, load(size, at), op),
-        Op::LoadIndirect(size, k) => match state.x.number().map(|x| x.checked_add(k)) {
-            Some(Some(at)) => into_a(state, load(size, at), Op::Load(size, at)),
-            Some(None) => Op::Jump(REJECT),
-            None => into_a(state, Value::Unknown, op),
+        Op::LoadIndirect(size, k) => match state.x {
+            Value::Number(x) => match x.checked_add(k) {
+                Some(at) => into_a(state, load(size, at), Op::Load(size, at)),
+                None => Op::Jump(REJECT),
+            },
+            Value::Sum(Field { at, mask, shift }, add) => {
+                let behind = |add| Op::LoadBehind { size, at, shift: shift as u8, mask, add };
+                into_a(state, Value::Unknown, add.checked_add(k).map_or(Op::Jump(REJECT), behind))
+            }
+            _ => into_a(state, Value::Unknown, op),
         },
         Op::Immediate(k) => into_a(state, Value::Number(k), op),
         Op::Recall(i) => into_a(state, recall(state, i), op),
-        Op::Length => into_a(state, Value::Unknown, op),
+        Op::Length => into_a(state, Value::Length, op),
         Op::HeaderLengthX(at) => {
             let nibble = load(Size::Byte, at).alu(Alu::And, Value::Number(15), facts);
             into_x(state, nibble.alu(Alu::Lsh, Value::Number(2), facts), op)
         }
         Op::ImmediateX(k) => into_x(state, Value::Number(k), op),
         Op::RecallX(i) => into_x(state, recall(state, i), op),
-        Op::LengthX => into_x(state, Value::Unknown, op),
+        Op::LengthX => into_x(state, Value::Length, op),
         Op::Store(i) => {
             state.scratch[usize::from(i)] = state.a;
             op
@@ -284,9 +353,9 @@ fn step(op: Op, state: &mut State, facts: &Facts) -> Op {
             state.scratch[usize::from(i)] = state.x;
             op
         }
-        Op::AluK(alu, k) => alu_k(alu, k, state, facts),
+        Op::AluK(alu, k) => alu_k(state, alu, k),
         Op::AluX(alu) => match state.x.number() {
-            Some(k) => alu_k(alu, k, state, facts),
+            Some(k) => alu_k(state, alu, k),
             None => into_a(state, Value::Unknown, op),
         },
         Op::Negate => {
@@ -295,32 +364,17 @@ fn step(op: Op, state: &mut State, facts: &Facts) -> Op {
         }
         Op::AToX => into_x(state, state.a, op),
         Op::XToA => into_a(state, state.x, op),
-        Op::JumpK { compare, jt, jf, k } => jump_k(op, state.a, (compare, k), jt, jf, facts),
+        Op::JumpK { compare, jt, jf, k } => state.a.compare(op, (compare, k), jt, jf, facts),
         Op::JumpX { compare, jt, jf } => match state.x.number() {
-            Some(k) => jump_k(Op::JumpK { compare, jt, jf, k }, state.a, (compare, k), jt, jf, facts),
+            Some(k) => state.a.compare(Op::JumpK { compare, jt, jf, k }, (compare, k), jt, jf, facts),
             None => op,
         },
         Op::ReturnA => match state.a.number() {
             Some(a) => Op::Jump(if a == 0 { REJECT } else { ACCEPT }),
             None => op,
         },
-        Op::Jump(_) | Op::FieldIs { .. } | Op::FieldFrom { .. } | Op::FieldIn { .. } => op,
-    }
-}
-
-fn alu_k(alu: Alu, k: u32, state: &mut State, facts: &Facts) -> Op {
-    if matches!(alu, Alu::Div | Alu::Mod) && k == 0 {
-        return Op::Jump(REJECT);
-    }
-    state.a = state.a.alu(alu, Value::Number(k), facts);
-    state.a.number().map_or(Op::AluK(alu, k), Op::Immediate)
-}
-
-fn jump_k(op: Op, a: Value, (compare, k): (Compare, u32), jt: u16, jf: u16, facts: &Facts) -> Op {
-    match a {
-        Value::Number(a) => Op::Jump(if compare.holds(a, k) { jt } else { jf }),
-        Value::Field(field) => field.compare(compare, k, jt, jf, facts),
-        Value::Unknown => op,
+        // The decoder makes none of the others.
+        _ => op,
     }
 }
 
@@ -330,6 +384,7 @@ fn successors(op: Op, at: usize) -> impl Iterator<Item = u16> {
         Op::FieldIs { jt, jf, .. }
         | Op::FieldFrom { jt, jf, .. }
         | Op::FieldIn { jt, jf, .. }
+        | Op::LengthIs { jt, jf, .. }
         | Op::JumpK { jt, jf, .. }
         | Op::JumpX { jt, jf, .. } => (Some(jt), Some(jf)),
         Op::Jump(to) => (Some(to), None),
@@ -346,6 +401,7 @@ fn redirect(op: Op, to: impl Fn(u16) -> u16) -> Op {
         Op::FieldIs { jt, jf, .. }
         | Op::FieldFrom { jt, jf, .. }
         | Op::FieldIn { jt, jf, .. }
+        | Op::LengthIs { jt, jf, .. }
         | Op::JumpK { jt, jf, .. }
         | Op::JumpX { jt, jf, .. } => {
             *jt = to(*jt);
@@ -363,11 +419,11 @@ const X: u32 = 1 << 17;
 /// What an instruction reads and writes: `A`, `X`, and a bit for each scratch word.
 fn effects(op: Op) -> (u32, u32) {
     match op {
-        Op::FieldIs { .. } | Op::FieldFrom { .. } | Op::FieldIn { .. } | Op::Jump(_) => (0, 0),
-        Op::Load(..) | Op::Immediate(_) | Op::Length => (0, A),
+        Op::FieldIs { .. } | Op::FieldFrom { .. } | Op::FieldIn { .. } | Op::LengthIs { .. } | Op::Jump(_) => (0, 0),
+        Op::Field { .. } | Op::LoadBehind { .. } | Op::Load(..) | Op::Immediate(_) | Op::Length => (0, A),
         Op::LoadIndirect(..) | Op::XToA => (X, A),
         Op::Recall(i) => (1 << i, A),
-        Op::HeaderLengthX(_) | Op::ImmediateX(_) | Op::LengthX => (0, X),
+        Op::FieldX { .. } | Op::HeaderLengthX(_) | Op::ImmediateX(_) | Op::LengthX => (0, X),
         Op::RecallX(i) => (1 << i, X),
         Op::Store(i) => (A, 1 << i),
         Op::StoreX(i) => (X, 1 << i),
@@ -384,7 +440,7 @@ fn only_writes(op: Op, facts: &Facts) -> bool {
     match op {
         Op::Load(size, at) => facts.holds(size, at),
         Op::HeaderLengthX(at) => facts.holds(Size::Byte, at),
-        Op::LoadIndirect(..) | Op::AluX(Alu::Div | Alu::Mod) => false,
+        Op::LoadBehind { .. } | Op::LoadIndirect(..) | Op::AluX(Alu::Div | Alu::Mod) => false,
         op => effects(op).1 != 0,
     }
 }

@@ -132,6 +132,14 @@ pub(super) enum Op {
     FieldFrom { at: u16, jt: u16, jf: u16, mask: u32, value: u32 },
     /// Whether the masked word of the packet is among `count` of the program's values, from `first` on.
     FieldIn { at: u16, jt: u16, jf: u16, mask: u32, first: u16, count: u16 },
+    /// Compares the packet's length with `k`. Leaves `A` and `X` alone too.
+    LengthIs { compare: Compare, jt: u16, jf: u16, k: u32 },
+    /// `A = (masked word of the packet >> shift) + add`
+    Field { at: u16, shift: u8, mask: u32, add: u32 },
+    /// `X =` the same.
+    FieldX { at: u16, shift: u8, mask: u32, add: u32 },
+    /// `A = packet[(masked word of the packet >> shift) + add..]`
+    LoadBehind { size: Size, at: u16, shift: u8, mask: u32, add: u32 },
     /// `A = packet[at..]`
     Load(Size, u32),
     /// `A = packet[X + k..]`
@@ -233,6 +241,12 @@ impl<'a> View<'a> {
     fn field(&self, at: u16, mask: u32) -> Option<u32> {
         self.octets(usize::from(at)).map(|octets| u32::from_be_bytes(octets) & mask)
     }
+
+    /// `(masked word of the packet >> shift) + add`
+    #[inline]
+    fn sum(&self, at: u16, shift: u8, mask: u32, add: u32) -> Option<u32> {
+        self.field(at, mask)?.checked_shr(shift.into())?.checked_add(add)
+    }
 }
 
 /// A program that ends. It begins with its first instruction.
@@ -241,12 +255,15 @@ pub(super) struct Program {
     ops: Box<[Op]>,
     /// What [`Op::FieldIn`] looks through.
     values: Box<[u32]>,
+    /// Whether it stores anything.
+    stores: bool,
 }
 
 impl Program {
     /// A program of instructions that keep the module's invariants.
     pub(super) fn new(ops: Vec<Op>, values: Vec<u32>) -> Program {
-        Program { ops: ops.into(), values: values.into() }
+        let stores = ops.iter().any(|op| matches!(op, Op::Store(_) | Op::StoreX(_) | Op::Recall(_) | Op::RecallX(_)));
+        Program { ops: ops.into(), values: values.into(), stores }
     }
 
     pub(super) fn ops(&self) -> &[Op] {
@@ -281,6 +298,7 @@ impl Program {
                     let field = packet.field(at, mask);
                     (field, field.is_some_and(|field| self.has(first, count, field)), jt, jf)
                 }
+                Op::LengthIs { compare, jt, jf, k } => (Some(0), compare.holds(packet.len(), k), jt, jf),
                 Op::Jump(to) => (Some(0), true, to, to),
                 _ => return self.run_from(at, packet),
             };
@@ -303,14 +321,15 @@ impl Program {
     /// [`Program::run`] from `at` on, with every instruction.
     #[inline(never)]
     fn run_from(&self, at: u16, packet: &View<'_>) -> bool {
-        self.end_from(at, packet).unwrap_or(false)
+        let end = if self.stores { self.end_from::<SCRATCH>(at, packet) } else { self.end_from::<0>(at, packet) };
+        end.unwrap_or(false)
     }
 
-    /// None when a load leaves the packet, or for a division by zero.
+    /// With `N` scratch words. None when a load leaves the packet, or for a division by zero.
     #[inline(always)]
-    fn end_from(&self, mut at: u16, packet: &View<'_>) -> Option<bool> {
+    fn end_from<const N: usize>(&self, mut at: u16, packet: &View<'_>) -> Option<bool> {
         let (mut a, mut x) = (0u32, 0u32);
-        let mut scratch = [0u32; SCRATCH];
+        let mut scratch = [0u32; N];
         while let Some(op) = self.ops.get(usize::from(at)) {
             let mut next = at.wrapping_add(1);
             match *op {
@@ -322,6 +341,12 @@ impl Program {
                 }
                 Op::FieldIn { at, jt, jf, mask, first, count } => {
                     next = if self.has(first, count, packet.field(at, mask)?) { jt } else { jf };
+                }
+                Op::LengthIs { compare, jt, jf, k } => next = if compare.holds(packet.len(), k) { jt } else { jf },
+                Op::Field { at, shift, mask, add } => a = packet.sum(at, shift, mask, add)?,
+                Op::FieldX { at, shift, mask, add } => x = packet.sum(at, shift, mask, add)?,
+                Op::LoadBehind { size, at, shift, mask, add } => {
+                    a = packet.load(size, usize::try_from(packet.sum(at, shift, mask, add)?).ok()?)?;
                 }
                 Op::Load(size, at) => a = packet.load(size, usize::try_from(at).ok()?)?,
                 Op::LoadIndirect(size, k) => {

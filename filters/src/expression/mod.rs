@@ -31,7 +31,7 @@ use std::sync::{Mutex, PoisonError};
 
 use pcap::{Capture, Linktype};
 
-use self::fold::{Facts, fold};
+use self::fold::{Facts, fold, reads_unwritten};
 use self::machine::{Instruction, MAX_INSTRUCTIONS, Program, ProgramError, View};
 use crate::packet::Segment;
 
@@ -50,6 +50,9 @@ pub enum ExpressionError {
     /// A text of this length.
     #[error("an expression of {0} octets; at most {max} are taken: put addresses into a set", max = MAX_TEXT)]
     TooLong(usize),
+    /// This many words beside `and`, `or` and `not`.
+    #[error("an expression of {0} words; at most {max} are taken: put addresses into a set", max = text::MAX_WORDS)]
+    TooManyWords(usize),
     /// A zero octet in the text.
     #[error("the expression holds a zero octet; write a filter as for tcpdump, see pcap-filter(7)")]
     Nul,
@@ -71,7 +74,7 @@ pub enum ExpressionError {
     /// What libpcap says.
     #[error("{0}; write a filter as for tcpdump, see pcap-filter(7)")]
     Pcap(String),
-    /// A program of this many instructions.
+    /// A program of this many instructions, before libpcap shortens it.
     #[error("the expression takes {0} instructions; at most {max} are taken: put addresses into a set", max = MAX_INSTRUCTIONS)]
     TooManyInstructions(usize),
     /// A program with a loop: libpcap writes one for `protochain` alone.
@@ -118,11 +121,11 @@ impl Expression {
             return Err(ExpressionError::Empty);
         }
         text::check(text)?;
-        let general = Program::decode(&libpcap(text)?).map_err(|error| match error {
-            ProgramError::TooLong(len) => ExpressionError::TooManyInstructions(len),
-            ProgramError::Jump(_) => ExpressionError::Loop,
-            error => ExpressionError::Program(error.to_string()),
-        })?;
+        // In this order: the optimiser takes minutes over what is refused here.
+        let plain = program(text, false)?;
+        let optimised = program(text, true)?;
+        // It has been seen to drop a store that is still needed; bpf_filter then reads whatever lies there.
+        let general = if reads_unwritten(&optimised) { plain } else { optimised };
         let (v4, v6) = (fold(&general, &Facts::v4()), fold(&general, &Facts::v6()));
         Ok(Expression { text: text.to_owned(), general, v4, v6 })
     }
@@ -161,14 +164,22 @@ impl Expression {
     }
 }
 
-/// libpcap's program for a text.
-fn libpcap(text: &str) -> Result<Vec<Instruction>, ExpressionError> {
+/// libpcap's program for a text, decoded.
+fn program(text: &str, optimise: bool) -> Result<Program, ExpressionError> {
+    Program::decode(&libpcap(text, optimise)?).map_err(|error| match error {
+        ProgramError::TooLong(len) => ExpressionError::TooManyInstructions(len),
+        ProgramError::Jump(_) => ExpressionError::Loop,
+        error => ExpressionError::Program(error.to_string()),
+    })
+}
+
+fn libpcap(text: &str, optimise: bool) -> Result<Vec<Instruction>, ExpressionError> {
     let said = |error: pcap::Error| match error {
         pcap::Error::PcapError(said) => ExpressionError::Pcap(said),
         error => ExpressionError::Pcap(error.to_string()),
     };
     let _turn = COMPILER.lock().unwrap_or_else(PoisonError::into_inner);
-    let program = Capture::dead(Linktype::ETHERNET).and_then(|dead| dead.compile(text, true)).map_err(said)?;
+    let program = Capture::dead(Linktype::ETHERNET).and_then(|dead| dead.compile(text, optimise)).map_err(said)?;
     let read = |instruction: &pcap::BpfInstruction| {
         // The fields are private; their text is all there is: code, jt, jf and k in decimal.
         let line = instruction.to_string();

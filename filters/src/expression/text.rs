@@ -167,11 +167,15 @@ const CAPTURES: &[&str] = &[
     "subrulenum",
 ];
 
+/// How many words beside `and`, `or` and `not` a text may have. libpcap's time grows faster than its program, which this bounds.
+pub(super) const MAX_WORDS: usize = 512;
+
 /// Checks a text that is not empty and has no NUL.
 pub(super) fn check(text: &str) -> Result<(), ExpressionError> {
     let mut rest = text;
     let mut names = false;
     let mut brackets = 0u32;
+    let mut words = 0usize;
     while let Some(first) = rest.chars().next() {
         if first == '\\' {
             let name = leading(&rest[1..], |c| !matches!(c, ' ' | '!' | '(' | ')' | '\n' | '\t'));
@@ -195,6 +199,7 @@ pub(super) fn check(text: &str) -> Result<(), ExpressionError> {
             continue;
         }
         rest = &rest[word.len()..];
+        words += usize::from(!JOINS.contains(&word));
         if NAMED.contains(&word) {
             names = true;
         } else if KEYWORDS.contains(&word) {
@@ -207,7 +212,7 @@ pub(super) fn check(text: &str) -> Result<(), ExpressionError> {
             return Err(ExpressionError::Name(word.to_owned()));
         }
     }
-    Ok(())
+    if words > MAX_WORDS { Err(ExpressionError::TooManyWords(words)) } else { Ok(()) }
 }
 
 fn leading(text: &str, belongs: impl Fn(char) -> bool) -> &str {

@@ -292,7 +292,8 @@ asns = [64500]
                 "drop: options mss nop 34 end, pcap \"ip[8] < 64\\n\"",
             ),
             (
-                "action = \"drop\"\noptions = \"none\"\npayload = [{ text = \"GET \" }, { offset = 4, hex = \"00f0\", mask = \"00f0\" }]",
+                "action = \"drop\"\noptions = \"none\"\npayload = [{ text = \"GET \" }, \
+                 { offset = 4, hex = \"00f0\", mask = \"00f0\" }]",
                 "drop: no options, payload at 0 \"GET \", payload at 4 00 f0 mask 00 f0",
             ),
         ] {

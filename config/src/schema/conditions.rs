@@ -128,7 +128,7 @@ pub(super) fn options(text: &str) -> Result<Vec<u8>, Wrong> {
     if octets > OPTIONS_ROOM {
         return Err(Wrong::new(
             format!(
-                "can match no packet: these options take {octets} octets at least, and a TCP header has room for {OPTIONS_ROOM}"
+                "can match no packet: these options take {octets} octets, and a header has room for {OPTIONS_ROOM}"
             ),
             "write fewer",
         ));

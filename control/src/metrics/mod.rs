@@ -55,6 +55,14 @@ pub(crate) struct FilterSide {
     pub(crate) sample: Arc<SampleCounters>,
 }
 
+#[cfg(test)]
+impl FilterSide {
+    /// Zeroed counts for the sets of `config`.
+    pub(crate) fn of(config: &Config) -> FilterSide {
+        FilterSide { sets: Arc::new(SetGauges::new(config)), sample: Arc::default() }
+    }
+}
+
 type Read<T> = Box<dyn Fn(&Reading<'_>) -> T + Send + Sync>;
 
 /// Every series of this configuration, each with the way to read it.

@@ -66,7 +66,7 @@ impl Connections {
     }
 
     /// A segment of the server's: its SYN-ACK, or proof that the connection is open.
-    pub(super) fn from_service(&mut self, segment: &Segment, now: Micros) {
+    pub(super) fn heard_service(&mut self, segment: &Segment, now: Micros) {
         let key = turned(&segment.key);
         if segment.flags.rst() {
             self.open.remove(&key);

@@ -197,7 +197,7 @@ impl Replay {
         let key = segment.key;
         let Some(service) = self.services.get(key.dst, key.dst_port) else {
             if self.services.get(key.src, key.src_port).is_some() {
-                self.connections.from_service(&segment, self.now);
+                self.connections.heard_service(&segment, self.now);
                 return Ok(Outcome::FromService);
             }
             return Err(DropReason::NotAService);

@@ -24,6 +24,9 @@ const ROUNDS: usize = 3;
 /// A burst: touched first, then asked.
 const BURST: usize = 32;
 
+/// An address of the whole space of a family.
+type Space = fn(&mut Rng) -> Addr;
+
 /// SplitMix64: enough for spreading prefixes, and the same on every run.
 struct Rng(u64);
 
@@ -67,7 +70,7 @@ fn random_v6(rng: &mut Rng) -> IpNet {
     let bits = top << 112 | net << 96 | site >> rng.pick(&[0, 0, 3, 8]);
     let len = rng.pick(&[32, 40, 44, 48, 48, 48, 48, 56, 64, 64, 64, 64, 128, 128, 128, 128]);
     // Few whole /32, or they would hold all the rest.
-    let len = if len < 48 && rng.next() % 64 > 0 { 48 } else { len };
+    let len = if len < 48 && !rng.next().is_multiple_of(64) { 48 } else { len };
     Ipv6Net::new(Ipv6Addr::from(bits), len).expect("a prefix").trunc().into()
 }
 
@@ -101,7 +104,7 @@ fn lookup(map: &SetMap, asked: &[Addr], block: usize, touched: bool) -> f64 {
     (0..ROUNDS).flat_map(|_| asked.chunks_exact(block)).map(one).fold(f64::INFINITY, f64::min)
 }
 
-fn row(name: &str, sets: &[AddressSet], nets: &[IpNet], space: fn(&mut Rng) -> Addr) {
+fn row(name: &str, sets: &[AddressSet], nets: &[IpNet], space: Space) {
     let start = Instant::now();
     let map = match SetMap::build(sets) {
         Ok(map) => map,
@@ -138,9 +141,9 @@ fn main() {
     print!("{:<26} {:>8} {:>6} {:>6}", "a million prefixes", "classes", "ms", "MiB");
     (0..3).for_each(|_| print!(" {:>8} {:>8}", "space", "inside"));
     println!();
-    let v4: fn(&mut Rng) -> Addr = |rng| Addr::v4(rng.next() as u32);
-    let v6: fn(&mut Rng) -> Addr = |rng| Addr::v6((rng.six() >> 3 | 1 << 125).to_be_bytes());
-    let kinds: [(&str, fn(&mut Rng) -> IpNet, fn(&mut Rng) -> Addr); 4] = [
+    let v4: Space = |rng| Addr::v4(rng.next() as u32);
+    let v6: Space = |rng| Addr::v6((rng.six() >> 3 | 1 << 125).to_be_bytes());
+    let kinds: [(&str, fn(&mut Rng) -> IpNet, Space); 4] = [
         ("IPv4, random", random_v4, v4),
         ("IPv4, clustered", clustered_v4, v4),
         ("IPv6, random", random_v6, v6),

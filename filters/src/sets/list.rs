@@ -5,12 +5,13 @@
 //! The file is read in pieces, so memory is bounded by the prefixes it may have, not by its size.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
 use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
+
+use super::file::{self, FileProblem, quoted};
 
 /// The greatest list file, in octets.
 pub const MAX_LIST_OCTETS: u64 = 128 << 20;
@@ -21,10 +22,7 @@ pub const MAX_LIST_PREFIXES: usize = 1 << 22;
 /// Broken lines that [`ListError`] shows; the rest is counted.
 const SHOWN: usize = 10;
 
-/// Longest excerpt of a line in a message, in characters.
-const EXCERPT: usize = 80;
-
-/// A longer line is no entry, whatever stands in it, unless it is a comment.
+/// A line is no entry if it has more octets than this from the first that is not blank up to its end or comment.
 const MAX_ENTRY: usize = 1024;
 
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -42,12 +40,8 @@ pub struct ListError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListProblem {
-    /// It cannot be opened or read.
-    Unreadable(io::ErrorKind, String),
-    /// It is no regular file.
-    NotAFile,
-    /// It is larger than [`MAX_LIST_OCTETS`].
-    TooLarge,
+    /// It cannot be used, whatever is in it.
+    File(FileProblem),
     /// It has more than [`MAX_LIST_PREFIXES`].
     TooManyPrefixes,
     /// It has no prefix, and does not say that none is meant.
@@ -79,18 +73,7 @@ impl fmt::Display for ListError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = &self.file;
         match &self.problem {
-            ListProblem::Unreadable(kind, message) => {
-                let remedy = match kind {
-                    io::ErrorKind::NotFound => "correct the path, or put the list there",
-                    io::ErrorKind::PermissionDenied => "let the user that sluice runs as read it",
-                    _ => "make it readable",
-                };
-                write!(f, "{file}: {message}; {remedy}")
-            }
-            ListProblem::NotAFile => write!(f, "{file}: is not a regular file; name a file with one prefix a line"),
-            ListProblem::TooLarge => {
-                write!(f, "{file}: is larger than {} MiB; split it, or drop what it repeats", MAX_LIST_OCTETS >> 20)
-            }
+            ListProblem::File(problem) => write!(f, "{file}: {problem}"),
             ListProblem::TooManyPrefixes => write!(
                 f,
                 "{file}: has more than {MAX_LIST_PREFIXES} prefixes; join adjacent ones, or split it between several files"
@@ -124,19 +107,11 @@ impl std::error::Error for ListError {}
 /// # Errors
 /// The file cannot be read, is too large, has too many prefixes or none, or has lines that are no entries.
 pub fn read_list(path: &Path) -> Result<Vec<IpNet>, ListError> {
-    let name = shown_path(path);
-    let fail = |problem| ListError { file: name.clone(), problem };
-    let unreadable = |e: io::Error| fail(ListProblem::Unreadable(e.kind(), plain(&e)));
-    // Asked before opening: to open a pipe would wait for a writer.
-    let about = std::fs::metadata(path).map_err(unreadable)?;
-    if !about.is_file() {
-        return Err(fail(ListProblem::NotAFile));
+    let name = file::shown_path(path);
+    match file::open(path, MAX_LIST_OCTETS) {
+        Ok(file) => parse_list(&name, BufReader::with_capacity(1 << 16, file)),
+        Err(problem) => Err(ListError { file: name, problem: ListProblem::File(problem) }),
     }
-    if about.len() > MAX_LIST_OCTETS {
-        return Err(fail(ListProblem::TooLarge));
-    }
-    let file = File::open(path).map_err(unreadable)?;
-    parse_list(&name, BufReader::with_capacity(1 << 16, file))
 }
 
 /// The prefixes of a list read from `reader`, as [`read_list`]; `name` is for messages.
@@ -146,20 +121,6 @@ pub fn read_list(path: &Path) -> Result<Vec<IpNet>, ListError> {
 pub fn parse_list(name: &str, reader: impl BufRead) -> Result<Vec<IpNet>, ListError> {
     let mut list = List::default();
     list.read(reader).and_then(|()| list.finish()).map_err(|problem| ListError { file: name.to_owned(), problem })
-}
-
-/// A path for messages: quoted when it holds what a terminal or a log would take amiss.
-pub(super) fn shown_path(path: &Path) -> String {
-    let text = path.to_string_lossy();
-    if text.chars().any(char::is_control) { format!("{text:?}") } else { text.into_owned() }
-}
-
-/// What the system says, without the number it adds.
-pub(super) fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    let plain = text.split_once(" (os error").map_or(&*text, |(plain, _)| plain);
-    let mut chars = plain.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
 }
 
 /// A list as far as it was read.
@@ -178,12 +139,11 @@ impl List {
         let mut reader = reader.take(MAX_LIST_OCTETS + 1);
         // A line that does not lie whole in the reader's buffer is put together here, as far as an entry may reach.
         let mut partial: Vec<u8> = Vec::new();
-        let mut cut = false;
         loop {
             let buffer = match reader.fill_buf() {
                 Ok(buffer) => buffer,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(ListProblem::Unreadable(e.kind(), plain(&e))),
+                Err(e) => return Err(ListProblem::File(e.into())),
             };
             if buffer.is_empty() {
                 break;
@@ -192,36 +152,36 @@ impl List {
             let mut rest = buffer;
             while let Some(end) = rest.iter().position(|&octet| octet == b'\n') {
                 let (line, after) = (&rest[..end], &rest[end + 1..]);
-                if partial.is_empty() && !cut {
-                    self.line(line, false)?;
+                if partial.is_empty() {
+                    self.line(line)?;
                 } else {
-                    cut |= append(&mut partial, line);
-                    self.line(&partial, cut)?;
+                    append(&mut partial, line);
+                    self.line(&partial)?;
                     partial.clear();
-                    cut = false;
                 }
                 rest = after;
             }
-            cut |= append(&mut partial, rest);
+            append(&mut partial, rest);
             reader.consume(consumed);
         }
         if reader.limit() == 0 {
-            return Err(ListProblem::TooLarge);
+            return Err(ListProblem::File(FileProblem::TooLarge(MAX_LIST_OCTETS)));
         }
-        if !partial.is_empty() { self.line(&partial, cut) } else { Ok(()) }
+        if partial.is_empty() { Ok(()) } else { self.line(&partial) }
     }
 
-    /// One line without its end; `cut` if only its beginning.
-    fn line(&mut self, line: &[u8], cut: bool) -> Result<(), ListProblem> {
+    /// One line without its end, or its first `MAX_ENTRY + 1` octets from the first that is not blank.
+    fn line(&mut self, line: &[u8]) -> Result<(), ListProblem> {
         self.line += 1;
         let line = if self.line == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
         let comment = line.iter().position(|&octet| octet == b'#' || octet == b';');
-        let entry = line[..comment.unwrap_or(line.len())].trim_ascii();
-        if entry.is_empty() && (comment.is_some() || !cut) {
+        let line = line[..comment.unwrap_or(line.len())].trim_ascii_start();
+        let entry = line.trim_ascii_end();
+        if entry.is_empty() {
             return Ok(());
         }
-        if (cut && comment.is_none()) || entry.len() > MAX_ENTRY {
-            self.broken(entry, "is no address or prefix", "write one address or prefix a line");
+        if line.len() > MAX_ENTRY {
+            self.broken(entry, "stands in a line that is too long", "write one address or prefix a line");
             return Ok(());
         }
         if let Some(net) = dotted_quad(entry) {
@@ -269,24 +229,12 @@ impl List {
     }
 }
 
-/// Appends what an entry may still hold; whether something was left off.
-fn append(partial: &mut Vec<u8>, line: &[u8]) -> bool {
-    // Blanks before an entry could fill the room; they are no part of it. The mark is kept for the line to strip.
+/// Appends what tells an entry from a line that is too long.
+fn append(partial: &mut Vec<u8>, line: &[u8]) {
+    // Blanks before an entry could fill the room.
     let line = if partial.is_empty() { line.trim_ascii_start() } else { line };
-    let room = (MAX_ENTRY + 2).saturating_sub(partial.len());
+    let room = (MAX_ENTRY + BYTE_ORDER_MARK.len() + 1).saturating_sub(partial.len());
     partial.extend_from_slice(&line[..line.len().min(room)]);
-    line.len() > room
-}
-
-/// `octets` in double quotes, escaped, shortened.
-fn quoted(octets: &[u8]) -> String {
-    // An escaped character has four octets at most before it is escaped.
-    let text = String::from_utf8_lossy(&octets[..octets.len().min(EXCERPT * 4 + 4)]);
-    let mut shown: String = text.chars().take(EXCERPT).collect();
-    if shown.len() < text.len() {
-        shown.push_str("...");
-    }
-    format!("{shown:?}")
 }
 
 /// An IPv4 address or prefix in its usual form, which most lines of most lists are; `None` for anything else.
@@ -396,5 +344,185 @@ fn range(first: &str, last: &str) -> Result<Entry, Wrong> {
         }
         (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => Err(backwards),
         _ => Err(("mixes IPv4 and IPv6", "write both ends in the same family")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
+        let nets = parse_list("list.txt", text.as_ref()).map_err(|e| e.to_string())?;
+        Ok(nets.iter().map(IpNet::to_string).collect())
+    }
+
+    #[test]
+    fn lists_are_read_as_they_come() {
+        let text = b"\xef\xbb\xbf# a list \xff\xfe\n\n192.0.2.7\r\n  198.51.100.0/24\t# trailing; both\n\
+            ; another\n2001:db8::/32 ; text\n2001:db8::7#close\n   \t \r\n203.0.113.0/25";
+        assert_eq!(
+            parse(text).unwrap(),
+            ["192.0.2.7/32", "198.51.100.0/24", "2001:db8::/32", "2001:db8::7/128", "203.0.113.0/25"]
+        );
+    }
+
+    #[test]
+    fn host_bits_are_dropped() {
+        assert_eq!(parse("192.0.2.77/24\n2001:db8::7/32\n").unwrap(), ["192.0.2.0/24", "2001:db8::/32"]);
+    }
+
+    #[test]
+    fn a_range_is_the_prefixes_that_make_it_up() {
+        assert_eq!(parse("192.0.2.1-192.0.2.4").unwrap(), ["192.0.2.1/32", "192.0.2.2/31", "192.0.2.4/32"]);
+        assert_eq!(parse("0.0.0.0 - 255.255.255.255").unwrap(), ["0.0.0.0/0"]);
+        assert_eq!(parse("192.0.2.9-192.0.2.9").unwrap(), ["192.0.2.9/32"]);
+        assert_eq!(parse("2001:db8::-2001:db8::2").unwrap(), ["2001:db8::/127", "2001:db8::2/128"]);
+        assert_eq!(parse("::-ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff").unwrap(), ["::/0"]);
+    }
+
+    #[test]
+    fn a_broken_line_is_named_with_what_stands_there_and_the_remedy() {
+        assert_eq!(
+            parse("192.0.2.1\n\nexample.com # a name\n").unwrap_err(),
+            "list.txt:3: \"example.com\" is no address or prefix; \
+             write an address, a prefix or a range: 192.0.2.7, 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1-192.0.2.9"
+        );
+        for (line, found) in [
+            ("192.0.2.0/33", "has a prefix longer than an IPv4 address; use /32 at most"),
+            ("2001:db8::/129", "has a prefix longer than an IPv6 address; use /128 at most"),
+            ("192.0.2.0/", "has no prefix length after the slash"),
+            ("192.0.2.0/+8", "has no prefix length after the slash"),
+            ("192.0.2.0/1000", "has no prefix length after the slash"),
+            ("192.0.2.01", "is no address or prefix"),
+            ("192.0.2", "is no address or prefix"),
+            ("192.0.2.256", "is no address or prefix"),
+            ("192.0.2.1 192.0.2.2", "is no address or prefix"),
+            ("::ffff:192.0.2.1", "is an IPv4-mapped prefix"),
+            ("::ffff:0:0/96", "is an IPv4-mapped prefix"),
+            ("::fffe:0:0-::ffff:0:9", "ends in an IPv4-mapped address"),
+            ("192.0.2.9-192.0.2.1", "ends before it starts"),
+            ("192.0.2.9-2001:db8::", "mixes IPv4 and IPv6"),
+            ("192.0.2.9-", "is no range of addresses"),
+            ("192.0.2.0/24-192.0.3.0/24", "is no range of addresses"),
+            ("NONE", "is no address or prefix"),
+        ] {
+            let error = parse(line).unwrap_err();
+            assert!(error.starts_with(&format!("list.txt:1: {line:?} {found}")), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_stands_there_is_escaped_and_shortened() {
+        let error = parse(b"\x1b[31m\xff").unwrap_err();
+        assert!(error.starts_with("list.txt:1: \"\\u{1b}[31m\u{fffd}\" is no"), "{error}");
+        for length in [100, 5000, 500_000] {
+            let error = parse("x".repeat(length)).unwrap_err();
+            assert!(error.starts_with(&format!("list.txt:1: \"{}...\" ", "x".repeat(80))), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_first_ten_broken_lines_are_shown_and_the_rest_counted() {
+        let error = parse("192.0.2.1\n".to_owned() + &"x\n".repeat(13)).unwrap_err();
+        let lines: Vec<_> = error.lines().collect();
+        assert_eq!(lines.len(), 11);
+        assert!(lines[9].starts_with("list.txt:11: "), "{error}");
+        assert_eq!(lines[10], "list.txt: ... and 3 more lines");
+        assert!(parse("x\n".repeat(11)).unwrap_err().ends_with("... and 1 more line"));
+    }
+
+    #[test]
+    fn a_list_without_prefixes_is_an_accident_unless_it_says_none() {
+        for text in ["", "\n", "# 192.0.2.1\n", "\u{feff}"] {
+            assert_eq!(
+                parse(text).unwrap_err(),
+                "list.txt: has no prefix, as after a failed download; \
+                 fetch it again, or write the line none if that is meant"
+            );
+        }
+        assert_eq!(parse("# nothing today\nnone # really\n").unwrap(), Vec::<String>::new());
+        assert_eq!(
+            parse("192.0.2.1\nnone\n").unwrap_err(),
+            "list.txt:2: none stands beside other entries; remove one or the other"
+        );
+    }
+
+    #[test]
+    fn a_long_comment_is_a_comment_and_a_long_line_is_not() {
+        let blanks = " ".repeat(100_000);
+        let comment = format!("192.0.2.1 # {blanks}\n{blanks}192.0.2.2\n{blanks}# {blanks}\n{blanks}\n");
+        assert_eq!(parse(&comment).unwrap(), ["192.0.2.1/32", "192.0.2.2/32"]);
+        // In pieces, too, as a file comes.
+        let pieces = BufReader::with_capacity(7, comment.as_bytes());
+        assert_eq!(parse_list("list.txt", pieces).unwrap().len(), 2);
+        for long in [format!("192.0.2.1{blanks}x"), format!("192.0.2.1{blanks}\n"), format!("192.0.2.1{blanks}#")] {
+            let whole = parse_list("list.txt", long.as_bytes()).unwrap_err();
+            assert!(whole.to_string().contains("stands in a line that is too long"), "{whole}");
+            assert_eq!(parse_list("list.txt", BufReader::with_capacity(7, long.as_bytes())).unwrap_err(), whole);
+        }
+    }
+
+    #[test]
+    fn a_huge_list_ends_in_an_error() {
+        let endless = |line: &'static [u8]| {
+            let lines = std::iter::repeat_n(line, 1 << 10).collect::<Vec<_>>().concat();
+            struct Endless(Vec<u8>);
+            impl Read for Endless {
+                fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                    let whole = buffer.len().min(self.0.len());
+                    buffer[..whole].copy_from_slice(&self.0[..whole]);
+                    Ok(whole)
+                }
+            }
+            parse_list("list.txt", BufReader::with_capacity(lines.len(), Endless(lines))).unwrap_err().problem
+        };
+        assert_eq!(endless(b"192.0.2.1\n"), ListProblem::TooManyPrefixes);
+        let too_large = ListProblem::File(FileProblem::TooLarge(MAX_LIST_OCTETS));
+        assert_eq!(endless(b"# a comment and nothing else whatsoever\n"), too_large);
+        assert_eq!(endless(b"a line without an end "), too_large);
+    }
+
+    #[test]
+    fn a_list_that_is_no_file_is_said() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        assert_eq!(
+            read_list(&missing).unwrap_err().to_string(),
+            format!("{}: no such file or directory; correct the path, or put the file there", missing.display())
+        );
+        let error = read_list(folder.path()).unwrap_err();
+        assert!(error.to_string().ends_with(": is not a regular file; name one"), "{error}");
+        let large = folder.path().join("large");
+        std::fs::File::create(&large).unwrap().set_len(MAX_LIST_OCTETS + 1).unwrap();
+        let error = read_list(&large).unwrap_err();
+        assert!(error.to_string().ends_with(": is larger than 128 MiB; use a smaller file, or several"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn the_fast_way_reads_what_the_standard_library_reads(text in "[0-9]{1,4}(\\.[0-9]{1,4}){2,4}(/[0-9]{0,3})?") {
+            let expected = text.parse::<Ipv4Net>().ok().or_else(|| text.parse().ok().map(|ip: Ipv4Addr| ip.into()));
+            let fast = dotted_quad(text.as_bytes());
+            // A length with leading zeros is left to the slow way.
+            if !text.contains("/0") || text.ends_with("/0") {
+                prop_assert_eq!(fast, expected.map(|net| net.trunc()));
+            }
+        }
+
+        #[test]
+        fn any_octets_in_any_pieces_are_the_same_list(
+            lines in vec(prop_oneof!["[0-9./:#; -]{0,20}", "192\\.0\\.2\\.[0-9]{1,2}", "\\PC{0,10}"], 0..20),
+            octets in vec(any::<u8>(), 0..40),
+            piece in 1usize..64,
+        ) {
+            let text = [lines.join("\n").as_bytes(), &octets].concat();
+            let whole = parse_list("list.txt", &*text);
+            prop_assert_eq!(parse_list("list.txt", BufReader::with_capacity(piece, &*text)), whole);
+        }
     }
 }

@@ -1,10 +1,10 @@
 //! The class of an IPv6 address: interpolation by its upper eight octets, and by its lower eight where those decide.
 //!
 //! IPv6 space is used in a few dense spots far from each other, so no fixed table of leading bits serves. A node looks
-//! only at the span from its first boundary to its last, cuts that into equal power-of-two slots, about as many as it
-//! has boundaries, and each slot is a class, a leaf of up to five boundaries in one cache line, or a node of its own. A node
-//! halves its span at least eight times (`MIN_SLOT_BITS`), or has a slot for every address, so lookups end after few steps whatever
-//! the prefixes.
+//! only at the span from its first boundary to its last, cuts that into equal power-of-two slots, about as many as it has
+//! boundaries, and each slot is a class, a leaf, or a node of its own. Leaves are sorted boundaries: up to 5 in one cache
+//! line, or up to 15 in three. A node has at least eight slots, each at most an eighth of its span or a single key, so
+//! lookups end after few steps whatever the prefixes.
 #![cfg_attr(
     not(test),
     deny(
@@ -18,13 +18,11 @@
 
 use std::mem::size_of_val;
 
-/// Boundaries in a leaf.
+/// Boundaries in a leaf of one cache line, and in one of three.
 const LEAF: usize = 5;
+const WIDE_LEAF: usize = 15;
 
-/// A node has at least 2^(this - 1) slots, unless its span is smaller, and at most 2^`MAX_SLOT_BITS` + 1.
-const MIN_SLOT_BITS: u32 = 4;
-
-/// The table of the first node then is 256 KiB, which stays near.
+/// A node has at most 2^this + 1 slots: the table of the first one stays near.
 const MAX_SLOT_BITS: u32 = 16;
 
 /// An entry is a class, or the index of what to ask next; with `LOWER`, to be asked for the lower eight octets.
@@ -32,7 +30,8 @@ const LOWER: u32 = 1 << 31;
 const KIND: u32 = 3 << INDEX_BITS;
 const INDEX_BITS: u32 = 29;
 const LEAVES: u32 = 1 << INDEX_BITS;
-const NODES: u32 = 2 << INDEX_BITS;
+const WIDE_LEAVES: u32 = 2 << INDEX_BITS;
+const NODES: u32 = 3 << INDEX_BITS;
 const INDEX: u32 = LEAVES - 1;
 
 /// Up to five boundaries and the entries between them.
@@ -45,43 +44,35 @@ struct Leaf {
     entries: [u32; LEAF + 1],
 }
 
-impl Leaf {
-    #[inline]
-    fn find(&self, key: u64) -> u32 {
-        let before = self.keys.iter().fold(0usize, |before, &first| before.wrapping_add(usize::from(first <= key)));
-        self.entries.get(before).copied().unwrap_or(0)
-    }
-}
-
-/// Equal slots; the first reaches down to the least key, the last up to the greatest.
+/// Up to 15 boundaries, likewise.
 #[derive(Clone, Debug)]
-#[repr(C, align(32))]
-struct Node {
-    /// Where the first slot starts, a multiple of a slot's size.
-    base: u64,
-    /// The index of the first slot.
-    first: usize,
-    /// How many more slots there are.
-    last: u32,
-    /// A slot is 2^`shift` keys.
-    shift: u32,
+#[repr(C, align(64))]
+struct WideLeaf {
+    keys: [u64; WIDE_LEAF],
+    entries: [u32; WIDE_LEAF + 1],
 }
 
-impl Node {
-    #[inline]
-    fn slot(&self, key: u64) -> usize {
-        let distance = key.saturating_sub(self.base).wrapping_shr(self.shift);
-        self.first.wrapping_add(distance.min(self.last.into()) as usize)
-    }
+/// How many of `keys` are at or before `key`.
+#[inline]
+fn rank(keys: &[u64], key: u64) -> usize {
+    keys.iter().fold(0usize, |rank, &first| rank.wrapping_add(usize::from(first <= key)))
 }
+
+/// Words of a line. A node starts with one.
+const LINE: usize = 16;
+
+/// What a node starts with, before its slots: where the first slot starts, a multiple of a slot's size (two words); the
+/// number of the last slot; the logarithm of a slot's size. The first slot reaches down to the least key, the last up to
+/// the greatest.
+const HEAD: usize = 4;
 
 /// The compiled IPv6 half of a map.
 #[derive(Clone, Debug)]
 pub(super) struct LookupV6 {
     root: u32,
-    nodes: Vec<Node>,
-    slots: Vec<u32>,
+    nodes: Vec<[u32; LINE]>,
     leaves: Vec<Leaf>,
+    wide_leaves: Vec<WideLeaf>,
 }
 
 impl LookupV6 {
@@ -95,18 +86,36 @@ impl LookupV6 {
             if entry & LOWER != 0 {
                 key = lo;
             }
+            let index = (entry & INDEX) as usize;
             entry = match entry & KIND {
-                NODES => self.node(entry, key),
-                LEAVES => self.leaves.get((entry & INDEX) as usize).map_or(0, |leaf| leaf.find(key)),
+                NODES => self.node(index, key),
+                LEAVES => self
+                    .leaves
+                    .get(index)
+                    .and_then(|leaf| leaf.entries.get(rank(&leaf.keys, key)))
+                    .copied()
+                    .unwrap_or(0),
+                WIDE_LEAVES => self
+                    .wide_leaves
+                    .get(index)
+                    .and_then(|leaf| leaf.entries.get(rank(&leaf.keys, key)))
+                    .copied()
+                    .unwrap_or(0),
                 _ => return entry as u16,
             }
         }
     }
 
     #[inline]
-    fn node(&self, entry: u32, key: u64) -> u32 {
-        let node = self.nodes.get((entry & INDEX) as usize);
-        node.and_then(|node| self.slots.get(node.slot(key))).copied().unwrap_or(0)
+    fn node(&self, index: usize, key: u64) -> u32 {
+        let Some((&[high, low, last, shift], slots)) =
+            self.nodes.get(index..).and_then(|lines| lines.as_flattened().split_first_chunk::<HEAD>())
+        else {
+            return 0;
+        };
+        let base = u64::from(high) << 32 | u64::from(low);
+        let slot = key.saturating_sub(base).wrapping_shr(shift).min(last.into());
+        slots.get(slot as usize).copied().unwrap_or(0)
     }
 
     /// Brings near what [`LookupV6::find`] will read first that depends on the address.
@@ -114,19 +123,21 @@ impl LookupV6 {
     pub(super) fn touch(&self, hi: u64) {
         if self.root & KIND == NODES {
             // A plain load nobody uses would be removed; this one is kept, and its latency is hidden by the loads after it.
-            std::hint::black_box(self.node(self.root, hi));
+            std::hint::black_box(self.node((self.root & INDEX) as usize, hi));
         }
     }
 
     /// Octets of memory.
     pub(super) fn memory(&self) -> usize {
-        size_of_val(&*self.nodes).saturating_add(size_of_val(&*self.slots)).saturating_add(size_of_val(&*self.leaves))
+        size_of_val(&*self.nodes)
+            .saturating_add(size_of_val(&*self.leaves))
+            .saturating_add(size_of_val(&*self.wide_leaves))
     }
 
     /// From segments: the first address of each and its class, ascending, the first at address 0. There are fewer than
     /// 2^27, so every index fits into an entry.
     pub(super) fn build(segments: &[(u128, u16)]) -> LookupV6 {
-        let mut lookup = LookupV6 { root: 0, nodes: Vec::new(), slots: Vec::new(), leaves: Vec::new() };
+        let mut lookup = LookupV6 { root: 0, nodes: Vec::new(), leaves: Vec::new(), wide_leaves: Vec::new() };
         let mut upper: Vec<(u64, u32)> = Vec::with_capacity(segments.len());
         let mut class = 0;
         let mut runs = segments.chunk_by(|a, b| a.0 >> 64 == b.0 >> 64).peekable();
@@ -154,8 +165,8 @@ impl LookupV6 {
             lookup.root = lookup.add(before, inside);
         }
         lookup.nodes.shrink_to_fit();
-        lookup.slots.shrink_to_fit();
         lookup.leaves.shrink_to_fit();
+        lookup.wide_leaves.shrink_to_fit();
         lookup
     }
 
@@ -164,18 +175,26 @@ impl LookupV6 {
         let (Some(&(first, _)), Some(&(last, _))) = (boundaries.first(), boundaries.last()) else { return before };
         if boundaries.len() <= LEAF {
             let index = self.leaves.len() as u32;
-            self.leaves.push(leaf(before, boundaries));
+            let (keys, entries) = leaf(before, boundaries);
+            self.leaves.push(Leaf { keys, entries });
             return LEAVES | index;
+        }
+        if boundaries.len() <= WIDE_LEAF {
+            let index = self.wide_leaves.len() as u32;
+            let (keys, entries) = leaf(before, boundaries);
+            self.wide_leaves.push(WideLeaf { keys, entries });
+            return WIDE_LEAVES | index;
         }
         // The first and the last boundary differ, and end in different slots, so every slot has fewer boundaries than this.
         let span = last.saturating_sub(first);
-        let bits = boundaries.len().ilog2().clamp(MIN_SLOT_BITS, MAX_SLOT_BITS);
+        let bits = boundaries.len().ilog2().min(MAX_SLOT_BITS);
         let shift = u64::BITS.saturating_sub(span.leading_zeros()).saturating_sub(bits);
         let base = first >> shift << shift;
         let slot_of = |key: u64| key.saturating_sub(base) >> shift;
         let last = slot_of(last);
 
-        let mut slots = Vec::with_capacity(last.saturating_add(1) as usize);
+        let mut words = Vec::with_capacity((last as usize).saturating_add(HEAD).saturating_add(LINE));
+        words.extend([(base >> 32) as u32, base as u32, last as u32, shift]);
         let mut rest = boundaries;
         let mut before = before;
         for slot in 0..=last {
@@ -188,26 +207,27 @@ impl LookupV6 {
                 }
                 _ => (before, inside),
             };
-            slots.push(self.add(start, inside));
+            words.push(self.add(start, inside));
             before = inside.last().map_or(start, |&(_, entry)| entry);
         }
-        let node = Node { base, first: self.slots.len(), last: last as u32, shift };
-        self.slots.append(&mut slots);
+        words.resize(words.len().next_multiple_of(LINE), 0);
         let index = self.nodes.len() as u32;
-        self.nodes.push(node);
+        self.nodes.extend(words.as_chunks::<LINE>().0);
         NODES | index
     }
 }
 
-fn leaf(before: u32, boundaries: &[(u64, u32)]) -> Leaf {
+/// The keys and entries of a leaf of either size.
+fn leaf<const KEYS: usize, const ENTRIES: usize>(
+    before: u32,
+    boundaries: &[(u64, u32)],
+) -> ([u64; KEYS], [u32; ENTRIES]) {
     let last = boundaries.last().map_or(before, |&(_, entry)| entry);
-    let mut leaf = Leaf { keys: [u64::MAX; LEAF], entries: [last; LEAF + 1] };
-    let [first, entries @ ..] = &mut leaf.entries;
-    *first = before;
-    for ((key, entry), boundary) in leaf.keys.iter_mut().zip(entries).zip(boundaries) {
-        (*key, *entry) = *boundary;
-    }
-    leaf
+    let (mut keys, mut entries) = ([u64::MAX; KEYS], [last; ENTRIES]);
+    keys.iter_mut().zip(boundaries).for_each(|(place, &(key, _))| *place = key);
+    let from_each = boundaries.iter().map(|&(_, entry)| entry);
+    entries.iter_mut().zip([before].into_iter().chain(from_each)).for_each(|(place, entry)| *place = entry);
+    (keys, entries)
 }
 
 #[cfg(test)]

@@ -107,8 +107,8 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// `rate.amount` in each `rate.every` in the long run, `rate.burst` at once (both at least 1). Rates above 10^11 units a
-    /// second may pass without limit.
+    /// `rate.amount` in each `rate.every` in the long run, `rate.burst` at once (both at least 1). Rates above 6 x 10^10
+    /// units a second may pass without limit.
     #[must_use]
     pub fn new(rate: &Rate) -> Quota {
         // Nanoseconds times 2^32 fit: 2^64 seconds are 2^94 nanoseconds.
@@ -230,8 +230,7 @@ impl Meters {
     }
 
     /// Whether `amount` (packets or octets) at `now` is within the limit; what is within it is charged. A source that got no
-    /// record is within its limit. `quota` is
-    /// the one of the key's kind.
+    /// record is within its limit. `quota` is the one of the key's kind.
     #[inline]
     #[must_use = "what is over the limit is to be dropped"]
     pub fn charge(&mut self, key: Key, quota: &Quota, amount: u64, now: Micros) -> bool {

@@ -179,7 +179,7 @@ fn judge(run: &Run, sources: &[Source], meters: &Meters, ends: u64, context: &st
         assert!(abuser.refused > 0, "{context}");
         assert!(abuser.passed <= most(abuser.started), "{context}: {} of {} passed", abuser.passed, abuser.sent);
     }
-    // What each of the flood's sources stands for, and with it the packets that it takes to be recorded, on average.
+    // What each source of the flood stands for, seconds, and with it the packets that it takes to be recorded, on average.
     let cost = STANDING_PER_PACKET.as_secs_f64().min(1.0 / run.rate.amount as f64);
     let again = if run.rate.burst == 1 { STANDING_PER_PACKET.as_secs_f64() } else { cost };
     let stands = cost + again * f64::from(run.packets_each - 1);
@@ -196,6 +196,10 @@ fn judge(run: &Run, sources: &[Source], meters: &Meters, ends: u64, context: &st
     let unrecorded: u64 = late().map(|s| s.unrecorded).sum();
     let expected: f64 = late().map(average).sum();
     assert!(unrecorded as f64 <= 1.3 * expected, "{context}: {unrecorded} unrecorded, {expected} expected");
+    if newcomers * stands < meters.records() as f64 / 2.0 {
+        // Most lines have a free record.
+        assert!(unrecorded <= 2 * late().count() as u64, "{context}: {unrecorded} unrecorded");
+    }
     // All records here stand for as long as they owe.
     assert_eq!(meters.displaced(), 0, "{context}");
     let well = sources.iter().filter(|s| s.role == Role::WellBehaved);

@@ -1,12 +1,12 @@
 //! Banned addresses and prefixes, each until a time of its own: up to a million, asked for every packet.
 //!
 //! Longest prefix first, one probe for each prefix length in use of the packet's family: a handful in practice, 33 and 129 at
-//! most. A probe reads eight one-octet tags at once from an array of 1.5 octets a ban; an address that is not banned
-//! ends there but for once in some 100 probes. The bans themselves lie in an array of their own, in the same order.
+//! most. A probe reads eight one-octet tags at once from an array of 2 octets a ban; an address that is not banned
+//! ends there but for once in some 200 probes. The bans themselves lie in an array of their own, in the same order.
 //!
 //! Invariants:
 //! - All memory is reserved at construction. A full table refuses; it forgets nobody.
-//! - Open addressing, two thirds full at most, with backward-shift deletion: no tombstones, so nothing rots.
+//! - Open addressing, half full at most, with backward-shift deletion: no tombstones, so nothing rots.
 //! - A tag is zero in an empty slot only; the first tags are repeated behind the last, so that a probe may read past the end.
 //! - The hash is keyed: nobody chooses bans that crowd together. Bans are compared whole, so none covers a stranger.
 //! - A ban that has ended bans nobody, swept or not. Families are apart: `::/0` holds no IPv4 address.
@@ -155,7 +155,7 @@ impl Bans {
     #[must_use]
     pub fn new(capacity: usize, secret: [u64; 2]) -> Bans {
         let capacity = capacity.clamp(1, 1 << 30);
-        let slots = capacity.saturating_add(capacity.div_ceil(2)).max(GROUP);
+        let slots = capacity.saturating_mul(2).max(GROUP);
         Bans {
             tags: vec![0; slots.saturating_add(GROUP)].into_boxed_slice(),
             entries: vec![Entry::NONE; slots].into_boxed_slice(),
@@ -186,7 +186,7 @@ impl Bans {
             return Err(Full);
         }
         let mut at = self.home(hash);
-        // Ends: a third of the slots is empty.
+        // Ends: half of the slots are empty.
         while self.tag_at(at) != 0 {
             at = self.on(at, 1);
         }
@@ -221,21 +221,6 @@ impl Bans {
         None
     }
 
-    /// Pulls what a [`Bans::lookup`] of `addr` will read into the cache. Called over a burst before the first lookup, it lets
-    /// the misses overlap. Worth it when many packets come from banned sources.
-    #[inline]
-    pub fn touch(&self, addr: Addr) {
-        for prefix in self.covering(addr) {
-            let hash = self.hash(&prefix);
-            let home = self.home(hash);
-            let Some((matches, _)) = self.probe(home, hash) else { return };
-            if matches != 0 {
-                // A plain load nobody uses would be removed; this one is kept.
-                std::hint::black_box(self.entries.get(self.on(home, first(matches))).map(|entry| entry.addr.lo));
-            }
-        }
-    }
-
     /// The prefixes of `addr` that may be banned, longest first.
     #[inline]
     fn covering(&self, addr: Addr) -> impl Iterator<Item = Prefix> + '_ {
@@ -244,8 +229,8 @@ impl Bans {
         lengths.iter().map(move |&len| Prefix { addr: prefix(addr, len, len), len, v4 })
     }
 
-    /// Removes bans that have ended by `now`, looking at no more than `budget` slots; there are three for every two bans that
-    /// there is room for. Goes on where it stopped the time before: two rounds find every one. Returns how many it removed.
+    /// Removes bans that have ended by `now`, looking at no more than `budget` slots; there are two for every ban that there
+    /// is room for. Goes on where it stopped the time before: two rounds find every one. Returns how many it removed.
     pub fn sweep(&mut self, now: Micros, budget: usize) -> usize {
         let before = self.len;
         for _ in 0..budget.min(self.entries.len()) {
@@ -273,7 +258,7 @@ impl Bans {
         self.len == 0
     }
 
-    /// Octets reserved: for a million bans 49.5 million.
+    /// Octets reserved: for a million bans 66 million.
     #[must_use]
     pub fn memory(&self) -> usize {
         size_of_val(&*self.tags).saturating_add(size_of_val(&*self.entries))
@@ -346,7 +331,7 @@ impl Bans {
     #[inline]
     fn find(&self, hash: u64, prefix: &Prefix) -> Option<usize> {
         let mut at = self.home(hash);
-        // Ends: a third of the slots is empty.
+        // Ends: half of the slots are empty.
         loop {
             let (mut matches, ends) = self.probe(at, hash)?;
             while matches != 0 {

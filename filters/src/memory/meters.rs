@@ -37,10 +37,10 @@
 //!   sources each have a packet refused has them stand 2 s longer). Once recorded, the burst and the rate hold.
 //!
 //! What the table cannot do: limit more sources at once than it has records. A line whose four records all stand leaves a
-//! fifth source unlimited; with a quarter as many standing abusers as records that are 0.4% of the lines, with as many as
-//! records a third. An attacker who spoofs that many abusers, and keeps each standing, blinds the limits for newcomers (R / 2 s
-//! packets a second), not for whom they know. Limits that only verified clients can charge (connections) are safe from that in a
-//! table of their own.
+//! fifth source unlimited: 0.4% of the lines when a quarter as many abusers stand as there are records, more than a third
+//! when as many do. An attacker who spoofs that many sources, R / 2 packets a second to keep all of them standing, blinds the
+//! limits for newcomers, not for those it knows. Limits that only verified clients can charge (connections) are safe from
+//! that in a table of their own.
 //!
 //! Why debt alone does not decide: records that owe an hour (a limit of 1 an hour) would fill the table within a second of
 //! flood and shut everybody else out for that hour, and random replacement instead would give an abuser's first record
@@ -107,8 +107,8 @@ pub struct Quota {
 }
 
 impl Quota {
-    /// `rate.amount` in each `rate.every` in the long run, `rate.burst` at once (both at least 1). Rates above 10^11 units a
-    /// second may pass without limit.
+    /// `rate.amount` in each `rate.every` in the long run, `rate.burst` at once (both at least 1). Rates above 6 x 10^10
+    /// units a second may pass without limit.
     #[must_use]
     pub fn new(rate: &Rate) -> Quota {
         // Nanoseconds times 2^32 fit: 2^64 seconds are 2^94 nanoseconds.
@@ -209,6 +209,7 @@ impl Meters {
     }
 
     /// The key of what shares one limit: `kind` is the limit's or rule's own number, `addr` the source or its [`super::prefix`].
+    /// A limit that changes takes a new number, or sources go on owing what they owed by the old one.
     #[inline]
     #[must_use]
     pub fn key(&self, kind: u32, addr: Addr) -> Key {
@@ -229,7 +230,7 @@ impl Meters {
     }
 
     /// Whether `amount` (packets or octets) at `now` is within the limit; what is within it is charged. A source that got no
-    /// record is within its limit. `quota` is always the same for one kind.
+    /// record is within its limit. `quota` is the one of the key's kind.
     #[inline]
     #[must_use = "what is over the limit is to be dropped"]
     pub fn charge(&mut self, key: Key, quota: &Quota, amount: u64, now: Micros) -> bool {

@@ -73,11 +73,11 @@ fn frame(i: u32) -> Vec<u8> {
         .seq(i.wrapping_mul(0x9e37_79b9))
         .hop_limit(40 + i as u8 % 80)
         .window([1024, 65_535][i as usize / 2 % 2]);
-    if i % 2 == 0 {
+    if i.is_multiple_of(2) {
         builder.flags(Flags::SYN).pad_to(60).build()
     } else {
         let builder = builder.options([Opt::Nop, Opt::Nop, Opt::Timestamp(i, i)]);
-        builder.payload(if i % 3 == 0 { &b"GET / HTTP/1.1\r\n"[..] } else { b"POST /" }).build()
+        builder.payload(if i.is_multiple_of(3) { &b"GET / HTTP/1.1\r\n"[..] } else { b"POST /" }).build()
     }
 }
 

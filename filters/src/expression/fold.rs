@@ -121,7 +121,7 @@ impl Field {
     }
 
     /// What a comparison with a number comes to.
-    fn compare(self, compare: Compare, k: u32, jt: u16, jf: u16, facts: &Facts) -> Op {
+    fn compare(self, compare: FieldCompare, k: u32, jt: u16, jf: u16, facts: &Facts) -> Op {
         let Field { at, mask, shift } = self;
         let (known, value) = facts.word(at);
         let (known, unknown) = (mask & known, mask & !known);
@@ -130,14 +130,19 @@ impl Field {
         // In the word's place, or none when no field reaches it.
         let place = u32::try_from(shifted).ok();
         match compare {
-            Compare::Equal => match place {
+            FieldCompare::Equal => match place {
                 Some(k) if k & !mask == 0 && (k ^ value) & known == 0 => {
                     let (mask, value) = (unknown, k & unknown);
                     if mask == 0 { settled(true) } else { Op::FieldIs { at, jt, jf, mask, value } }
                 }
                 _ => settled(false),
             },
-            Compare::AnyBit => {
+            FieldCompare::AtLeast => match place {
+                Some(k) if k <= value & known => settled(true),
+                Some(k) if k <= value & known | unknown => Op::FieldFrom { at, jt, jf, mask, value: k },
+                _ => settled(false),
+            },
+            FieldCompare::AnyBit => {
                 let bits = shifted as u32;
                 let mask = unknown & bits;
                 if value & known & bits != 0 {
@@ -148,15 +153,16 @@ impl Field {
                     Op::FieldIs { at, jt: jf, jf: jt, mask, value: 0 }
                 }
             }
-            Compare::AtLeast => match place {
-                Some(k) if k <= value & known => settled(true),
-                Some(k) if k <= value & known | unknown => Op::FieldFrom { at, jt, jf, mask, value: k },
-                _ => settled(false),
-            },
-            // Greater than k is at least k + 1: see [`Value::compare`].
-            Compare::Greater => Op::JumpK { compare, jt, jf, k },
         }
     }
+}
+
+/// The comparisons that a field's place in its word does not disturb.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FieldCompare {
+    Equal,
+    AtLeast,
+    AnyBit,
 }
 
 /// What is known of a register.
@@ -194,20 +200,26 @@ impl Value {
     fn compare(self, op: Op, (compare, k): (Compare, u32), jt: u16, jf: u16, facts: &Facts) -> Op {
         let settled = |holds| Op::Jump(if holds { jt } else { jf });
         match (self, compare) {
+            (Value::Unknown, _) => op,
             (Value::Number(a), _) => settled(compare.holds(a, k)),
-            (_, Compare::Greater) => match k.checked_add(1) {
+            (Value::Length, Compare::AtLeast) if k as usize <= facts.len => settled(true),
+            (Value::Length, Compare::Greater) if (k as usize) < facts.len => settled(true),
+            (Value::Length, Compare::Equal) if (k as usize) < facts.len => settled(false),
+            (Value::Length, _) => Op::LengthIs { compare, jt, jf, k },
+            (Value::Sum(field, 0), Compare::AnyBit) => field.compare(FieldCompare::AnyBit, k, jt, jf, facts),
+            (Value::Sum(..), Compare::AnyBit) => op,
+            (Value::Sum(field, add), Compare::Equal) => match k.checked_sub(add) {
+                Some(k) => field.compare(FieldCompare::Equal, k, jt, jf, facts),
+                None => settled(false),
+            },
+            (Value::Sum(field, add), Compare::AtLeast) => {
+                field.compare(FieldCompare::AtLeast, k.saturating_sub(add), jt, jf, facts)
+            }
+            // Greater than k is at least k + 1.
+            (Value::Sum(..), Compare::Greater) => match k.checked_add(1) {
                 Some(k) => self.compare(op, (Compare::AtLeast, k), jt, jf, facts),
                 None => settled(false),
             },
-            (Value::Sum(field, 0), _) => field.compare(compare, k, jt, jf, facts),
-            (Value::Sum(field, add), Compare::Equal | Compare::AtLeast) => match k.checked_sub(add) {
-                Some(k) => field.compare(compare, k, jt, jf, facts),
-                None => settled(compare == Compare::AtLeast),
-            },
-            (Value::Length, Compare::AtLeast) if k as usize <= facts.len => settled(true),
-            (Value::Length, Compare::Equal) if (k as usize) < facts.len => settled(false),
-            (Value::Length, _) => Op::LengthIs { compare, jt, jf, k },
-            _ => op,
         }
     }
 }

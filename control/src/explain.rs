@@ -62,12 +62,8 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8]) -> S
 
     let mut replay = Replay::new(Arc::clone(config), plan, circumstances.seed.unwrap_or_default(), bans.to_vec());
     let mut steps: Vec<Step> = Vec::new();
-    let outcome = replay.packet_traced(
-        circumstances.time,
-        frame,
-        u32::try_from(frame.len()).unwrap_or(u32::MAX),
-        &mut steps,
-    );
+    let outcome =
+        replay.packet_traced(circumstances.time, frame, u32::try_from(frame.len()).unwrap_or(u32::MAX), &mut steps);
     let ended_before_rules = steps.iter().any(|s| matches!(s, Step::Denied | Step::NotAllowed | Step::Banned(_)));
     if !ended_before_rules {
         out.rules(circumstances, replay.plan(), &facts, &steps);
@@ -87,7 +83,10 @@ impl Lines {
 
     fn service(&mut self, config: &Config, service: ServiceId) {
         let Some(service) = config.services.get(usize::from(service.0)) else { return };
-        self.say("service", &format!("{:?}, {}, proxy_protocol {}", service.name, service.mode, service.proxy_protocol));
+        self.say(
+            "service",
+            &format!("{:?}, {}, proxy_protocol {}", service.name, service.mode, service.proxy_protocol),
+        );
     }
 
     fn sources(&mut self, circumstances: &Circumstances<'_>, segment: &Segment) {
@@ -119,9 +118,9 @@ impl Lines {
         let ip = segment.key.src.to_ip();
         let longest = bans.iter().filter(|ban| ban.prefix.contains(&ip)).max_by_key(|ban| ban.prefix.prefix_len());
         if let Some(ban) = longest {
-            let until = ban.until.map_or("for good".into(), |until| {
-                format!("until {}", humantime::format_rfc3339_seconds(until))
-            });
+            let until = ban
+                .until
+                .map_or("for good".into(), |until| format!("until {}", humantime::format_rfc3339_seconds(until)));
             self.say("ban", &format!("{} {until} {}", ban.prefix, ban.reason));
         }
     }
@@ -173,7 +172,9 @@ impl Lines {
 
     fn cookie(&mut self, circumstances: &Circumstances<'_>, segment: &Segment, outcome: Outcome) {
         let text = match outcome {
-            Outcome::Answered => "answered with a SYN-ACK; nothing is remembered until its cookie comes back".to_owned(),
+            Outcome::Answered => {
+                "answered with a SYN-ACK; nothing is remembered until its cookie comes back".to_owned()
+            }
             Outcome::Opened => "right".to_owned(),
             Outcome::Dropped(..) if outcome.reason() == Some(sluice_filters::DropReason::BadCookie) => {
                 let cookie = Seq(segment.ack.0.wrapping_sub(1)).0;

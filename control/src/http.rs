@@ -136,7 +136,8 @@ mod tests {
         let address = listener.0.local_addr().unwrap();
         let fake = Arc::new(Fake::new(&fake::config()));
         let build = BuildInfo { version: "0".into(), dpdk: "0".into() };
-        let exporter = Exporter::new(&fake::config(), fake.clone(), Arc::default(), FilterSide::of(&fake::config()), build);
+        let exporter =
+            Exporter::new(&fake::config(), fake.clone(), Arc::default(), FilterSide::of(&fake::config()), build);
         (Server::start(listener, exporter).unwrap(), address, fake)
     }
 

@@ -15,15 +15,15 @@ pub mod capture;
 mod connlog;
 mod error;
 pub mod explain;
-pub mod filters;
 #[cfg(test)]
 mod fake;
+pub mod filters;
 mod http;
 pub mod keys;
 pub mod logging;
 pub mod metrics;
-pub mod replay;
 pub mod packet;
+pub mod replay;
 mod source;
 mod stamp;
 
@@ -79,10 +79,8 @@ impl Prepared {
         build: BuildInfo,
     ) -> Result<Control, StartError> {
         let connections = ConnectionLog::start(self.output, Arc::clone(&config), Arc::clone(&source))?;
-        let sample = self
-            .sample
-            .map(|file| SampleThread::start(file, Arc::clone(&config), Arc::clone(&source)))
-            .transpose()?;
+        let sample =
+            self.sample.map(|file| SampleThread::start(file, Arc::clone(&config), Arc::clone(&source))).transpose()?;
         let server = match self.listener {
             Some(listener) => {
                 let side = FilterSide {

@@ -112,7 +112,10 @@ mod tests {
         sampler.offer(&[7; 100], PortId(1), DropReason::Rule, Some(3), Micros(5));
         let packet = queue.pop().unwrap();
         assert_eq!((packet.octets(), packet.wire_len), (&[7; 64][..], 100));
-        assert_eq!((packet.at, packet.port, packet.reason, packet.rule), (Micros(5), PortId(1), DropReason::Rule, Some(3)));
+        assert_eq!(
+            (packet.at, packet.port, packet.reason, packet.rule),
+            (Micros(5), PortId(1), DropReason::Rule, Some(3))
+        );
     }
 
     #[test]

@@ -291,13 +291,7 @@ impl Worker {
 
     /// An opening SYN: filters, then the cookie's SYN-ACK in the same frame; returns its length.
     #[inline(always)]
-    fn syn(
-        &mut self,
-        port: PortId,
-        frame: &mut Frame,
-        segment: &Segment,
-        now: Micros,
-    ) -> Result<usize, DropReason> {
+    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
         let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
         self.stack.filters.check(&Facts { segment, frame: frame.data(), service }, now)?;

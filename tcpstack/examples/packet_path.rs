@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::engine::Engine;
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::units::{Micros, PortId, WorkerId};
 use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse_then};
@@ -78,6 +79,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let sources = SourceFilter::new(&config.filters.deny, &config.filters.allow);
     let counters = Arc::new(StackCounters::new(&config));
     let mut stack = Stack::new(Setup {
+        filters: Engine::of(&config).expect("no rules"),
         jar: Jar::new([7; 32], config.cookies.epoch),
         worker: WorkerId(0),
         counters,

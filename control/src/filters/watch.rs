@@ -85,7 +85,12 @@ pub fn watch(config: Arc<Config>, sets: Vec<AddressSet>, orders: Orders) -> Resu
     let gauges = Arc::new(SetGauges::new(&config));
     let mut keeper = Keeper {
         stamps: config.sets.iter().map(stamps).collect(),
-        ban_file: config.bans.as_ref().and_then(|bans| bans.file.clone()).zip(bans.clone()).map(|(file, book)| BanFile::new(file, book)),
+        ban_file: config
+            .bans
+            .as_ref()
+            .and_then(|bans| bans.file.clone())
+            .zip(bans.clone())
+            .map(|(file, book)| BanFile::new(file, book)),
         config,
         sets,
         orders,

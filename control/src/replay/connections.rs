@@ -40,19 +40,12 @@ fn turned(key: &FlowKey) -> FlowKey {
 
 impl Connections {
     pub(super) fn new() -> Connections {
-        Connections {
-            handshakes: HashMap::new(),
-            order: VecDeque::new(),
-            open: HashMap::new(),
-            swept: Micros(0),
-        }
+        Connections { handshakes: HashMap::new(), order: VecDeque::new(), open: HashMap::new(), swept: Micros(0) }
     }
 
     /// A SYN was answered.
     pub(super) fn answered(&mut self, segment: &Segment, now: Micros) {
-        while self.order.len() >= HANDSHAKES
-            || self.order.front().is_some_and(|(at, _)| now.since(*at) > HANDSHAKE)
-        {
+        while self.order.len() >= HANDSHAKES || self.order.front().is_some_and(|(at, _)| now.since(*at) > HANDSHAKE) {
             if let Some((_, key)) = self.order.pop_front() {
                 self.handshakes.remove(&key);
             }

@@ -31,7 +31,13 @@ pub struct Change {
 
 impl Diff {
     /// Notes packet `number`'s two outcomes; `describe` puts the packet into words.
-    pub fn add(&mut self, configs: [&Config; 2], outcomes: [Outcome; 2], number: u64, describe: impl FnOnce() -> String) {
+    pub fn add(
+        &mut self,
+        configs: [&Config; 2],
+        outcomes: [Outcome; 2],
+        number: u64,
+        describe: impl FnOnce() -> String,
+    ) {
         let words = [0, 1].map(|at| outcomes[at].describe(configs[at]));
         // Rules are compared by name, not by place: a rule that moved is the same rule.
         if words[0] == words[1] {
@@ -69,7 +75,8 @@ impl Diff {
         if changes.is_empty() {
             return "nothing changes\n".into();
         }
-        let width = |of: fn(&Change) -> &String| changes.iter().map(|change| of(change).len()).max().unwrap_or(0).max(4);
+        let width =
+            |of: fn(&Change) -> &String| changes.iter().map(|change| of(change).len()).max().unwrap_or(0).max(4);
         let (now, then) = (width(|change| &change.now), width(|change| &change.then));
         let mut out = format!("{:>12}  {:<now$}     {:<then$}  first packet\n", "packets", "now", "then");
         for change in &changes {

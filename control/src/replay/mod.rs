@@ -184,12 +184,7 @@ impl Replay {
         self.engine.sweep(self.now);
     }
 
-    fn judge<T: Trace>(
-        &mut self,
-        frame: &[u8],
-        checksums: RxChecksums,
-        trace: &mut T,
-    ) -> Result<Outcome, DropReason> {
+    fn judge<T: Trace>(&mut self, frame: &[u8], checksums: RxChecksums, trace: &mut T) -> Result<Outcome, DropReason> {
         let segment = match parse(frame, checksums)? {
             Parsed::Tcp(segment) => segment,
             Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_) => return Ok(Outcome::Local),

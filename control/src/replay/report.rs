@@ -158,8 +158,7 @@ impl Report {
         let _ = writeln!(out, "\n{:<width$}  {:>12}  {:>6}  {:>14}", "outcome", "packets", "share", "octets");
         for line in &lines {
             let share = line.packets as f64 * 100.0 / self.packets.max(1) as f64;
-            let _ =
-                writeln!(out, "{:<width$}  {:>12}  {share:>5.1}%  {:>14}", line.outcome, line.packets, line.bytes);
+            let _ = writeln!(out, "{:<width$}  {:>12}  {share:>5.1}%  {:>14}", line.outcome, line.packets, line.bytes);
         }
         let rules = Report::rules(replay);
         if rules.is_empty() {

@@ -26,7 +26,7 @@ mod trace;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sluice_config::Measure;
+use sluice_config::{Config, Measure, Mistake};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
 use crate::addr::Addr;
@@ -52,7 +52,10 @@ const SWEEP: usize = 64;
 #[derive(Debug)]
 pub struct Engine {
     plan: Arc<Plan>,
+    /// What anybody can make grow.
     meters: Meters,
+    /// What only clients that proved themselves can: apart, so that no flood of made-up sources stands in their place.
+    proved: Meters,
     ceiling: Meters,
     buckets: Vec<Bucket>,
     clients: Clients,
@@ -73,6 +76,7 @@ impl Engine {
         let fixed = &plan.fixed;
         let mut engine = Engine {
             meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, secret),
+            proved: Meters::new(if fixed.metered_opening { fixed.records } else { 0 }, secret),
             ceiling: Meters::new(if fixed.ceiling.is_some() { CEILING_RECORDS } else { 0 }, secret),
             buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
             clients: Clients::new(CLIENTS, secret),
@@ -85,6 +89,15 @@ impl Engine {
         };
         engine.look_again();
         engine
+    }
+
+    /// The filters of a configuration without sets, under no secret: for tests and tools.
+    ///
+    /// # Errors
+    /// As [`Plan::compile`].
+    pub fn of(config: &Config) -> Result<Engine, Vec<Mistake>> {
+        let plan = Plan::compile("configuration", config, &[], 1)?;
+        Ok(Engine::new(Arc::new(plan), [0; 2], Arc::new(FilterCounters::new(config))))
     }
 
     /// Puts another plan in force, of the same configuration with other contents of its sets. Returns the old one, for somebody else
@@ -195,12 +208,15 @@ impl Engine {
         now: Micros,
         trace: &mut T,
     ) -> Result<(), DropReason> {
-        let Engine { plan, meters, buckets, clients, counters, .. } = self;
+        let Engine { plan, meters, proved, buckets, clients, counters, .. } = self;
+        let meters = if moment == Moment::Opening { proved } else { meters };
         let fixed = &plan.fixed;
         let rows = plan.sources.as_ref().and_then(|sources| sources.rows.as_ref());
         let mut candidates = fixed.rules.first(moment, rows.map(|rows| (rows, class)), facts);
         while let Some(rule) = fixed.rules.next(&mut candidates, facts) {
-            let (Some(verdict), Some(counters)) = (fixed.verdicts.get(rule), counters.rules.get(rule)) else { continue };
+            let (Some(verdict), Some(counters)) = (fixed.verdicts.get(rule), counters.rules.get(rule)) else {
+                continue;
+            };
             let octets = u64::from(facts.ip_length());
             counters.matched_packets.bump();
             counters.matched_bytes.add(octets);
@@ -315,7 +331,7 @@ impl Engine {
             self.walk(Moment::Opening, class, facts, now, trace)?;
         }
         for limit in &self.plan.fixed.opening {
-            within(&mut self.meters, limit, source, 1, now, trace)?;
+            within(&mut self.proved, limit, source, 1, now, trace)?;
         }
         Ok(())
     }
@@ -383,9 +399,9 @@ impl Engine {
     /// Brings the gauges up to date; a few times a second is enough.
     pub fn publish(&mut self, now: Micros) {
         self.look_again();
-        self.counters.records.set(self.meters.occupied(now) as u64);
-        self.counters.records_displaced.set(self.meters.displaced());
-        self.counters.records_refused.set(self.meters.unrecorded());
+        self.counters.records.set((self.meters.occupied(now).saturating_add(self.proved.occupied(now))) as u64);
+        self.counters.records_displaced.set(self.meters.displaced().wrapping_add(self.proved.displaced()));
+        self.counters.records_refused.set(self.meters.unrecorded().wrapping_add(self.proved.unrecorded()));
         self.counters.bans.set(self.bans.len() as u64);
     }
 }

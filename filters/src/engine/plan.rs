@@ -31,8 +31,9 @@ pub(super) struct Fixed {
     pub(super) flowless: Vec<SourceLimit>,
     pub(super) opening: Vec<SourceLimit>,
     pub(super) ceiling: Option<Quota>,
-    /// Whether anything is kept by source: limits, of rules or others.
+    /// Whether anything is kept by source: limits, of rules or others, on arrival and when connections open.
     pub(super) metered: bool,
+    pub(super) metered_opening: bool,
     pub(super) records: usize,
     pub(super) bans: usize,
     /// Whether there is any rule without `dry_run`, or with.
@@ -53,7 +54,11 @@ pub(super) enum Deed {
     Drop,
     Pass,
     /// The quota is for a source's record; buckets have theirs.
-    Limit { of: Measure, quota: Quota, per: Meter },
+    Limit {
+        of: Measure,
+        quota: Quota,
+        per: Meter,
+    },
 }
 
 /// What holds a rule's debt.
@@ -160,7 +165,7 @@ impl Fixed {
     fn compile(file: &str, config: &Config, workers: usize) -> Result<Fixed, Vec<Mistake>> {
         let rules = Rules::compile(file, config)?;
         let (mut verdicts, mut buckets, mut marks) = (Vec::new(), Vec::new(), 0..);
-        let mut metered = false;
+        let (mut metered, mut metered_opening) = (false, false);
         for (rule, kind) in config.rules.iter().zip(RULE_KINDS..) {
             let action = match &rule.action {
                 Action::Drop => Deed::Drop,
@@ -179,7 +184,9 @@ impl Fixed {
                         Per::Service => Meter::Bucket { first: take(config.services.len()), by_service: true },
                         Per::Global => Meter::Bucket { first: take(1), by_service: false },
                     };
-                    metered |= matches!(per, Meter::Source { .. });
+                    let by_source = matches!(per, Meter::Source { .. });
+                    metered |= by_source && limit.of != Measure::Connections;
+                    metered_opening |= by_source && limit.of == Measure::Connections;
                     Deed::Limit { of: limit.of, quota: Quota::new(&limit.rate), per }
                 }
             };
@@ -192,7 +199,8 @@ impl Fixed {
             limits(&[Limited::FlowlessAcks]),
             limits(&[Limited::Connections]),
         );
-        metered |= !(arrival.is_empty() && flowless.is_empty() && opening.is_empty());
+        metered |= !(arrival.is_empty() && flowless.is_empty());
+        metered_opening |= !opening.is_empty();
         Ok(Fixed {
             any_rule: rules.any(Moment::Arrival),
             any_opening: rules.any(Moment::Opening),
@@ -204,6 +212,7 @@ impl Fixed {
             opening,
             ceiling: config.filters.syn_ack_ceiling.as_ref().map(Quota::new),
             metered,
+            metered_opening,
             records: usize::try_from(config.filters.records).unwrap_or(usize::MAX),
             bans: config.bans.as_ref().map_or(0, |bans| usize::try_from(bans.capacity).unwrap_or(usize::MAX)),
         })
@@ -225,8 +234,11 @@ fn divided(rate: Rate, workers: usize) -> Rate {
 
 fn source_limits(config: &Config, of: &[Limited]) -> Vec<SourceLimit> {
     let filters = &config.filters;
-    let levels =
-        [(Level::Address, &filters.per_address), (Level::Subnet, &filters.per_subnet), (Level::Site, &filters.per_site)];
+    let levels = [
+        (Level::Address, &filters.per_address),
+        (Level::Subnet, &filters.per_subnet),
+        (Level::Site, &filters.per_site),
+    ];
     let mut limits = Vec::new();
     for (level, set) in levels {
         for &of in of {

@@ -204,8 +204,9 @@ fn a_limit_for_all_is_divided_among_the_workers_and_a_sources_is_not() {
 
 #[test]
 fn octets_are_those_of_the_ip_packet() {
-    let mut t =
-        Script::new("[[rule]]\nname = \"l\"\naction = \"limit\"\nlimit = \"1000B/s\"\nof = \"bytes\"\nper = \"global\"\n");
+    let mut t = Script::new(
+        "[[rule]]\nname = \"l\"\naction = \"limit\"\nlimit = \"1000B/s\"\nof = \"bytes\"\nper = \"global\"\n",
+    );
     let data = tcp(CLIENT, WEB).payload([0; 60]);
     assert_eq!(t.passed(&data, 20), 10, "100 octets each");
 }
@@ -262,7 +263,9 @@ fn a_pass_on_trial_exempts_nobody() {
 
 #[test]
 fn a_source_is_limited_by_address_subnet_and_site() {
-    let mut t = Script::new("[filters.per_address]\nsyns = \"3/s\"\n[filters.per_subnet]\nsyns = \"5/s\"\n[filters.per_site]\nsyns = \"7/s\"\n");
+    let mut t = Script::new(
+        "[filters.per_address]\nsyns = \"3/s\"\n[filters.per_subnet]\nsyns = \"5/s\"\n[filters.per_site]\nsyns = \"7/s\"\n",
+    );
     assert_eq!(t.passed(&syn(CLIENT, WEB), 9), 3);
     assert_eq!(t.rx(&syn(CLIENT, WEB)), Err(DropReason::SourceSyns));
     assert_eq!(t.passed(&syn("203.0.113.8:1", WEB), 9), 2, "five from its /24");
@@ -283,7 +286,10 @@ fn packets_octets_flowless_acks_and_connections_have_limits_of_their_own() {
     assert_eq!(t.passed(&tcp(CLIENT, WEB).payload([0; 460]), 9), 2);
     assert_eq!(t.rx(&tcp(CLIENT, WEB)), Err(DropReason::SourceBytes));
     let mut t = Script::new("[filters.per_address]\nflowless_acks = \"2/s\"\n");
-    assert_eq!([0; 4].map(|_| t.opens(CLIENT, WEB)), [Ok(()), Ok(()), Err(DropReason::SourceFlowlessAcks), Err(DropReason::SourceFlowlessAcks)]);
+    assert_eq!(
+        [0; 4].map(|_| t.opens(CLIENT, WEB)),
+        [Ok(()), Ok(()), Err(DropReason::SourceFlowlessAcks), Err(DropReason::SourceFlowlessAcks)]
+    );
     let mut t = Script::new("[filters.per_address]\nconnections = \"1/min\"\n");
     assert_eq!([0; 2].map(|_| t.opens(CLIENT, WEB)), [Ok(()), Err(DropReason::SourceConnections)]);
     t.after(Duration::from_secs(59));

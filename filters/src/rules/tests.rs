@@ -53,8 +53,7 @@ fn found(plan: &Plan, facts: &Facts<'_>) -> Vec<usize> {
 
 /// The rules that match, asked one by one.
 fn expected(config: &Config, plan: &Plan, sets: &[AddressSet], facts: &Facts<'_>) -> Vec<usize> {
-    let matches =
-        |(index, rule): &(usize, &Rule)| naive::mismatch(plan.rules(), *index, rule, sets, facts).is_none();
+    let matches = |(index, rule): &(usize, &Rule)| naive::mismatch(plan.rules(), *index, rule, sets, facts).is_none();
     config.rules.iter().enumerate().filter(matches).map(|(index, _)| index).collect()
 }
 
@@ -91,7 +90,8 @@ fn any_sources() -> impl Strategy<Value = Sources> {
 fn option_match<T: std::fmt::Debug + Clone + 'static>(
     range: impl Strategy<Value = RangeInclusive<T>>,
 ) -> impl Strategy<Value = OptionMatch<T>> {
-    prop_oneof![Just(None), range.prop_map(Some)].prop_map(|range| range.map_or(OptionMatch::Absent, OptionMatch::Within))
+    prop_oneof![Just(None), range.prop_map(Some)]
+        .prop_map(|range| range.map_or(OptionMatch::Absent, OptionMatch::Within))
 }
 
 fn any_matches() -> impl Strategy<Value = Matches> {
@@ -107,12 +107,7 @@ fn any_matches() -> impl Strategy<Value = Matches> {
         payload.mask.truncate(payload.value.len());
         payload
     });
-    let kinds = prop_oneof![
-        Just(vec![2, 4, 8, 1, 3]),
-        Just(vec![]),
-        Just(vec![2, 1, 1, 4]),
-        Just(vec![1, 1, 8]),
-    ];
+    let kinds = prop_oneof![Just(vec![2, 4, 8, 1, 3]), Just(vec![]), Just(vec![2, 1, 1, 4]), Just(vec![1, 1, 8]),];
     let pcap = select(&["tcp dst port 443", "ip6", "tcp[tcpflags] & tcp-syn != 0", "ip[8] < 64", "greater 80"][..]);
     let pcap = pcap.prop_map(|text| Text { text: text.into(), place: Place { line: 1, column: 1 } });
     (
@@ -249,5 +244,8 @@ fn an_expression_that_cannot_be_compiled_is_a_mistake_with_its_place() {
     let shown: Vec<String> = mistakes.iter().map(ToString::to_string).collect();
     assert_eq!(shown.len(), 2, "{shown:?}");
     assert!(shown[0].starts_with("sluice.toml:20: rule \"r\": pcap: 'prot' is a name, "), "{shown:?}");
-    assert!(shown[1].starts_with("sluice.toml:30: rule \"r\": pcap: ") && shown[1].contains("; leave it out"), "{shown:?}");
+    assert!(
+        shown[1].starts_with("sluice.toml:30: rule \"r\": pcap: ") && shown[1].contains("; leave it out"),
+        "{shown:?}"
+    );
 }

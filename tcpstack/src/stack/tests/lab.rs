@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use sluice_filters::addr::Addr;
-use sluice_filters::engine::{FilterCounters, Plan};
+
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::{Flags, Parsed, RxChecksums, parse};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
@@ -217,9 +217,8 @@ impl Lab {
         let shared = Arc::new(Shared::new(&config, [1, 2], 1024, keys()));
         let now = Micros(1_000_000);
         let services = config.services.iter().flat_map(|s| s.listen.clone()).collect();
-        let plan = Plan::compile("lab.toml", &config, &[], 1).unwrap();
         let stack = Stack::new(Setup {
-            filters: Engine::new(Arc::new(plan), [5, 6], Arc::new(FilterCounters::new(&config))),
+            filters: Engine::of(&config).unwrap(),
             jar: Jar::new([7; 32], config.cookies.epoch),
             config,
             worker: WorkerId(0),

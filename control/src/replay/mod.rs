@@ -1,5 +1,7 @@
 //! A capture's packets through the appliance's parser, filters, limits and cookies, on the capture's own clock.
 //!
+//! Octets that the capture did not keep are taken for zeroes, and checksums over them for right.
+//!
 //! What is real: the parser, the address sets, rules, limits and bans of the configuration, and the cookies. What is not there: ports and
 //! neighbours (MAC addresses and VLANs are not compared), sessions, upstreams, and `service.limits`.
 //!
@@ -96,10 +98,14 @@ pub struct Replay {
     now: Micros,
     /// Those that wait for the first packet's time.
     bans: Vec<Ban>,
+    /// A packet that the capture cut short, filled up with zeroes.
+    whole: Vec<u8>,
 }
 
 /// The clock of the first packet: late enough for the clock to have no past that wraps.
 const START: Micros = Micros(1_000_000);
+/// Longest frame, octets.
+const LONGEST: usize = 65_535 + 18;
 /// The secret of tables that nobody attacks.
 const SECRET: [u64; 2] = [0x7265_706c_6179, 0x736c_7569_6365];
 
@@ -117,6 +123,7 @@ impl Replay {
             began: None,
             now: START,
             bans,
+            whole: Vec::new(),
             config,
         }
     }
@@ -159,10 +166,20 @@ impl Replay {
     /// [`Replay::packet`] with its steps told.
     pub fn packet_traced(&mut self, time: Duration, frame: &[u8], wire_len: u32, trace: &mut impl Trace) -> Outcome {
         self.tick(time);
-        // A checksum over octets that the capture did not keep, or that its card was to write, says nothing: captures are taken on
-        // the sender's own machine, too.
-        let checksums = if frame.len() < wire_len as usize { RxChecksums::GOOD } else { RxChecksums::default() };
-        match self.judge(frame, checksums, trace) {
+        let len = (wire_len as usize).min(LONGEST);
+        let verdict = if frame.len() < len {
+            let mut whole = std::mem::take(&mut self.whole);
+            whole.clear();
+            whole.extend_from_slice(frame);
+            whole.resize(len, 0);
+            // A checksum over octets that the capture did not keep says nothing.
+            let verdict = self.judge(&whole, RxChecksums::GOOD, trace);
+            self.whole = whole;
+            verdict
+        } else {
+            self.judge(frame, RxChecksums::default(), trace)
+        };
+        match verdict {
             Ok(outcome) => outcome,
             Err(reason) => {
                 let by_rule = matches!(reason, DropReason::Rule | DropReason::RuleLimit);

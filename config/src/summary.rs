@@ -15,16 +15,16 @@ impl Config {
     #[must_use]
     pub fn summary(&self) -> String {
         let mut out = Lines(String::new());
-        self.runtime(&mut out);
-        self.network(&mut out);
-        self.services(&mut out);
+        self.runtime_lines(&mut out);
+        self.network_lines(&mut out);
+        self.service_lines(&mut out);
         for index in 0..self.sets.len() {
             out.line(format_args!("{}", self.describe_set(index)));
         }
         for index in 0..self.rules.len() {
             out.line(format_args!("{}", self.describe_rule(index)));
         }
-        self.filters(&mut out);
+        self.filter_lines(&mut out);
         let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
         out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
         if let Some(path) = &self.proxy_keys {
@@ -38,7 +38,7 @@ impl Config {
         out.0
     }
 
-    fn filters(&self, out: &mut Lines) {
+    fn filter_lines(&self, out: &mut Lines) {
         let filters = &self.filters;
         out.line(format_args!(
             "filters: deny {}, allow {}{}, {} echo replies/s per worker",
@@ -78,7 +78,7 @@ impl Config {
         }
     }
 
-    fn runtime(&self, out: &mut Lines) {
+    fn runtime_lines(&self, out: &mut Lines) {
         let rt = &self.runtime;
         out.line(format_args!(
             "runtime: workers on CPU {}, control on CPU {}, hugepages {}, {} mbufs, {}/{} rx/tx descriptors, idle {}, \
@@ -95,7 +95,7 @@ impl Config {
         ));
     }
 
-    fn network(&self, out: &mut Lines) {
+    fn network_lines(&self, out: &mut Lines) {
         for port in &self.ports {
             let addresses: Vec<String> =
                 port.addresses.iter().map(|a| format!("{}/{}", a.address, a.network.prefix_len())).collect();
@@ -117,7 +117,7 @@ impl Config {
         }
     }
 
-    fn services(&self, out: &mut Lines) {
+    fn service_lines(&self, out: &mut Lines) {
         for service in &self.services {
             let source =
                 if service.source.is_empty() { "the port's address".to_owned() } else { list(&service.source) };

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::machine::{ACCEPT, Alu, Compare, MACS, MAX_INSTRUCTIONS, Op, Program, REJECT, SCRATCH, Size};
+use super::machine::{ACCEPT, Alu, Compare, MAX_INSTRUCTIONS, Op, Program, REJECT, SCRATCH, Size};
 
 /// Octets of the longest prefix that facts speak of.
 const PREFIX: usize = 74;
@@ -87,15 +87,15 @@ struct Field {
 }
 
 impl Field {
-    /// None for a load that may leave the headers, or has the tag's place inside.
+    /// None for a load that may leave the headers.
     fn of(size: Size, at: u32, facts: &Facts) -> Option<Field> {
         if !facts.holds(size, at) {
             return None;
         }
         let (at, octets) = (at as usize, size.octets() as usize);
-        // A word that holds the octets and nothing beyond the headers, on one side of the tag.
-        let word = if at >= MACS { at.min(facts.len - 4) } else { at.min(MACS - 4) };
-        let shift = 8 * (word + 4).checked_sub(at + octets)? as u32;
+        // A word that holds the octets and nothing beyond the headers.
+        let word = at.min(facts.len - 4);
+        let shift = 8 * (word + 4 - (at + octets)) as u32;
         let mask = u32::MAX >> (32 - 8 * octets) << shift;
         Some(Field { at: word as u16, mask, shift })
     }

@@ -24,7 +24,7 @@ pub(super) const ACCEPT: u16 = u16::MAX;
 /// Where a program jumps to say "no match".
 pub(super) const REJECT: u16 = u16::MAX - 1;
 /// Octets of the two Ethernet addresses: what comes before an 802.1Q tag.
-pub(super) const MACS: usize = 12;
+const MACS: usize = 12;
 
 /// One instruction as libpcap's compiler writes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -218,6 +218,7 @@ impl<'a> View<'a> {
     }
 
     /// [`View::octets`] that begin before the tag.
+    #[cold]
     fn across<const N: usize>(&self, at: usize) -> Option<[u8; N]> {
         let mut octets = [0; N];
         for (at, octet) in (at..).zip(&mut octets) {

@@ -245,6 +245,7 @@ fn what_the_parser_proved_is_not_asked_again() {
     assert_eq!(constant("ether multicast"), (Some(false), Some(false)));
     assert_eq!(constant("greater 54"), (Some(true), Some(true)));
     assert_eq!(constant("less 53 or udp"), (Some(false), Some(false)));
+    assert_eq!((constant("len > 53"), constant("len > 54")), ((Some(true), Some(true)), (None, Some(true))));
     // "Don't fragment" is free, and so is the traffic class.
     assert_eq!(constant("ip[6] & 0x40 = 0"), (None, Some(false)));
     assert_eq!(constant("ip6[0] = 0x60"), (Some(false), None));

@@ -74,15 +74,22 @@ impl LookupV6 {
     pub(super) fn find(&self, hi: u64, lo: u64) -> u16 {
         let mut at = self.root;
         let mut key = hi;
-        // Ends: what an entry leads to lies behind it.
+        // Ends: what an entry leads to lies behind it. No `match`: a jump table would be one branch for all steps, and be
+        // guessed worse than the branch of each kind.
         loop {
-            key = if at & LOWER == 0 { key } else { lo };
+            if at & KIND == 0 {
+                return at as u16;
+            }
+            if at & LOWER != 0 {
+                key = lo;
+            }
             let index = (at & INDEX) as usize;
-            at = match at & KIND {
-                0 => return at as u16,
-                NODES => self.node(index, key),
-                LEAVES => self.leaf(index, key),
-                _ => self.wide_leaf(index, key),
+            if at & KIND == NODES {
+                at = self.node(index, key);
+            } else if at & KIND == LEAVES {
+                at = self.leaf(index, key);
+            } else {
+                at = self.wide_leaf(index, key);
             }
         }
     }
@@ -177,11 +184,14 @@ impl Builder<'_> {
     /// The entry for keys that meet `before` below the first of `boundaries`, and from each boundary on its own. Where an
     /// entry has `LOWER`, its index still is one of `self.lower`.
     fn add(&mut self, before: u32, boundaries: &[(u64, u32)]) -> u32 {
-        match boundaries.len() {
-            0 => self.resolve(before),
-            1..=LEAF => LEAVES | self.add_leaf::<LEAF, 8>(before, boundaries),
-            6..=WIDE_LEAF => WIDE_LEAVES | self.add_leaf::<WIDE_LEAF, 24>(before, boundaries),
-            _ => NODES | self.add_node(before, boundaries),
+        if boundaries.is_empty() {
+            self.resolve(before)
+        } else if boundaries.len() <= LEAF {
+            LEAVES | self.add_leaf::<LEAF, 8>(before, boundaries)
+        } else if boundaries.len() <= WIDE_LEAF {
+            WIDE_LEAVES | self.add_leaf::<WIDE_LEAF, 24>(before, boundaries)
+        } else {
+            NODES | self.add_node(before, boundaries)
         }
     }
 

@@ -27,6 +27,9 @@ const BURST: usize = 32;
 /// An address of the whole space of a family.
 type Space = fn(&mut Rng) -> Addr;
 
+/// A prefix of a list.
+type Prefixes = fn(&mut Rng) -> IpNet;
+
 /// SplitMix64: enough for spreading prefixes, and the same on every run.
 struct Rng(u64);
 
@@ -143,7 +146,7 @@ fn main() {
     println!();
     let v4: Space = |rng| Addr::v4(rng.next() as u32);
     let v6: Space = |rng| Addr::v6((rng.six() >> 3 | 1 << 125).to_be_bytes());
-    let kinds: [(&str, fn(&mut Rng) -> IpNet, Space); 4] = [
+    let kinds: [(&str, Prefixes, Space); 4] = [
         ("IPv4, random", random_v4, v4),
         ("IPv4, clustered", clustered_v4, v4),
         ("IPv6, random", random_v6, v6),

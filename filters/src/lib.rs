@@ -1,9 +1,10 @@
-//! sluice's only header parser and its stateless verdicts.
+//! sluice's only header parser, and everything that is asked of a packet before memory is spent on its sender.
 //!
 //! [`parse`] turns a frame into a [`Parsed`] that proves its bounds, or into the [`DropReason`] that ends it;
-//! [`sources::SourceFilter`] and [`services::ServiceMap`] say whether a segment's source may speak and whether anybody listens.
-//! [`expression`] runs tcpdump's filters.
-//! [`checksum`] is the one implementation of the Internet checksum. No state, no clock, no allocation per packet.
+//! [`services::ServiceMap`] says whether anybody listens. [`engine`] asks the rest in its order: [`sets`] say where a source stands,
+//! [`memory`] holds bans and limits, [`rules`] are the operator's, [`expression`] runs tcpdump's filters for them.
+//! [`checksum`] is the one implementation of the Internet checksum. No clock, no allocation per packet; all that is remembered is in
+//! [`memory`], of fixed size.
 
 #![forbid(unsafe_code)]
 
@@ -21,7 +22,6 @@ mod reason;
 pub mod rules;
 pub mod services;
 pub mod sets;
-pub mod sources;
 #[doc(hidden)]
 pub mod testkit;
 pub mod units;
@@ -33,4 +33,3 @@ pub use parse::{parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
 pub use sets::AddressSet;
-pub use sources::SourceFilter;

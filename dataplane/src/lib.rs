@@ -16,6 +16,7 @@ pub mod steer;
 mod worker;
 
 pub use appliance::{Appliance, PoolUse, PortSummary, View};
+pub use clock::Clock;
 pub use dpdk::PortStats;
 pub use dpdk::eal::dpdk_version;
 pub use error::StartError;

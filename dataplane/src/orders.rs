@@ -47,7 +47,9 @@ struct Sender {
 }
 
 impl Orders {
-    pub(crate) fn new(workers: usize, plan: Arc<Plan>, clock: Clock) -> Orders {
+    /// For `workers` workers that begin with `plan` and share `clock`.
+    #[must_use]
+    pub fn new(workers: usize, plan: Arc<Plan>, clock: Clock) -> Orders {
         let queues = (0..workers).map(|_| ArrayQueue::new(CAPACITY)).collect();
         Orders { queues, sender: Arc::new(Mutex::new(Sender { plans: vec![plan] })), clock }
     }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use sluice_config::{Config, KeyError, Mode, SeedError};
 use sluice_control::filters::LoadError;
+use sluice_control::filters::bans::{BanFileError, read_bans};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
 use sluice_tcpstack::proxy::{KeyRing, Keys};
@@ -24,6 +25,8 @@ enum RunError {
     Seed(#[from] SeedError),
     #[error("{0}")]
     Filters(#[from] LoadError),
+    #[error("{0}")]
+    Bans(#[from] BanFileError),
     #[error(transparent)]
     Keys(#[from] KeyError),
     #[error("the system gives no random numbers for the cookies' seed: {0}")]
@@ -44,6 +47,7 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         // Its lines name their places, as those of other mistakes in the configuration do.
         Err(RunError::Filters(error)) => complain(&error, BAD_CONFIG),
+        Err(RunError::Bans(error)) => complain(&error, BAD_CONFIG),
         Err(error) => complain(&format_args!("sluice: {error}"), FAILED),
     }
 }
@@ -51,6 +55,10 @@ pub fn run(path: &Path) -> ExitCode {
 fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     let filters = sluice_control::filters::load(&path.display().to_string(), config)?;
+    // They are laid when the workers run; a file that is not there yet may come later.
+    if let Some(file) = config.bans.as_ref().and_then(|bans| bans.file.as_deref()).filter(|file| file.exists()) {
+        read_bans(file)?;
+    }
     let control = sluice_control::prepare(config)?;
     let keys = key_ring(config)?;
     let appliance = Appliance::build(Arc::clone(config), filters.plan, seed(config)?, Arc::clone(&keys))?;

@@ -141,14 +141,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                     return later.push((segment, stack.hash(&segment.key)));
                 }
                 let service = services.get(segment.key.dst, segment.key.dst_port);
-                let Some(service) = service.filter(|&service| {
-                    let facts = Facts { segment: &segment, frame: &buffer.octets[..buffer.len], service };
-                    let source = segment.key.src;
-                    stack.filters.check(&facts, NOW).and_then(|()| stack.filters.answer(source, NOW)).is_ok()
-                }) else {
+                let Some(service) = service else {
                     dropped += 1;
                     return;
                 };
+                let facts = Facts { segment: &segment, frame: &buffer.octets[..buffer.len], service };
+                if stack.filters.check(&facts, NOW).is_err() || stack.filters.answer(segment.key.src, NOW).is_err() {
+                    dropped += 1;
+                    return;
+                }
                 let answer = stack.answer_syn(buffer.octets, &segment, service, PortId(0), [2, 0, 0, 0, 0, 9]);
                 answered += u64::from(black_box(answer).is_ok());
             },
@@ -156,16 +157,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (segment, hash) in later.drain(..) {
             stack.touch(hash);
             let service = services.get(segment.key.dst, segment.key.dst_port);
-            let Some(service) = service.filter(|&service| {
-                let facts = Facts { segment: &segment, frame: &buffer[..len], service };
-                stack.filters.check(&facts, NOW).is_ok()
-            }) else {
+            let Some(service) = service else {
                 dropped += 1;
                 continue;
             };
+            if stack.filters.check(&Facts { segment: &segment, frame: &buffer[..len], service }, NOW).is_err() {
+                dropped += 1;
+                continue;
+            }
             let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1], unfinished: false };
-            let result =
-                stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), NOW, &mut lower);
+            let result = stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), NOW, &mut lower);
             dropped += u64::from(black_box(result).is_err());
         }
     }

@@ -14,9 +14,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use sluice_filters::checksum::Sum;
+use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, PEER_MAC};
 use sluice_filters::units::PortId;
-use sluice_filters::rules::Facts;
 use sluice_filters::{Parsed, RxChecksums, Segment, ServiceMap, parse_then};
 use sluice_tcpstack::stack::{Arrival, Outcome};
 

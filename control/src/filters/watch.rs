@@ -216,3 +216,145 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use sluice_dataplane::Clock;
+    use sluice_filters::engine::{Engine, FilterCounters};
+    use sluice_filters::rules::Facts;
+    use sluice_filters::testkit::tcp;
+    use sluice_filters::units::{Micros, ServiceId};
+    use sluice_filters::{Parsed, RxChecksums, parse};
+
+    use super::*;
+    use crate::filters::load;
+
+    /// A keeper of a set `bad` of one list, whose members a rule drops.
+    struct Desk {
+        dir: tempfile::TempDir,
+        keeper: Keeper,
+    }
+
+    impl Desk {
+        fn new(list: &str) -> Desk {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("list");
+            fs::write(&path, list).unwrap();
+            let text = format!(
+                r#"
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["198.51.100.2/24"]
+[[service]]
+name = "web"
+listen = ["198.51.100.10:443"]
+[[service.upstream]]
+address = "198.51.100.5:80"
+[[set]]
+name = "bad"
+files = {path:?}
+[[rule]]
+name = "bad"
+source = "@bad"
+action = "drop"
+"#
+            );
+            let config = Arc::new(sluice_config::parse("test.toml", &text).unwrap());
+            let loaded = load("test.toml", &config).unwrap();
+            let keeper = Keeper {
+                stamps: config.sets.iter().map(stamps).collect(),
+                ban_file: None,
+                orders: Orders::new(1, Arc::new(loaded.plan), Clock::start()),
+                gauges: Arc::new(SetGauges::new(&config)),
+                pending: false,
+                sets: loaded.sets,
+                config,
+            };
+            Desk { dir, keeper }
+        }
+
+        /// Puts a list in the old one's place, as an operator should, and lets the keeper look.
+        fn put(&mut self, list: &str) {
+            let path = self.dir.path().join("list");
+            fs::write(path.with_extension("new"), list).unwrap();
+            fs::rename(path.with_extension("new"), path).unwrap();
+            self.keeper.look();
+        }
+
+        /// Whether the newest plan drops what comes from there.
+        fn drops(&self, source: &str) -> bool {
+            let plan = self.keeper.orders.plan().unwrap();
+            let counters = Arc::new(FilterCounters::new(&self.keeper.config));
+            let frame = tcp(&*format!("{source}:1"), "198.51.100.10:443").build();
+            let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::default()) else { panic!() };
+            let facts = Facts { segment: &segment, frame: &frame, service: ServiceId(0) };
+            Engine::new(plan, [1, 2], counters).check(&facts, Micros(1)).is_err()
+        }
+
+        fn gauge(&self) -> (u64, u64) {
+            let gauge = &self.keeper.gauges.sets[0];
+            (gauge.prefixes.get(), gauge.failures.get())
+        }
+    }
+
+    #[test]
+    fn a_changed_list_is_put_in_force() {
+        let mut desk = Desk::new("192.0.2.0/24\n");
+        assert!(desk.drops("192.0.2.7") && !desk.drops("203.0.113.7"));
+        desk.put("203.0.113.0/24\n203.0.114.0/24\n");
+        assert!(!desk.drops("192.0.2.7") && desk.drops("203.0.113.7"));
+        assert_eq!(desk.gauge(), (2, 0));
+        assert!(desk.keeper.gauges.memory.get() > 0);
+    }
+
+    #[test]
+    fn an_unchanged_list_is_left_alone() {
+        let mut desk = Desk::new("192.0.2.0/24\n");
+        let before = desk.keeper.orders.plan().unwrap();
+        desk.keeper.look();
+        assert!(Arc::ptr_eq(&before, &desk.keeper.orders.plan().unwrap()));
+    }
+
+    #[test]
+    fn a_list_that_cannot_be_used_changes_nothing_and_is_counted_once() {
+        let mut desk = Desk::new("192.0.2.0/24\n");
+        for (wrong, failures) in [("203.0.113.0/24\nnonsense\n", 1), ("", 2)] {
+            desk.put(wrong);
+            desk.keeper.look();
+            assert!(desk.drops("192.0.2.7") && !desk.drops("203.0.113.7"), "{wrong:?}");
+            assert_eq!(desk.gauge().1, failures);
+        }
+        fs::remove_file(desk.dir.path().join("list")).unwrap();
+        desk.keeper.look();
+        assert!(desk.drops("192.0.2.7"));
+        desk.put("203.0.113.0/24\n");
+        assert!(desk.drops("203.0.113.7"));
+        assert_eq!(desk.gauge(), (1, 3));
+    }
+
+    #[test]
+    fn workers_that_are_busy_hear_of_it_later() {
+        let mut desk = Desk::new("192.0.2.0/24\n");
+        let nobody = "10.0.0.0/8".parse().unwrap();
+        while desk.keeper.orders.unban(nobody).is_ok() {}
+        desk.put("203.0.113.0/24\n");
+        assert!(desk.keeper.pending && !desk.drops("203.0.113.7"));
+        // The keeper tries again at each look.
+        desk.keeper.look();
+        assert!(desk.keeper.pending);
+    }
+
+    #[test]
+    fn the_thread_ends_when_its_watch_is_dropped() {
+        let desk = Desk::new("192.0.2.0/24\n");
+        let (config, orders) = (desk.keeper.config.clone(), desk.keeper.orders.clone());
+        let watch = watch(config.clone(), desk.keeper.sets.clone(), orders).unwrap();
+        assert_eq!(watch.gauges().sets[0].prefixes.get(), 1);
+        assert!(watch.bans().is_none());
+        drop(watch);
+        assert_eq!(Arc::strong_count(&config), 2, "the desk's and ours");
+    }
+}

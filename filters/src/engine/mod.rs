@@ -30,7 +30,7 @@ use sluice_config::{Config, Measure, Mistake};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
 use crate::addr::Addr;
-use crate::memory::{Bans, Bucket, Clients, Full, Meters, Quota, prefix};
+use crate::memory::{Bans, Bucket, Ceiling, Clients, Full, Meters, Quota, prefix};
 use crate::rules::{Facts, Moment};
 use crate::units::Micros;
 use crate::{DropReason, Segment};
@@ -39,12 +39,8 @@ pub use self::counters::{FilterCounters, RuleCounters};
 pub use self::plan::Plan;
 pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
 
-/// Prefixes whose SYN-ACKs are counted: of those that get many, few at a time, so that the table stays in the cache.
-const CEILING_RECORDS: usize = 1 << 16;
 /// Clients remembered as verified.
 const CLIENTS: usize = 1 << 18;
-/// The kind of the ceiling's records.
-const CEILING_KIND: u32 = 63;
 /// Slots of bans looked at in a turn.
 const SWEEP: usize = 64;
 
@@ -56,7 +52,7 @@ pub struct Engine {
     meters: Meters,
     /// What only clients that proved themselves can: apart, so that no flood of made-up sources stands in their place.
     proved: Meters,
-    ceiling: Meters,
+    ceiling: Option<Ceiling>,
     buckets: Vec<Bucket>,
     clients: Clients,
     bans: Bans,
@@ -77,7 +73,7 @@ impl Engine {
         let mut engine = Engine {
             meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, secret),
             proved: Meters::new(if fixed.metered_opening { fixed.records } else { 0 }, secret),
-            ceiling: Meters::new(if fixed.ceiling.is_some() { CEILING_RECORDS } else { 0 }, secret),
+            ceiling: fixed.ceiling.map(|quota| Ceiling::new(quota, secret)),
             buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
             clients: Clients::new(CLIENTS, secret),
             bans: Bans::new(fixed.bans, secret),
@@ -147,11 +143,16 @@ impl Engine {
     ///
     /// # Errors
     /// Why it is dropped.
-    #[inline]
+    // Inlined, and the rest asked about a copy: a segment whose address nobody takes stays in the caller's registers.
+    #[inline(always)]
     pub fn check(&mut self, facts: &Facts<'_>, now: Micros) -> Result<(), DropReason> {
         self.exempt = false;
         self.rule = None;
-        if self.active { self.ask(facts, now, &mut Unseen) } else { Ok(()) }
+        if !self.active {
+            return Ok(());
+        }
+        let segment = *facts.segment;
+        self.ask(&Facts { segment: &segment, ..*facts }, now, &mut Unseen)
     }
 
     /// [`Engine::check`] with its steps told.
@@ -164,6 +165,7 @@ impl Engine {
         self.ask(facts, now, trace)
     }
 
+    #[inline(never)]
     fn ask<T: Trace>(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut T) -> Result<(), DropReason> {
         let source = facts.segment.key.src;
         let (mut class, mut allowed) = (0, false);
@@ -270,11 +272,16 @@ impl Engine {
     /// As [`Engine::answer`].
     #[inline]
     pub fn answer_traced(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
-        let Some(quota) = &self.plan.fixed.ceiling else { return Ok(()) };
-        let key = self.ceiling.key(CEILING_KIND, prefix(source, 24, 48));
-        let within = self.ceiling.charge(key, quota, 1, now);
+        let Some(ceiling) = &mut self.ceiling else { return Ok(()) };
+        let within = ceiling.charge(prefix(source, 24, 48), now);
         trace.step(Step::Ceiling(within));
-        if within || self.exempt {
+        if within { Ok(()) } else { self.above_the_ceiling(source, now, trace) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn above_the_ceiling(&self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+        if self.exempt {
             return Ok(());
         }
         // An attacker who writes a client's address into his SYNs is not to shut out that client.

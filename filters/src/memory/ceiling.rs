@@ -1,0 +1,129 @@
+//! A limit per prefix for answers that anybody can ask for, cheap enough for every SYN.
+//!
+//! Each prefix has a cell in each of two rows, found through a keyed hash and shared with whatever else falls there; it is over
+//! its limit when both its cells are (a count-min sketch of leaky buckets). So a prefix never gets more than its limit, and is refused
+//! for others' sake only when both its cells are used up by others: with n prefixes over their limit at once, (n / 32,768)^2 of
+//! all others. A 10 GbE link carries SYNs enough for some 700 at the usual limit of 20,000 a second, one in 2,000.
+//! No record is looked for, kept or given up, which is what sets it apart from [`super::Meters`].
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
+
+use super::hash::Secret;
+use super::meters::{Quota, ticks};
+use crate::addr::Addr;
+use crate::units::Micros;
+
+/// Cells of a row.
+const CELLS: usize = 1 << 15;
+
+/// The limit. One worker's.
+pub struct Ceiling {
+    /// By cell: from when on nothing is owed, ticks; of either row.
+    cells: Box<[[u64; 2]; CELLS]>,
+    quota: Quota,
+    secret: Secret,
+}
+
+impl std::fmt::Debug for Ceiling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Ceiling").field("quota", &self.quota).finish_non_exhaustive()
+    }
+}
+
+impl Ceiling {
+    /// Of `quota` for each prefix, with 128 random bits that are its own. Takes 512 KiB.
+    #[must_use]
+    pub fn new(quota: Quota, secret: [u64; 2]) -> Ceiling {
+        let cells = vec![[0; 2]; CELLS].into_boxed_slice();
+        let cells = cells.try_into().unwrap_or_else(|_| Box::new([[0; 2]; CELLS]));
+        Ceiling { cells, quota, secret: Secret::new(secret) }
+    }
+
+    /// Whether one more for `prefix` (an address with its host bits zero) at `now` is within its limit; if so it is charged.
+    #[inline]
+    #[must_use = "what is over the limit is not to be sent"]
+    pub fn charge(&mut self, prefix: Addr, now: Micros) -> bool {
+        let Some(now) = ticks(now) else { return true };
+        let hash = self.secret.hash(0, prefix);
+        let mut within = false;
+        for (row, half) in [hash as u32, (hash >> 32) as u32].into_iter().enumerate() {
+            if let Some(clear) = self.cells.get_mut(half as usize % CELLS).and_then(|cell| cell.get_mut(row))
+                && let Some(paid) = self.quota.admit(*clear, 1, now)
+            {
+                *clear = paid;
+                within = true;
+            }
+        }
+        within
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_config::Rate;
+
+    use super::*;
+
+    fn ceiling(per_second: u64) -> Ceiling {
+        Ceiling::new(Quota::new(&Rate::per_second(per_second)), [1, 2])
+    }
+
+    /// The `n`th /24.
+    fn prefix(n: u32) -> Addr {
+        Addr::v4(n << 8)
+    }
+
+    #[test]
+    fn a_prefix_gets_its_limit_and_no_more() {
+        let mut ceiling = ceiling(1_000);
+        let mut passed = 0;
+        for us in 0..3_000_000 {
+            passed += u64::from(ceiling.charge(prefix(7), Micros(us)));
+        }
+        // A burst and three seconds' worth, less the one that the last microsecond falls short of.
+        assert_eq!(passed, 3_999);
+        assert!(ceiling.charge(prefix(8), Micros(3_000_000)), "another prefix has its own");
+    }
+
+    #[test]
+    fn prefixes_over_their_limit_leave_nearly_all_others_alone() {
+        let mut ceiling = ceiling(20_000);
+        // 700 victims at twice their limit each, for a second of bursts and one more.
+        for ms in 0..2_000 {
+            for victim in 0..700 {
+                for _ in 0..40 {
+                    let _ = ceiling.charge(prefix(victim), Micros(ms * 1_000));
+                }
+            }
+        }
+        let now = Micros(1_999_000);
+        let refused = (1_000..101_000).filter(|n| !ceiling.charge(prefix(*n), now)).count();
+        assert!((700 * 700 * 100_000 / CELLS / CELLS / 4..200).contains(&refused), "{refused} of 100,000");
+        assert!((0..700).all(|victim| !ceiling.charge(prefix(victim), now)));
+    }
+
+    #[test]
+    fn a_flood_from_everywhere_is_within() {
+        let mut ceiling = ceiling(20_000);
+        // Ten million a second over all prefixes.
+        let refused = (0..10_000_000u32).filter(|n| {
+            let source = n.wrapping_mul(2_654_435_761) >> 8;
+            !ceiling.charge(prefix(source), Micros(u64::from(n / 10)))
+        });
+        assert_eq!(refused.count(), 0);
+    }
+
+    #[test]
+    fn after_the_end_of_time_everything_passes() {
+        let mut ceiling = ceiling(1);
+        assert!((0..9).all(|_| ceiling.charge(prefix(1), Micros(u64::MAX))));
+    }
+}

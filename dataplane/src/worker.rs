@@ -207,7 +207,9 @@ impl Worker {
         }
         for later in &self.later {
             if let Parsed::Tcp(segment) = &later.parsed {
-                self.stack.touch_session(later.hash, &segment.key);
+                if !segment.flags.is_initial_syn() {
+                    self.stack.touch_session(later.hash, &segment.key);
+                }
                 self.stack.filters.touch(segment);
             }
         }
@@ -260,10 +262,13 @@ impl Worker {
         octets
     }
 
-    /// The hash of a segment's flow; 0 for what has none.
+    /// The hash of a segment's flow; 0 for what has none, or asks for none: an opening SYN is answered whatever there is.
     #[inline]
     fn flow_hash(&self, parsed: &Parsed) -> u64 {
-        if let Parsed::Tcp(segment) = parsed { self.stack.hash(&segment.key) } else { 0 }
+        match parsed {
+            Parsed::Tcp(segment) if !segment.flags.is_initial_syn() => self.stack.hash(&segment.key),
+            _ => 0,
+        }
     }
 
     /// What a frame is, and what becomes of it.

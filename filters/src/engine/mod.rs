@@ -42,7 +42,7 @@ pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
 /// Clients remembered as verified.
 const CLIENTS: usize = 1 << 18;
 /// Slots of bans looked at in a turn.
-const SWEEP: usize = 64;
+const SWEEP: usize = 16;
 
 /// One worker's filters. See the module.
 #[derive(Debug)]

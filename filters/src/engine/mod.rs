@@ -400,7 +400,9 @@ impl Engine {
 
     /// Clears away a few bans that have run out.
     pub fn sweep(&mut self, now: Micros) {
-        self.bans.sweep(now, SWEEP);
+        if !self.bans.is_empty() {
+            self.bans.sweep(now, SWEEP);
+        }
     }
 
     /// Brings the gauges up to date; a few times a second is enough.

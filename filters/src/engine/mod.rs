@@ -280,12 +280,15 @@ impl Engine {
 
     #[cold]
     #[inline(never)]
-    fn above_the_ceiling(&self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
+    fn above_the_ceiling(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
         if self.exempt {
             return Ok(());
         }
-        // An attacker who writes a client's address into his SYNs is not to shut out that client.
-        if self.clients.is_verified(source, now) {
+        // An attacker who writes addresses of its neighbours into his SYNs is not to shut out a client; nor is he to find in its own
+        // address a victim without a ceiling.
+        if self.clients.is_verified(source, now)
+            && self.ceiling.as_mut().is_none_or(|ceiling| ceiling.charge_address(source, now))
+        {
             trace.step(Step::Verified);
             return Ok(());
         }

@@ -327,7 +327,8 @@ fn no_prefix_gets_more_answers_than_the_ceiling_but_proved_clients_are_answered(
     };
     assert_eq!(answered(&mut t, "203.0.113.9"), 100);
     assert_eq!(answered(&mut t, "203.0.113.77"), 0, "the same /24");
-    assert_eq!(answered(&mut t, "203.0.113.7"), 300, "this one has proved itself");
+    assert_eq!(answered(&mut t, "203.0.113.7"), 100, "this one has proved itself: as many again");
+    assert_eq!(answered(&mut t, "203.0.113.7"), 0, "but it is no victim without a ceiling");
     assert_eq!(answered(&mut t, "203.0.114.9"), 100);
     assert_eq!(answered(&mut t, "2001:db8:7:1::1"), 100);
     assert_eq!(answered(&mut t, "2001:db8:7:2::1"), 0, "the same /48");

@@ -52,8 +52,19 @@ impl Ceiling {
     #[inline]
     #[must_use = "what is over the limit is not to be sent"]
     pub fn charge(&mut self, prefix: Addr, now: Micros) -> bool {
+        self.charge_kind(0, prefix, now)
+    }
+
+    /// The same for a single address, which may have as much again as its prefix.
+    #[must_use = "what is over the limit is not to be sent"]
+    pub fn charge_address(&mut self, addr: Addr, now: Micros) -> bool {
+        self.charge_kind(1, addr, now)
+    }
+
+    #[inline(always)]
+    fn charge_kind(&mut self, kind: u32, addr: Addr, now: Micros) -> bool {
         let Some(now) = ticks(now) else { return true };
-        let hash = self.secret.hash(0, prefix);
+        let hash = self.secret.hash(kind, addr);
         let places = [hash as usize % CELLS, (hash >> 32) as usize % CELLS];
         let cell = |row: usize| Some(*self.cells.get(*places.get(row)?)?.get(row)?);
         let (Some(one), Some(other)) = (cell(0), cell(1)) else { return true };

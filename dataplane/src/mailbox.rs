@@ -14,8 +14,8 @@ const CAPACITY: usize = 4096;
 #[derive(Debug)]
 pub(crate) enum Letter {
     /// A received frame, for the flow's owner. Its checksums were verified, the filters let it through, and a rule exempted it from
-    /// what they ask later, or did not.
-    Received { frame: Transfer, port: PortId, exempt: bool },
+    /// what they ask later, or none did.
+    Received { frame: Transfer, port: PortId, exempt: Option<u16> },
     /// A finished frame, for the worker that serves the port.
     Transmit(Transfer, PortId),
     /// What ARP or NDP told.

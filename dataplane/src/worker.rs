@@ -494,7 +494,14 @@ impl Worker {
     }
 
     /// Goes on with a frame that its receiver has looked at and its filters have let through.
-    fn resume(&mut self, port: PortId, frame: &mut Frame, parsed: &Parsed, exempt: bool, now: Micros) -> Verdict {
+    fn resume(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        exempt: Option<u16>,
+        now: Micros,
+    ) -> Verdict {
         let hash = self.flow_hash(parsed);
         let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
         self.stack.filters.resume(exempt);

@@ -59,8 +59,8 @@ pub struct Engine {
     counters: Arc<FilterCounters>,
     /// Whether there is anything to ask when a segment arrives.
     active: bool,
-    /// The last segment was let pass, and nothing more is asked of it.
-    exempt: bool,
+    /// The rule that let the last segment pass: nothing that follows it is asked.
+    exempt: Option<u16>,
     /// The rule that decided about it.
     rule: Option<u16>,
 }
@@ -79,7 +79,7 @@ impl Engine {
             bans: Bans::new(fixed.bans, secret),
             counters,
             active: false,
-            exempt: false,
+            exempt: None,
             rule: None,
             plan,
         };
@@ -146,7 +146,7 @@ impl Engine {
     // Inlined, and the rest asked about a copy: a segment whose address nobody takes stays in the caller's registers.
     #[inline(always)]
     pub fn check(&mut self, facts: &Facts<'_>, now: Micros) -> Result<(), DropReason> {
-        self.exempt = false;
+        self.exempt = None;
         self.rule = None;
         if !self.active {
             return Ok(());
@@ -160,7 +160,7 @@ impl Engine {
     /// # Errors
     /// Why it is dropped.
     pub fn check_traced(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
-        self.exempt = false;
+        self.exempt = None;
         self.rule = None;
         self.ask(facts, now, trace)
     }
@@ -186,7 +186,7 @@ impl Engine {
         if self.plan.fixed.any_rule {
             self.walk(Moment::Arrival, class, facts, now, trace)?;
         }
-        if self.exempt || self.plan.fixed.arrival.is_empty() {
+        if self.exempt.is_some() || self.plan.fixed.arrival.is_empty() {
             return Ok(());
         }
         let syn = facts.segment.flags.is_initial_syn();
@@ -215,7 +215,12 @@ impl Engine {
         let fixed = &plan.fixed;
         let rows = plan.sources.as_ref().and_then(|sources| sources.rows.as_ref());
         let mut candidates = fixed.rules.first(moment, rows.map(|rows| (rows, class)), facts);
+        // What let the segment pass on arrival stands in front of the rest.
+        let end = self.exempt.map_or(usize::MAX, usize::from);
         while let Some(rule) = fixed.rules.next(&mut candidates, facts) {
+            if rule > end {
+                break;
+            }
             let (Some(verdict), Some(counters)) = (fixed.verdicts.get(rule), counters.rules.get(rule)) else {
                 continue;
             };
@@ -247,7 +252,7 @@ impl Engine {
             }
             trace.step(Step::Rule(rule, step));
             self.rule = u16::try_from(rule).ok();
-            self.exempt = !cuts;
+            self.exempt = self.rule.filter(|_| !cuts);
             return match step {
                 RuleStep::Passed => Ok(()),
                 RuleStep::Over(_) => Err(DropReason::RuleLimit),
@@ -281,7 +286,7 @@ impl Engine {
     #[cold]
     #[inline(never)]
     fn above_the_ceiling(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
-        if self.exempt {
+        if self.exempt.is_some() {
             return Ok(());
         }
         // An attacker who writes addresses of its neighbours into his SYNs is not to shut out a client; nor is he to find in its own
@@ -310,7 +315,7 @@ impl Engine {
     /// As [`Engine::flowless`].
     #[inline]
     pub fn flowless_traced(&mut self, source: Addr, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
-        if self.exempt {
+        if self.exempt.is_some() {
             return Ok(());
         }
         for limit in &self.plan.fixed.flowless {
@@ -332,13 +337,13 @@ impl Engine {
     /// # Errors
     /// As [`Engine::open`].
     pub fn open_traced(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
-        if self.exempt {
-            return Ok(());
-        }
         let source = facts.segment.key.src;
         if self.plan.fixed.any_opening {
             let class = self.plan.sources.as_ref().map_or(0, |sources| sources.map.class(source));
             self.walk(Moment::Opening, class, facts, now, trace)?;
+        }
+        if self.exempt.is_some() {
+            return Ok(());
         }
         for limit in &self.plan.fixed.opening {
             within(&mut self.proved, limit, source, 1, now, trace)?;
@@ -366,16 +371,16 @@ impl Engine {
         self.rule
     }
 
-    /// Whether nothing more is asked of the last segment.
+    /// The rule that let the last segment pass, so that nothing which follows it is asked; for [`Engine::resume`].
     #[inline]
     #[must_use]
-    pub fn exempt(&self) -> bool {
+    pub fn exempt(&self) -> Option<u16> {
         self.exempt
     }
 
-    /// Goes on with a segment that another worker checked.
+    /// Goes on with a segment that another worker checked and found to be exempt, or not.
     #[inline]
-    pub fn resume(&mut self, exempt: bool) {
+    pub fn resume(&mut self, exempt: Option<u16>) {
         self.exempt = exempt;
         self.rule = None;
     }

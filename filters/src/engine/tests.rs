@@ -140,11 +140,11 @@ action = "drop"
         .as_str(),
     );
     assert_eq!(t.rx(&syn(CLIENT, WEB)), Ok(()));
-    assert_eq!((t.engine.rule(), t.engine.exempt()), (Some(0), true));
+    assert_eq!((t.engine.rule(), t.engine.exempt()), (Some(0), Some(0)));
     assert_eq!(t.rx(&syn("203.0.113.8:1", WEB)), Err(DropReason::Rule));
-    assert_eq!((t.engine.rule(), t.engine.exempt()), (Some(1), false));
+    assert_eq!((t.engine.rule(), t.engine.exempt()), (Some(1), None));
     assert_eq!(t.rx(&syn(CLIENT6, WEB6)), Ok(()));
-    assert_eq!((t.engine.rule(), t.engine.exempt()), (None, false));
+    assert_eq!((t.engine.rule(), t.engine.exempt()), (None, None));
     assert_eq!(t.rule(0), [1, 44, 0, 0, 0]);
     assert_eq!(t.rule(1), [1, 44, 1, 44, 0]);
     assert_eq!(t.rule(2), [0; 5]);
@@ -311,10 +311,34 @@ fn who_a_rule_passes_meets_no_limit() {
         assert_eq!(t.opens(CLIENT, WEB), Ok(()));
     }
     // What another worker found out holds here, too.
-    t.engine.resume(true);
+    t.engine.resume(Some(0));
     assert_eq!(t.engine.flowless(addr("203.0.113.7"), t.now), Ok(()));
-    t.engine.resume(false);
+    t.engine.resume(None);
     assert_eq!([0; 2].map(|_| t.engine.flowless(addr("203.0.113.7"), t.now).is_ok()), [true, false]);
+}
+
+#[test]
+fn a_limit_of_connections_holds_for_whom_a_later_rule_passes_and_not_for_whom_an_earlier_one_does() {
+    let conns =
+        |name| format!("[[rule]]\nname = \"{name}\"\naction = \"limit\"\nlimit = \"1/min\"\nof = \"connections\"\n");
+    let pass = "[[rule]]\nname = \"friends\"\nsource = \"203.0.113.0/24\"\naction = \"pass\"\n";
+    let tight = "[filters.per_address]\nconnections = \"1/min\"\n";
+    let mut t = Script::new(&format!("{}{pass}", conns("conns")));
+    assert_eq!([0; 2].map(|_| t.opens(CLIENT, WEB)), [Ok(()), Err(DropReason::RuleLimit)]);
+    assert_eq!((t.engine.rule(), t.engine.exempt()), (Some(0), None));
+    let mut t = Script::new(&format!("{pass}{}{tight}", conns("conns")));
+    assert_eq!([0; 2].map(|_| t.opens(CLIENT, WEB)), [Ok(()), Ok(())]);
+    assert_eq!(t.rule(1), [0; 5], "it was not asked");
+    // The same when another worker asked the rules.
+    let mut t = Script::new(&format!("{}{pass}{tight}", conns("conns")));
+    let ack = tcp(CLIENT, WEB).flags(Flags::ACK);
+    let opened = [0; 2].map(|_| {
+        t.with(&ack, |engine, facts, now| {
+            engine.resume(Some(1));
+            engine.open(facts, now)
+        })
+    });
+    assert_eq!(opened, [Ok(()), Err(DropReason::RuleLimit)]);
 }
 
 #[test]

@@ -124,7 +124,12 @@ impl Stack {
             FlowRef::Linger(_) | FlowRef::Probe(_) => return Err(reason),
         };
         // A cookie can be guessed in 2^23 tries, which is not to end a session in use. A client that is really back tries again.
-        if ours == cookie || silent < IN_USE || self.check(inbound.segment).is_none() {
+        if ours == cookie || silent < IN_USE {
+            return Err(reason);
+        }
+        // Nor to be tried at any other pace than where there is no flow.
+        self.filters.flowless(inbound.segment.key.src, now)?;
+        if self.check(inbound.segment).is_none() {
             return Err(reason);
         }
         match flow {
@@ -150,12 +155,12 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let Some(answer) = self.lingers.answer(index, inbound.segment) else {
-            if inbound.service.is_some()
-                && !self.lingers.same_handshake(index, inbound.segment)
-                && self.check(inbound.segment).is_some()
-            {
-                self.forget_linger(index);
-                return self.unknown(inbound, frame, now, net);
+            if inbound.service.is_some() && !self.lingers.same_handshake(index, inbound.segment) {
+                self.filters.flowless(inbound.segment.key.src, now)?;
+                if self.check(inbound.segment).is_some() {
+                    self.forget_linger(index);
+                    return self.unknown(inbound, frame, now, net);
+                }
             }
             return Err(DropReason::NoFlow);
         };

@@ -13,6 +13,8 @@ const HANDSHAKE: Duration = Duration::from_secs(128);
 const HANDSHAKES: usize = 1 << 20;
 /// How long a silent connection is remembered.
 const IDLE: Duration = Duration::from_secs(300);
+/// Open connections remembered; more are not, until others have gone silent.
+const OPEN: usize = 1 << 20;
 /// How often silent ones are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -23,6 +25,8 @@ pub(super) struct Known {
     pub(super) isn: Seq,
     /// The server's, if its SYN-ACK was captured.
     pub(super) answer: Option<Seq>,
+    /// When its SYN was answered.
+    at: Micros,
 }
 
 /// See the module.
@@ -46,11 +50,14 @@ impl Connections {
     /// A SYN was answered.
     pub(super) fn answered(&mut self, segment: &Segment, now: Micros) {
         while self.order.len() >= HANDSHAKES || self.order.front().is_some_and(|(at, _)| now.since(*at) > HANDSHAKE) {
-            if let Some((_, key)) = self.order.pop_front() {
+            if let Some((at, key)) = self.order.pop_front()
+                // A later one from the same port has a place of its own in the order.
+                && self.handshakes.get(&key).is_some_and(|known| known.at == at)
+            {
                 self.handshakes.remove(&key);
             }
         }
-        let known = Known { isn: segment.seq, answer: None };
+        let known = Known { isn: segment.seq, answer: None, at: now };
         // A repeated SYN changes nothing.
         if self.handshakes.get(&segment.key).is_none_or(|old| old.isn != known.isn) {
             self.handshakes.insert(segment.key, known);
@@ -69,7 +76,7 @@ impl Connections {
             }
         } else if !self.handshakes.contains_key(&key) {
             // Its handshake was before the capture.
-            self.open.insert(key, now);
+            self.open(key, now);
         }
     }
 
@@ -79,8 +86,14 @@ impl Connections {
 
     /// A connection opens.
     pub(super) fn opened(&mut self, segment: &Segment, now: Micros) {
+        self.open(segment.key, now);
+    }
+
+    fn open(&mut self, key: FlowKey, now: Micros) {
         self.sweep(now);
-        self.open.insert(segment.key, now);
+        if self.open.len() < OPEN || self.open.contains_key(&key) {
+            self.open.insert(key, now);
+        }
     }
 
     /// Whether a client's segment belongs to an open connection.
@@ -98,5 +111,54 @@ impl Connections {
             self.swept = now;
             self.open.retain(|_, heard| now.since(*heard) < IDLE);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_filters::addr::Addr;
+    use sluice_filters::testkit::tcp;
+    use sluice_filters::{Flags, Parsed, RxChecksums, parse};
+
+    use super::*;
+
+    const SERVICE: &str = "198.51.100.10:443";
+    const CLIENT: &str = "203.0.113.7:40000";
+
+    fn segment(from: &str, to: &str, flags: Flags, seq: u32) -> Segment {
+        let Ok(Parsed::Tcp(segment)) = parse(&tcp(from, to).flags(flags).seq(seq).build(), RxChecksums::default())
+        else {
+            panic!()
+        };
+        segment
+    }
+
+    fn seconds(n: u64) -> Micros {
+        Micros(n * 1_000_000)
+    }
+
+    #[test]
+    fn a_second_handshake_from_one_port_outlives_the_first() {
+        let mut known = Connections::new();
+        known.answered(&segment(CLIENT, SERVICE, Flags::SYN, 1), seconds(0));
+        let second = segment(CLIENT, SERVICE, Flags::SYN, 2);
+        known.answered(&second, seconds(100));
+        known.answered(&segment("203.0.113.8:1", SERVICE, Flags::SYN, 3), seconds(130));
+        assert_eq!(known.handshake(&second.key).map(|known| known.isn), Some(Seq(2)));
+        known.answered(&segment("203.0.113.8:1", SERVICE, Flags::SYN, 4), seconds(230));
+        assert_eq!(known.handshake(&second.key), None);
+    }
+
+    #[test]
+    fn what_services_send_takes_bounded_memory_and_silent_connections_make_room() {
+        let mut known = Connections::new();
+        let mut said = segment(SERVICE, CLIENT, Flags::ACK, 1);
+        for n in 0..(OPEN as u32 + 1_000) {
+            said.key.dst = Addr::v4(0x0a00_0000 + n);
+            known.heard_service(&said, seconds(1));
+        }
+        assert_eq!(known.open.len(), OPEN);
+        known.heard_service(&said, seconds(1 + IDLE.as_secs()));
+        assert_eq!(known.open.len(), 1);
     }
 }

@@ -17,7 +17,7 @@ mod report;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_config::Config;
 use sluice_filters::engine::{Engine, FilterCounters, Plan, Trace, Unseen};
@@ -130,10 +130,10 @@ impl Replay {
 
     /// Lays the bans that are in force at the first packet's time.
     fn lay_bans(&mut self, begin: Duration) {
-        let begin = UNIX_EPOCH + begin;
+        // A capture may say that it was taken when no clock of ours will ever be.
+        let left = |until: SystemTime| until.duration_since(UNIX_EPOCH).ok()?.checked_sub(begin);
         for ban in std::mem::take(&mut self.bans) {
-            let left = ban.until.map_or(Ok(Duration::MAX), |until| until.duration_since(begin));
-            if let Ok(left) = left {
+            if let Some(left) = ban.until.map_or(Some(Duration::MAX), left) {
                 // One there is no room for is not enforced by an appliance either.
                 let _ = self.engine.ban(ban.prefix, START.after(left), 0);
             }
@@ -248,7 +248,7 @@ impl Replay {
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let as_captured = self.jar.check(&segment.key, isn, segment.ack);
         as_captured.or_else(|| {
-            let Known { isn: known, answer } = self.connections.handshake(&segment.key)?;
+            let Known { isn: known, answer, .. } = self.connections.handshake(&segment.key)?;
             let answers = known == isn && answer.is_none_or(|answer| answer.plus(1) == segment.ack);
             if !answers {
                 return None;

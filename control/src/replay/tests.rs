@@ -1,5 +1,3 @@
-use std::time::SystemTime;
-
 use sluice_filters::Flags;
 use sluice_filters::testkit::{Opt, TcpBuilder, tcp};
 
@@ -134,6 +132,27 @@ fn limits_follow_the_captures_clock_which_may_step_back() {
     assert_eq!(t.at_ms(500).rx(&syn(CLIENT)), Outcome::Answered);
     assert_eq!(t.at_ms(400).rx(&syn(CLIENT)), over);
     assert_eq!(t.at_ms(1_500).rx(&syn(CLIENT)), Outcome::Answered);
+}
+
+#[test]
+fn any_time_that_a_capture_may_bear_is_borne() {
+    for began in [Duration::MAX, Duration::from_secs(u64::MAX), Duration::ZERO] {
+        let mut t = Tape::with_bans(
+            "[bans]\n",
+            vec![Ban {
+                prefix: "203.0.113.7/32".parse().unwrap(),
+                until: Some(SystemTime::UNIX_EPOCH + BEGIN),
+                reason: String::new(),
+            }],
+        );
+        for time in [began, Duration::ZERO, Duration::MAX, BEGIN, Duration::from_nanos(u64::MAX)] {
+            t.time = time;
+            t.rx(&syn(CLIENT));
+            t.rx(&ack(CLIENT, 5));
+        }
+        assert_eq!(t.report.packets(), 10);
+        assert!(!t.report.table(&t.replay).is_empty() && t.report.json(&t.replay).is_object());
+    }
 }
 
 #[test]

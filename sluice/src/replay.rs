@@ -1,6 +1,7 @@
 //! `sluice replay`: what would become of a capture's packets.
 
 use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -28,6 +29,7 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
     let mut ours = appliance(&wanted.config)?;
     let mut other = wanted.diff.as_deref().map(appliance).transpose()?;
     let mut capture = Capture::open(&wanted.capture).map_err(|error| complain(&error, BAD_CONFIG))?;
+    apart(wanted)?;
     let create = |file: &Option<_>| file.as_deref().map(PcapWriter::create).transpose();
     let failed = |error| complain(&error, FAILED);
     let mut passed = create(&wanted.write_passed).map_err(failed)?;
@@ -92,8 +94,28 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
     Ok(if diff.is_empty() { printed } else { ExitCode::from(DIFFERENT) })
 }
 
+/// Complains when a file that is to be written is the capture, or is to be written twice.
+fn apart(wanted: &args::Replay) -> Result<(), ExitCode> {
+    let written = [wanted.write_passed.as_deref(), wanted.write_dropped.as_deref()];
+    let mut taken = vec![id(&wanted.capture)];
+    for file in written.into_iter().flatten() {
+        let own = id(file);
+        if taken.contains(&own) {
+            let why = format!("sluice: {} is in use for other packets; name another file", file.display());
+            return Err(complain(&why, BAD_CONFIG));
+        }
+        taken.push(own);
+    }
+    Ok(())
+}
+
+/// What two names of one file have in common: the file's own path or, before there is one, the name.
+fn id(file: &Path) -> PathBuf {
+    file.canonicalize().unwrap_or_else(|_| file.to_owned())
+}
+
 /// The appliance of a configuration, without ports. Its cookies' seed, if it has none of its own, is nobody's secret.
-fn appliance(path: &std::path::Path) -> Result<Replay, ExitCode> {
+fn appliance(path: &Path) -> Result<Replay, ExitCode> {
     let whole = load(path)?;
     let seed = whole.seed()?.unwrap_or([1; 32]);
     Ok(Replay::new(whole.config, whole.filters.plan, seed, whole.bans))

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -217,10 +218,16 @@ pub enum BanFileError {
 /// Names the file and the first line that is not a ban.
 pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
     let unreadable = |source| BanFileError::Unreadable { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > LARGEST {
+    // Asked before opening: to open a pipe would wait for a writer.
+    let about = std::fs::metadata(path).map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    let mut octets = Vec::new();
+    File::open(path).map_err(unreadable)?.take(LARGEST + 1).read_to_end(&mut octets).map_err(unreadable)?;
+    if about.len().max(octets.len() as u64) > LARGEST {
         return Err(BanFileError::TooLarge { path: path.to_owned() });
     }
-    let octets = std::fs::read(path).map_err(unreadable)?;
     let mut bans: HashMap<IpNet, Ban> = HashMap::new();
     for (number, line) in octets.split(|octet| *octet == b'\n').enumerate() {
         let text = String::from_utf8_lossy(line);
@@ -236,9 +243,9 @@ pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
 
 fn parse(text: &str) -> Result<Ban, String> {
     let shown = |text: &str| format!("{:?}", text.chars().take(60).collect::<String>());
-    let mut words = text.splitn(3, char::is_whitespace);
-    let (prefix, until) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().trim());
-    let reason: String = words.next().unwrap_or_default().trim().chars().take(REASON).collect();
+    let (prefix, rest) = first_word(text);
+    let (until, reason) = first_word(rest);
+    let reason: String = reason.chars().take(REASON).collect();
     let prefix: IpNet = prefix
         .parse()
         .or_else(|_| prefix.parse::<std::net::IpAddr>().map(IpNet::from))
@@ -249,6 +256,12 @@ fn parse(text: &str) -> Result<Ban, String> {
         time => Some(humantime::parse_rfc3339_weak(time).map_err(|_| format!("{} is no time", shown(time)))?),
     };
     Ok(Ban { prefix: prefix.trunc(), until, reason })
+}
+
+/// The first word of a text that begins with one, and what follows the blanks behind it.
+fn first_word(text: &str) -> (&str, &str) {
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim_start())
 }
 
 /// The file of bans as it was last seen.
@@ -392,6 +405,21 @@ mod tests {
                 Ban { prefix: "2001:db8:7::/48".parse().unwrap(), until: Some(until), reason: "many words".into() },
             ]
         );
+    }
+
+    #[test]
+    fn columns_may_stand_apart_by_any_blanks() {
+        for line in ["192.0.2.7 never why so", "192.0.2.7   never  why so", "192.0.2.7\t\tnever \twhy so"] {
+            assert_eq!(parse(line), Ok(Ban { reason: "why so".into(), ..ban("192.0.2.7/32") }), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_bans_without_an_end_is_refused_and_a_pipe_waits_for_nobody() {
+        let error = read_bans(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero: not a regular file; name a file"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_bans(dir.path()).unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]

@@ -129,10 +129,26 @@ impl<E: Enforcer> BanBook<E> {
         bans.values().map(|(ban, _)| ban).filter(|ban| ban.until.is_none_or(|until| until > now)).cloned().collect()
     }
 
-    /// Forgets what has run out; the workers do so by themselves.
+    /// Forgets what has run out, and has the workers forget it: by themselves they might do so too late for another ban to find room.
     pub fn sweep(&self) {
         let now = SystemTime::now();
-        self.lock().retain(|_, (ban, _)| ban.until.is_none_or(|until| until > now));
+        let ended = |ban: &Ban| ban.until.is_some_and(|until| until <= now);
+        let prefixes: Vec<IpNet> =
+            self.lock().iter().filter(|(_, (ban, _))| ended(ban)).map(|(prefix, _)| *prefix).collect();
+        for prefix in prefixes {
+            let mut bans = self.lock();
+            // It may have been laid anew since.
+            if bans.get(&prefix).is_some_and(|(ban, _)| ended(ban)) {
+                if patiently(|| self.enforcer.unban(prefix)).is_err() {
+                    return;
+                }
+                bans.remove(&prefix);
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.lock().len() < self.capacity
     }
 
     fn lay(&self, ban: Ban, origin: Origin) -> Result<(), BanError> {
@@ -268,18 +284,23 @@ fn first_word(text: &str) -> (&str, &str) {
 pub(super) struct BanFile<E: Enforcer = Orders> {
     path: PathBuf,
     book: Arc<BanBook<E>>,
-    /// None before the first look.
+    /// None before the first look, and when it is to be read again.
     seen: Option<Result<Stamp, io::ErrorKind>>,
+    /// There was no room for all of it.
+    wants_room: bool,
 }
 
 impl<E: Enforcer> BanFile<E> {
     pub(super) fn new(path: PathBuf, book: Arc<BanBook<E>>) -> BanFile<E> {
-        BanFile { path, book, seen: None }
+        BanFile { path, book, seen: None, wants_room: false }
     }
 
     /// Reads the file if it is not as it was.
     pub(super) fn look(&mut self) {
         self.book.sweep();
+        if self.wants_room && self.book.has_room() {
+            self.seen = None;
+        }
         let stamp = Stamp::of(&self.path);
         if self.seen.replace(stamp) == Some(stamp) {
             return;
@@ -287,11 +308,14 @@ impl<E: Enforcer> BanFile<E> {
         let now = SystemTime::now();
         let current = |ban: &Ban| ban.until.is_none_or(|until| until > now);
         let result = read_bans(&self.path).map(|bans| self.book.adopt(bans.into_iter().filter(current).collect()));
+        self.wants_room = matches!(result, Ok(Err(BanError::Full(_))));
         match result {
             Ok(Ok((laid, lifted))) => tracing::info!(laid, lifted, "the file of bans is in force"),
             Ok(Err(error)) => {
-                // Looked at again in a second.
-                self.seen = None;
+                // Looked at again in a second, or when there is room.
+                if !self.wants_room {
+                    self.seen = None;
+                }
                 tracing::warn!(%error, "not all bans of the file are in force");
             }
             Err(error) => tracing::warn!(%error, "the bans stay as they were"),
@@ -376,6 +400,33 @@ mod tests {
         assert!(book.list().is_empty());
         book.sweep();
         book.ban(ban("192.0.3.0/24")).unwrap();
+    }
+
+    #[test]
+    fn workers_forget_a_ban_that_has_ended_before_another_takes_its_place() {
+        let (book, notes) = book(1);
+        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        book.sweep();
+        book.ban(ban("192.0.3.0/24")).unwrap();
+        assert_eq!(*notes.orders.lock().unwrap(), ["ban 192.0.2.0/24", "unban 192.0.2.0/24", "ban 192.0.3.0/24"]);
+    }
+
+    #[test]
+    fn a_file_with_more_bans_than_there_is_room_for_is_read_again_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 never\n192.0.2.2 never\n").unwrap();
+        let (book, notes) = book(2);
+        book.ban(ban("198.18.0.0/15")).unwrap();
+        let mut file = BanFile::new(path, book.clone());
+        file.look();
+        assert_eq!((orders(&notes).len(), file.seen.is_some()), (2, true));
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
+        book.unban("198.18.0.0/15".parse().unwrap()).unwrap();
+        file.look();
+        assert_eq!(orders(&notes).len(), 2, "one lifted, one laid");
+        assert_eq!(book.list().len(), 2);
     }
 
     #[test]

@@ -266,6 +266,12 @@ fn parse(text: &str) -> Result<Ban, String> {
         .parse()
         .or_else(|_| prefix.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| format!("{} is no address or prefix", shown(prefix)))?;
+    if let IpNet::V6(net) = prefix
+        && net.prefix_len() >= 96
+        && net.addr().to_ipv4_mapped().is_some()
+    {
+        return Err(format!("{prefix} is IPv4-mapped, which holds no address of any packet"));
+    }
     let until = match until {
         "" => return Err(format!("{} lacks the time at which the ban ends", shown(text))),
         "never" => None,
@@ -480,6 +486,7 @@ mod tests {
         for (line, found) in [
             ("192.0.2.300 never", "\"192.0.2.300\" is no address or prefix"),
             ("192.0.2.1", "\"192.0.2.1\" lacks the time"),
+            ("::ffff:192.0.2.1 never", "::ffff:192.0.2.1/128 is IPv4-mapped"),
             ("192.0.2.1 tomorrow", "\"tomorrow\" is no time"),
             ("\u{1b}[2J never", "\"\\u{1b}[2J\" is no address"),
         ] {

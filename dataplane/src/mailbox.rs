@@ -2,7 +2,6 @@
 //! neighbours. Bounded queues, one reader each; a full one costs the frame, and a counter.
 
 use crossbeam::queue::ArrayQueue;
-use sluice_filters::addr::Addr;
 use sluice_filters::units::{PortId, WorkerId};
 
 use crate::dpdk::Transfer;
@@ -16,9 +15,7 @@ const CAPACITY: usize = 4096;
 pub(crate) enum Letter {
     /// A received frame, for the flow's owner. Its checksums were verified, the filters let it through, and a rule exempted it from
     /// what they ask later, or none did.
-    Received { frame: Transfer, port: PortId, exempt: Option<u16>, from: WorkerId },
-    /// To the receiver of such a frame: the client proved itself with it. A full box misses it: a client more, not counted.
-    Proven(Addr),
+    Received { frame: Transfer, port: PortId, exempt: Option<u16> },
     /// A finished frame, for the worker that serves the port.
     Transmit(Transfer, PortId),
     /// What ARP or NDP told.

@@ -472,8 +472,7 @@ impl Worker {
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
                 let len = frame.len();
-                let exempt = self.stack.filters.exempt();
-                let letter = Letter::Received { frame: frame.into(), port, exempt, from: self.id };
+                let letter = Letter::Received { frame: frame.into(), port, exempt: self.stack.filters.exempt() };
                 if self.mailboxes.post(owner, letter).is_err() {
                     self.counters.handover_full.bump();
                     self.count_drop(DropReason::HandoverFull, len);
@@ -490,19 +489,14 @@ impl Worker {
             let Some(letter) = self.mailboxes.next(self.id) else { break };
             read += 1;
             match letter {
-                Letter::Received { frame, port, exempt, from } => {
+                Letter::Received { frame, port, exempt } => {
                     let mut frame = Frame::from(frame);
-                    self.stack.filters.resume(exempt);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
-                        Ok(parsed) => self.resume(port, &mut frame, &parsed, now),
+                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, now),
                         Err(reason) => Verdict::Drop(reason),
                     };
-                    if let Some(client) = self.stack.filters.proven() {
-                        let _ = self.mailboxes.post(from, Letter::Proven(client));
-                    }
                     self.apply(port, frame, verdict);
                 }
-                Letter::Proven(client) => self.stack.filters.verified(client, now),
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
             }
@@ -511,9 +505,17 @@ impl Worker {
     }
 
     /// Goes on with a frame that its receiver has looked at and its filters have let through.
-    fn resume(&mut self, port: PortId, frame: &mut Frame, parsed: &Parsed, now: Micros) -> Verdict {
+    fn resume(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        exempt: Option<u16>,
+        now: Micros,
+    ) -> Verdict {
         let hash = self.flow_hash(parsed);
         let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
+        self.stack.filters.resume(exempt);
         let service = self.services.get(segment.key.dst, segment.key.dst_port);
         match self.deliver(self.id, port, frame, segment, hash, service, now) {
             Ok(verdict) => verdict,

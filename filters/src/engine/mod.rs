@@ -63,8 +63,6 @@ pub struct Engine {
     exempt: Option<u16>,
     /// The rule that decided about it.
     rule: Option<u16>,
-    /// The client that proved itself with the segment last resumed.
-    proven: Option<Addr>,
 }
 
 impl Engine {
@@ -83,7 +81,6 @@ impl Engine {
             active: false,
             exempt: None,
             rule: None,
-            proven: None,
             plan,
         };
         engine.look_again();
@@ -356,7 +353,6 @@ impl Engine {
 
     /// The client's cookie was right, whether it got its connection or not: it is somebody, whom a rule on trial may have cut before.
     pub fn verified(&mut self, source: Addr, now: Micros) {
-        self.proven = Some(source);
         let marks = self.clients.verified(source, now);
         if marks == 0 {
             return;
@@ -387,15 +383,6 @@ impl Engine {
     pub fn resume(&mut self, exempt: Option<u16>) {
         self.exempt = exempt;
         self.rule = None;
-        self.proven = None;
-    }
-
-    /// The client that proved itself with the segment last resumed: to be told to the [`Engine::verified`] of the worker that checked it,
-    /// which knows what rules on trial made of it, and asks the ceiling about its next SYN.
-    #[inline]
-    #[must_use]
-    pub fn proven(&self) -> Option<Addr> {
-        self.proven
     }
 
     /// Bans `prefix` until then.

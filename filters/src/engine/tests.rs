@@ -342,31 +342,6 @@ fn a_limit_of_connections_holds_for_whom_a_later_rule_passes_and_not_for_whom_an
 }
 
 #[test]
-fn a_client_that_proves_itself_at_another_worker_is_known_where_its_segments_are_checked() {
-    let text = "[filters]\nsyn_ack_ceiling = \"1/s\"\n\
-                [[rule]]\nname = \"trial\"\naction = \"drop\"\nflags = \"syn !ack\"\ndry_run = true\n";
-    let (mut receiver, mut owner) = (Script::new(text), Script::new(text));
-    assert_eq!(receiver.rx(&syn(CLIENT, WEB)), Ok(()));
-    let ack = tcp(CLIENT, WEB).flags(Flags::ACK);
-    assert_eq!(receiver.rx(&ack), Ok(()));
-    let exempt = receiver.engine.exempt();
-    let proven = owner.with(&ack, |engine, facts, now| {
-        engine.resume(exempt);
-        assert_eq!(engine.proven(), None);
-        engine.flowless(facts.segment.key.src, now).unwrap();
-        engine.verified(facts.segment.key.src, now);
-        engine.open(facts, now).unwrap();
-        engine.proven()
-    });
-    receiver.engine.verified(proven.unwrap(), receiver.now);
-    assert_eq!((receiver.rule(0)[4], owner.rule(0)[4]), (1, 0));
-    assert_eq!(receiver.engine.answer(addr("203.0.113.8"), receiver.now), Ok(()), "the ceiling is reached");
-    assert_eq!(receiver.engine.answer(addr("203.0.113.7"), receiver.now), Ok(()));
-    owner.engine.resume(None);
-    assert_eq!(owner.engine.proven(), None);
-}
-
-#[test]
 fn no_prefix_gets_more_answers_than_the_ceiling_but_proved_clients_are_answered() {
     let mut t = Script::new("[filters]\nsyn_ack_ceiling = \"100/s\"\n");
     assert_eq!(t.opens(CLIENT, WEB), Ok(()));

@@ -461,7 +461,8 @@ impl Worker {
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
-                let letter = Letter::Received { frame: frame.into(), port, exempt: self.stack.filters.exempt() };
+                let exempt = self.stack.filters.exempt();
+                let letter = Letter::Received { frame: frame.into(), port, exempt, by: self.id };
                 if self.mailboxes.post(owner, letter).is_err() {
                     self.counters.handover_full.bump();
                     self.egress.count_drop(DropReason::HandoverFull);
@@ -478,16 +479,17 @@ impl Worker {
             let Some(letter) = self.mailboxes.next(self.id) else { break };
             read += 1;
             match letter {
-                Letter::Received { frame, port, exempt } => {
+                Letter::Received { frame, port, exempt, by } => {
                     let mut frame = Frame::from(frame);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
-                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, now),
+                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, by, now),
                         Err(reason) => Verdict::Drop(reason),
                     };
                     self.apply(port, frame, verdict);
                 }
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
+                Letter::Proved(client) => self.stack.filters.verified(client, now),
             }
         }
         read
@@ -500,13 +502,18 @@ impl Worker {
         frame: &mut Frame,
         parsed: &Parsed,
         exempt: Option<u16>,
+        by: WorkerId,
         now: Micros,
     ) -> Verdict {
         let hash = self.flow_hash(parsed);
         let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
         self.stack.filters.resume(exempt);
         let service = self.services.get(segment.key.dst, segment.key.dst_port);
-        match self.deliver(self.id, port, frame, segment, hash, service, now) {
+        let delivered = self.deliver(self.id, port, frame, segment, hash, service, now);
+        if let Some(client) = self.stack.filters.proved_client() {
+            let _ = self.mailboxes.post(by, Letter::Proved(client));
+        }
+        match delivered {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         }

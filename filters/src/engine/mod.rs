@@ -63,6 +63,8 @@ pub struct Engine {
     exempt: Option<u16>,
     /// The rule that decided about it.
     rule: Option<u16>,
+    /// The client that the last segment another worker checked has proved.
+    proved_client: Option<Addr>,
 }
 
 impl Engine {
@@ -81,6 +83,7 @@ impl Engine {
             active: false,
             exempt: None,
             rule: None,
+            proved_client: None,
             plan,
         };
         engine.look_again();
@@ -353,6 +356,7 @@ impl Engine {
 
     /// The client's cookie was right, whether it got its connection or not: it is somebody, whom a rule on trial may have cut before.
     pub fn verified(&mut self, source: Addr, now: Micros) {
+        self.proved_client = Some(source);
         let marks = self.clients.verified(source, now);
         if marks == 0 {
             return;
@@ -383,6 +387,15 @@ impl Engine {
     pub fn resume(&mut self, exempt: Option<u16>) {
         self.exempt = exempt;
         self.rule = None;
+        self.proved_client = None;
+    }
+
+    /// The client that proved itself since [`Engine::resume`]. The worker that checked its segment is to be told, as of a client that is
+    /// [`Engine::verified`]: it knows which rules on trial matched.
+    #[inline]
+    #[must_use]
+    pub fn proved_client(&self) -> Option<Addr> {
+        self.proved_client
     }
 
     /// Bans `prefix` until then.

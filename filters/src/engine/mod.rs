@@ -2,7 +2,7 @@
 //!
 //! In this order: `filters.deny` and `filters.allow`, bans, rules, limits of packets, octets and SYNs by source
 //! ([`Engine::check`]); for a SYN the ceiling of SYN-ACKs ([`Engine::answer`]); for a segment of no connection the limit of those
-//! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`], [`Engine::opened`]).
+//! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`]).
 //!
 //! A rule that passes a segment exempts it from all that follows here. What is asked of one segment is asked one
 //! after the other, without another segment's in between: the engine remembers what it said last.

@@ -5,7 +5,7 @@
 //! configuration's order ("bit vectors", Lakshman and Stiliadis, 1998), so 64 rules cost as much as one. What depends on more
 //! than one field (order of options, payload, expressions) is asked of the rules that are left.
 //!
-//! Invariant: [`Rules::first`] and [`Rules::next`] name exactly the rules that [`naive::mismatch`] finds nothing wrong with; a
+//! Invariant: `Rules::first` and `Rules::next` name exactly the rules that [`naive::mismatch`] finds nothing wrong with; a
 //! property test compares the two.
 #![cfg_attr(
     not(test),

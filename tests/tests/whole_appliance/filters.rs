@@ -191,9 +191,8 @@ prefix_v6 = 48
             assert_eq!(flood(&lab, kind, family, 7001, COUNT, 40_000).sent, COUNT);
             serving.join().expect("the transfer's thread")
         });
-        let after = sluice.metrics_when("the sessions end", SOON, |metrics| {
-            metrics.sum("sluice_sessions_active", &[]) == 0
-        });
+        let after =
+            sluice.metrics_when("the sessions end", SOON, |metrics| metrics.sum("sluice_sessions_active", &[]) == 0);
         assert_eq!(after.sum("sluice_sessions_opened_total", &[]), sessions, "{what} opens nothing");
         // What the kernel's ring had no room for never reached sluice.
         let overrun = (arrived(&lab) - arrived_before)
@@ -433,7 +432,8 @@ fn no_prefix_gets_more_syn_acks_than_the_ceiling_and_proved_clients_in_it_still_
     // An IPv6 prefix is a /48.
     let before = sluice.metrics();
     assert_eq!(flood(&lab, Kind::Syn, Family::V6, 7001, COUNT, 20_000).sent, COUNT);
-    let metrics = sluice.metrics_when("every SYN is judged", SOON, |metrics| judged(metrics) >= judged(&before) + COUNT);
+    let metrics =
+        sluice.metrics_when("every SYN is judged", SOON, |metrics| judged(metrics) >= judged(&before) + COUNT);
     assert_eq!(answered(&metrics) - answered(&before), BURST, "{metrics}");
     connect_from(&Route::of(&lab, Family::V6, 7001), &listener, Family::V6.client());
 }
@@ -477,9 +477,8 @@ payload_length = 0
     let clients: Vec<_> = (0..ATTEMPTS).filter_map(far).collect();
     let refused = |metrics: &Metrics| metrics.dropped(DropReason::SourceConnections);
     let opened = |metrics: &Metrics| metrics.sum("sluice_sessions_opened_total", &[]) - ATTEMPTS;
-    let metrics = sluice.metrics_when("every attempt is judged", SOON, |metrics| {
-        opened(metrics) + refused(metrics) >= ATTEMPTS
-    });
+    let metrics =
+        sluice.metrics_when("every attempt is judged", SOON, |metrics| opened(metrics) + refused(metrics) >= ATTEMPTS);
     assert_eq!(opened(&metrics) + refused(&metrics), ATTEMPTS, "{metrics}");
     assert!((2..=4).contains(&opened(&metrics)), "two for each worker at the most\n{metrics}");
     drop(clients);

@@ -425,7 +425,11 @@ impl Worker {
                 Verdict::Reply(len)
             }
             Ok(NetAction::Consumed) => Verdict::Consumed,
-            Err(reason) => Verdict::Drop(reason),
+            Err(reason) => {
+                // The room behind what was received holds earlier frames' octets, which are none of a sample's.
+                let _ = frame.set_len(received);
+                Verdict::Drop(reason)
+            }
         }
     }
 
@@ -438,13 +442,19 @@ impl Worker {
         }
     }
 
+    /// Counts a received frame of so many octets as dropped.
+    #[inline]
+    fn count_drop(&self, reason: DropReason, len: usize) {
+        self.egress.count_drop(reason);
+        if let Some(octets) = self.counters.dropped_bytes.get(reason.index()) {
+            octets.add(len as u64);
+        }
+    }
+
     /// Drops a frame.
     #[inline]
     fn discard(&mut self, port: PortId, frame: Frame, reason: DropReason) {
-        self.egress.count_drop(reason);
-        if let Some(octets) = self.counters.dropped_bytes.get(reason.index()) {
-            octets.add(frame.len() as u64);
-        }
+        self.count_drop(reason, frame.len());
         if let Some(sampler) = &mut self.sampler {
             let by_rule = matches!(reason, DropReason::Rule | DropReason::RuleLimit);
             let rule = self.stack.filters.rule().filter(|_| by_rule);
@@ -461,11 +471,12 @@ impl Worker {
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
+                let len = frame.len();
                 let exempt = self.stack.filters.exempt();
                 let letter = Letter::Received { frame: frame.into(), port, exempt, by: self.id };
                 if self.mailboxes.post(owner, letter).is_err() {
                     self.counters.handover_full.bump();
-                    self.egress.count_drop(DropReason::HandoverFull);
+                    self.count_drop(DropReason::HandoverFull, len);
                 }
             }
             Verdict::Drop(reason) => self.discard(port, frame, reason),

@@ -29,10 +29,8 @@ impl Whole {
 pub fn load(path: &Path) -> Result<Whole, ExitCode> {
     let wrong = |error: &dyn std::fmt::Display| complain(error, BAD_CONFIG);
     let config = Arc::new(sluice_config::load(path).map_err(|mistakes| wrong(&mistakes))?);
-    // One engine stands for all workers here, so what they would divide among them is whole in it.
-    let mut alone = Config::clone(&config);
-    alone.runtime.cores.truncate(1);
-    let filters = filters::load(&path.display().to_string(), &alone).map_err(|error| wrong(&error))?;
+    // One stands for all workers here, and has the whole of what they share.
+    let filters = filters::load(&path.display().to_string(), &config, 1).map_err(|error| wrong(&error))?;
     let file = config.bans.as_ref().and_then(|bans| bans.file.as_deref());
     // The appliance starts without it, too.
     let bans = match file.filter(|file| file.exists()).map(read_bans).transpose() {

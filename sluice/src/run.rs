@@ -54,7 +54,7 @@ pub fn run(path: &Path) -> ExitCode {
 
 fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
-    let filters = sluice_control::filters::load(&path.display().to_string(), config)?;
+    let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
     // They are laid when the workers run; a file that is not there yet may come later.
     if let Some(file) = config.bans.as_ref().and_then(|bans| bans.file.as_deref()).filter(|file| file.exists()) {
         read_bans(file)?;

@@ -5,7 +5,8 @@
 
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::io;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -128,10 +129,26 @@ impl<E: Enforcer> BanBook<E> {
         bans.values().map(|(ban, _)| ban).filter(|ban| ban.until.is_none_or(|until| until > now)).cloned().collect()
     }
 
-    /// Forgets what has run out; the workers do so by themselves.
+    /// Forgets what has run out, and has the workers forget it: by themselves they might do so too late for another ban to find room.
     pub fn sweep(&self) {
         let now = SystemTime::now();
-        self.lock().retain(|_, (ban, _)| ban.until.is_none_or(|until| until > now));
+        let ended = |ban: &Ban| ban.until.is_some_and(|until| until <= now);
+        let prefixes: Vec<IpNet> =
+            self.lock().iter().filter(|(_, (ban, _))| ended(ban)).map(|(prefix, _)| *prefix).collect();
+        for prefix in prefixes {
+            let mut bans = self.lock();
+            // It may have been laid anew since.
+            if bans.get(&prefix).is_some_and(|(ban, _)| ended(ban)) {
+                if patiently(|| self.enforcer.unban(prefix)).is_err() {
+                    return;
+                }
+                bans.remove(&prefix);
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.lock().len() < self.capacity
     }
 
     fn lay(&self, ban: Ban, origin: Origin) -> Result<(), BanError> {
@@ -217,10 +234,16 @@ pub enum BanFileError {
 /// Names the file and the first line that is not a ban.
 pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
     let unreadable = |source| BanFileError::Unreadable { path: path.to_owned(), source };
-    if std::fs::metadata(path).map_err(unreadable)?.len() > LARGEST {
+    // Asked before opening: to open a pipe would wait for a writer.
+    let about = std::fs::metadata(path).map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    let mut octets = Vec::new();
+    File::open(path).map_err(unreadable)?.take(LARGEST + 1).read_to_end(&mut octets).map_err(unreadable)?;
+    if about.len().max(octets.len() as u64) > LARGEST {
         return Err(BanFileError::TooLarge { path: path.to_owned() });
     }
-    let octets = std::fs::read(path).map_err(unreadable)?;
     let mut bans: HashMap<IpNet, Ban> = HashMap::new();
     for (number, line) in octets.split(|octet| *octet == b'\n').enumerate() {
         let text = String::from_utf8_lossy(line);
@@ -236,13 +259,19 @@ pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
 
 fn parse(text: &str) -> Result<Ban, String> {
     let shown = |text: &str| format!("{:?}", text.chars().take(60).collect::<String>());
-    let mut words = text.splitn(3, char::is_whitespace);
-    let (prefix, until) = (words.next().unwrap_or_default(), words.next().unwrap_or_default().trim());
-    let reason: String = words.next().unwrap_or_default().trim().chars().take(REASON).collect();
+    let (prefix, rest) = first_word(text);
+    let (until, reason) = first_word(rest);
+    let reason: String = reason.chars().take(REASON).collect();
     let prefix: IpNet = prefix
         .parse()
         .or_else(|_| prefix.parse::<std::net::IpAddr>().map(IpNet::from))
         .map_err(|_| format!("{} is no address or prefix", shown(prefix)))?;
+    if let IpNet::V6(net) = prefix
+        && net.prefix_len() >= 96
+        && net.addr().to_ipv4_mapped().is_some()
+    {
+        return Err(format!("{prefix} is IPv4-mapped, which holds no address of any packet"));
+    }
     let until = match until {
         "" => return Err(format!("{} lacks the time at which the ban ends", shown(text))),
         "never" => None,
@@ -251,22 +280,33 @@ fn parse(text: &str) -> Result<Ban, String> {
     Ok(Ban { prefix: prefix.trunc(), until, reason })
 }
 
+/// The first word of a text that begins with one, and what follows the blanks behind it.
+fn first_word(text: &str) -> (&str, &str) {
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim_start())
+}
+
 /// The file of bans as it was last seen.
 pub(super) struct BanFile<E: Enforcer = Orders> {
     path: PathBuf,
     book: Arc<BanBook<E>>,
-    /// None before the first look.
+    /// None before the first look, and when it is to be read again.
     seen: Option<Result<Stamp, io::ErrorKind>>,
+    /// There was no room for all of it.
+    wants_room: bool,
 }
 
 impl<E: Enforcer> BanFile<E> {
     pub(super) fn new(path: PathBuf, book: Arc<BanBook<E>>) -> BanFile<E> {
-        BanFile { path, book, seen: None }
+        BanFile { path, book, seen: None, wants_room: false }
     }
 
     /// Reads the file if it is not as it was.
     pub(super) fn look(&mut self) {
         self.book.sweep();
+        if self.wants_room && self.book.has_room() {
+            self.seen = None;
+        }
         let stamp = Stamp::of(&self.path);
         if self.seen.replace(stamp) == Some(stamp) {
             return;
@@ -274,11 +314,14 @@ impl<E: Enforcer> BanFile<E> {
         let now = SystemTime::now();
         let current = |ban: &Ban| ban.until.is_none_or(|until| until > now);
         let result = read_bans(&self.path).map(|bans| self.book.adopt(bans.into_iter().filter(current).collect()));
+        self.wants_room = matches!(result, Ok(Err(BanError::Full(_))));
         match result {
             Ok(Ok((laid, lifted))) => tracing::info!(laid, lifted, "the file of bans is in force"),
             Ok(Err(error)) => {
-                // Looked at again in a second.
-                self.seen = None;
+                // Looked at again in a second, or when there is room.
+                if !self.wants_room {
+                    self.seen = None;
+                }
                 tracing::warn!(%error, "not all bans of the file are in force");
             }
             Err(error) => tracing::warn!(%error, "the bans stay as they were"),
@@ -366,6 +409,33 @@ mod tests {
     }
 
     #[test]
+    fn workers_forget_a_ban_that_has_ended_before_another_takes_its_place() {
+        let (book, notes) = book(1);
+        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        book.sweep();
+        book.ban(ban("192.0.3.0/24")).unwrap();
+        assert_eq!(*notes.orders.lock().unwrap(), ["ban 192.0.2.0/24", "unban 192.0.2.0/24", "ban 192.0.3.0/24"]);
+    }
+
+    #[test]
+    fn a_file_with_more_bans_than_there_is_room_for_is_read_again_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 never\n192.0.2.2 never\n").unwrap();
+        let (book, notes) = book(2);
+        book.ban(ban("198.18.0.0/15")).unwrap();
+        let mut file = BanFile::new(path, book.clone());
+        file.look();
+        assert_eq!((orders(&notes).len(), file.seen.is_some()), (2, true));
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
+        book.unban("198.18.0.0/15".parse().unwrap()).unwrap();
+        file.look();
+        assert_eq!(orders(&notes).len(), 2, "one lifted, one laid");
+        assert_eq!(book.list().len(), 2);
+    }
+
+    #[test]
     fn busy_workers_are_asked_again() {
         let (book, notes) = book(1);
         *notes.busy.lock().unwrap() = 3;
@@ -395,12 +465,28 @@ mod tests {
     }
 
     #[test]
+    fn columns_may_stand_apart_by_any_blanks() {
+        for line in ["192.0.2.7 never why so", "192.0.2.7   never  why so", "192.0.2.7\t\tnever \twhy so"] {
+            assert_eq!(parse(line), Ok(Ban { reason: "why so".into(), ..ban("192.0.2.7/32") }), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_bans_without_an_end_is_refused_and_a_pipe_waits_for_nobody() {
+        let error = read_bans(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero: not a regular file; name a file"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_bans(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[test]
     fn a_wrong_line_is_named_with_its_remedy() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("bans");
         for (line, found) in [
             ("192.0.2.300 never", "\"192.0.2.300\" is no address or prefix"),
             ("192.0.2.1", "\"192.0.2.1\" lacks the time"),
+            ("::ffff:192.0.2.1 never", "::ffff:192.0.2.1/128 is IPv4-mapped"),
             ("192.0.2.1 tomorrow", "\"tomorrow\" is no time"),
             ("\u{1b}[2J never", "\"\\u{1b}[2J\" is no address"),
         ] {

@@ -42,11 +42,12 @@ impl fmt::Display for LoadError {
 
 impl std::error::Error for LoadError {}
 
-/// Reads the sets of `config` and compiles its rules, for as many workers as it has. `file` is what messages call the configuration.
+/// Reads the sets of `config` and compiles its rules, for so many workers to share its limits. `file` is what messages call the
+/// configuration.
 ///
 /// # Errors
 /// Every set that cannot be read and every rule that cannot be compiled.
-pub fn load(file: &str, config: &Config) -> Result<Loaded, LoadError> {
+pub fn load(file: &str, config: &Config, workers: usize) -> Result<Loaded, LoadError> {
     let (mut sets, mut wrong) = (Vec::new(), Vec::new());
     for set in &config.sets {
         match load_set(set) {
@@ -57,7 +58,7 @@ pub fn load(file: &str, config: &Config) -> Result<Loaded, LoadError> {
             }
         }
     }
-    match Plan::compile(file, config, &sets, config.runtime.cores.len()) {
+    match Plan::compile(file, config, &sets, workers) {
         Ok(plan) if wrong.is_empty() => Ok(Loaded { sets, plan }),
         Ok(_) => Err(LoadError { sets: wrong, mistakes: Vec::new() }),
         Err(mistakes) => Err(LoadError { sets: wrong, mistakes }),

@@ -263,7 +263,7 @@ action = "drop"
 "#
             );
             let config = Arc::new(sluice_config::parse("test.toml", &text).unwrap());
-            let loaded = load("test.toml", &config).unwrap();
+            let loaded = load("test.toml", &config, 1).unwrap();
             let keeper = Keeper {
                 stamps: config.sets.iter().map(stamps).collect(),
                 ban_file: None,

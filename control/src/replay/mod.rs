@@ -3,7 +3,8 @@
 //! Octets that the capture did not keep are taken for zeroes, and checksums over them for right.
 //!
 //! What is real: the parser, the address sets, rules, limits and bans of the configuration, and the cookies. What is not there: ports and
-//! neighbours (MAC addresses and VLANs are not compared), sessions, upstreams, and `service.limits`.
+//! neighbours (MAC addresses and VLANs are not compared), sessions, upstreams, and `service.limits`. All packets meet one worker; several
+//! would each keep the limits per source for themselves.
 //!
 //! A capture was rarely taken on an appliance with the same cookie seed. So a client's ACK counts as an answer to our SYN-ACK when the
 //! capture has that client's SYN, which was answered, and, where the capture has the server's own SYN-ACK, acknowledges that one: its

@@ -35,7 +35,7 @@ impl Tape {
 
     fn with_bans(text: &str, bans: Vec<Ban>) -> Tape {
         let config = sluice_config::parse("test.toml", &format!("{CONFIG}{text}")).unwrap();
-        let plan = load("test.toml", &config).unwrap().plan;
+        let plan = load("test.toml", &config, 1).unwrap().plan;
         Tape { replay: Replay::new(Arc::new(config), plan, SEED, bans), report: Report::default(), time: BEGIN }
     }
 

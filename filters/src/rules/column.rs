@@ -39,6 +39,14 @@ impl Rows {
         Rows { words, bits }
     }
 
+    /// Adds a rule to a row.
+    fn set(&mut self, row: usize, rule: usize) {
+        let at = row.saturating_mul(self.words).saturating_add(rule / 64);
+        if let Some(word) = self.bits.get_mut(at) {
+            *word |= 1 << (rule % 64);
+        }
+    }
+
     /// Keeps the rules of row `row`; returns whether any is left, as the OR of all words. A row that does not exist keeps none.
     #[inline]
     pub(crate) fn narrow(&self, row: usize, rules: &mut [u64]) -> u64 {
@@ -192,8 +200,20 @@ fn ranged(
         return;
     }
     let edges = Edges::new(rules.iter().flat_map(|rule| ranges(&rule.matches)));
-    let holds = |row, rule| of(rule).is_empty() || of(rule).iter().any(|range| range.contains(&edges.value(row)));
-    let rows = Rows::new(edges.0.len(), rules.len(), holds);
+    let mut rows = Rows::new(edges.0.len(), rules.len(), |_, rule| of(rule).is_empty());
+    for rule in 0..rules.len() {
+        let mut spans: Vec<_> =
+            of(rule).iter().map(|range| (edges.row(*range.start()), edges.row(*range.end()))).collect();
+        spans.sort_unstable();
+        // Each row once, however often ranges overlap: lists may be long.
+        let mut next = 0;
+        for (first, last) in spans {
+            for row in first.max(next)..=last {
+                rows.set(row, rule);
+            }
+            next = next.max(last.saturating_add(1));
+        }
+    }
     columns.push(Column { field: field(edges), rows });
 }
 

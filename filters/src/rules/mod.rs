@@ -50,12 +50,12 @@ pub struct Facts<'a> {
 }
 
 impl Facts<'_> {
-    /// Length of the IP packet with its header, octets.
+    /// Length of the IP packet with its header, octets; 65,535 for the few longer ones that IPv6 can have.
     #[inline]
     #[must_use]
     pub fn ip_length(&self) -> u16 {
-        let headers = u16::from(self.segment.l3_len).wrapping_add(u16::from(self.segment.tcp_len));
-        self.segment.payload_len.wrapping_add(headers)
+        let headers = u16::from(self.segment.l3_len).saturating_add(u16::from(self.segment.tcp_len));
+        self.segment.payload_len.saturating_add(headers)
     }
 
     #[inline]

@@ -249,3 +249,13 @@ fn an_expression_that_cannot_be_compiled_is_a_mistake_with_its_place() {
         "{shown:?}"
     );
 }
+
+#[test]
+fn the_longest_ipv6_packet_is_not_taken_for_a_short_one() {
+    for (payload, length) in [(65_535 - 60, 65_535), (65_535 - 20, 65_535), (100, 160)] {
+        let frame = crate::testkit::tcp("[2001:db8::7]:1", "[2001:db8::10]:443").payload(vec![0; payload]).build();
+        let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::default()) else { panic!() };
+        let facts = Facts { segment: &segment, frame: &frame, service: ServiceId(0) };
+        assert_eq!(facts.ip_length(), length);
+    }
+}

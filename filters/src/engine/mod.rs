@@ -31,7 +31,7 @@ use sluice_config::{Config, Measure, Mistake};
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
 use crate::addr::Addr;
 use crate::memory::{Bans, Bucket, Clients, Full, Meters, Quota, prefix};
-use crate::rules::{Facts, Moment};
+use crate::rules::{Facts, Moment, WORDS};
 use crate::units::Micros;
 use crate::{DropReason, Segment};
 
@@ -182,7 +182,11 @@ impl Engine {
             return Err(DropReason::Banned);
         }
         if self.plan.fixed.any_rule {
-            self.walk(Moment::Arrival, class, facts, now, trace)?;
+            if self.plan.fixed.rules.is_small() {
+                self.walk::<T, 1>(Moment::Arrival, class, facts, now, trace)?;
+            } else {
+                self.walk::<T, WORDS>(Moment::Arrival, class, facts, now, trace)?;
+            }
         }
         if self.exempt || self.plan.fixed.arrival.is_empty() {
             return Ok(());
@@ -200,7 +204,7 @@ impl Engine {
     }
 
     /// Asks the rules, in order, until one decides.
-    fn walk<T: Trace>(
+    fn walk<T: Trace, const W: usize>(
         &mut self,
         moment: Moment,
         class: u16,
@@ -212,7 +216,7 @@ impl Engine {
         let meters = if moment == Moment::Opening { proved } else { meters };
         let fixed = &plan.fixed;
         let rows = plan.sources.as_ref().and_then(|sources| sources.rows.as_ref());
-        let mut candidates = fixed.rules.first(moment, rows.map(|rows| (rows, class)), facts);
+        let mut candidates = fixed.rules.first::<W>(moment, rows.map(|rows| (rows, class)), facts);
         while let Some(rule) = fixed.rules.next(&mut candidates, facts) {
             let (Some(verdict), Some(counters)) = (fixed.verdicts.get(rule), counters.rules.get(rule)) else {
                 continue;
@@ -328,7 +332,7 @@ impl Engine {
         let source = facts.segment.key.src;
         if self.plan.fixed.any_opening {
             let class = self.plan.sources.as_ref().map_or(0, |sources| sources.map.class(source));
-            self.walk(Moment::Opening, class, facts, now, trace)?;
+            self.walk::<_, WORDS>(Moment::Opening, class, facts, now, trace)?;
         }
         for limit in &self.plan.fixed.opening {
             within(&mut self.proved, limit, source, 1, now, trace)?;

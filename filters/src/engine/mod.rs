@@ -29,11 +29,11 @@ use ipnet::IpNet;
 use sluice_config::{Config, Measure, Mistake};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
+use crate::DropReason;
 use crate::addr::Addr;
 use crate::memory::{Bans, Bucket, Clients, Full, Meters, Quota, prefix};
 use crate::rules::{Facts, Moment, WORDS};
 use crate::units::Micros;
-use crate::{DropReason, Segment};
 
 pub use self::counters::{FilterCounters, RuleCounters};
 pub use self::plan::Plan;
@@ -45,6 +45,8 @@ const CEILING_RECORDS: usize = 1 << 16;
 const CLIENTS: usize = 1 << 18;
 /// The kind of the ceiling's records.
 const CEILING_KIND: u32 = 63;
+/// Octets of a look-up table of sources that stay near by themselves.
+const NEAR: usize = 512 << 10;
 /// Slots of bans looked at in a turn.
 const SWEEP: usize = 64;
 
@@ -120,24 +122,41 @@ impl Engine {
         &self.plan
     }
 
-    /// Whether a segment's verdict needs memory that [`Engine::touch`] brings near.
+    /// Whether a verdict needs memory that [`Engine::expect`] brings near.
     #[inline]
     #[must_use]
-    pub fn remembers(&self) -> bool {
-        !self.plan.fixed.arrival.is_empty()
+    pub fn looks_far(&self) -> bool {
+        let Plan { fixed, sources } = &*self.plan;
+        !(fixed.arrival.is_empty() && fixed.flowless.is_empty() && self.bans.is_empty())
+            || sources.as_ref().is_some_and(|sources| sources.map.memory() > NEAR)
     }
 
-    /// Brings near what the verdict on a segment soon to come will look at.
+    /// Brings near what a verdict on a segment that seems to come from `source` will look at. Called over a burst before the first
+    /// verdict, in a loop of its own, it lets the misses overlap.
     #[inline]
-    pub fn touch(&self, segment: &Segment) {
-        if !self.active {
+    pub fn expect(&self, source: Addr, syn: bool) {
+        let Plan { fixed, sources } = &*self.plan;
+        if let Some(sources) = sources {
+            sources.map.touch(source);
+        }
+        if !self.bans.is_empty() {
+            self.bans.touch(source);
+        }
+        for limit in &fixed.arrival {
+            if let Some(prefix) = limit.prefix(source)
+                && (limit.of != Limited::Syns || syn)
+            {
+                self.meters.touch(self.meters.key(limit.kind, prefix));
+            }
+        }
+        if syn {
+            if fixed.ceiling.is_some() {
+                self.ceiling.touch(self.ceiling.key(CEILING_KIND, prefix(source, 24, 48)));
+            }
             return;
         }
-        let source = segment.key.src;
-        for limit in &self.plan.fixed.arrival {
-            if let Some(prefix) = limit.prefix(source)
-                && (limit.of != Limited::Syns || segment.flags.is_initial_syn())
-            {
+        for limit in &fixed.flowless {
+            if let Some(prefix) = limit.prefix(source) {
                 self.meters.touch(self.meters.key(limit.kind, prefix));
             }
         }

@@ -112,9 +112,23 @@ choose_memory() {
 }
 give_back() { echo "$1" >"$HUGEPAGES/nr_hugepages"; }
 
+# `worker_thread PID`: the thread that polls: of those on the worker's core alone the one that has run the longest.
+worker_thread() {
+    local task ran best='' most=-1
+    for task in "/proc/$1/task/"*; do
+        grep -qx "Cpus_allowed_list:[[:space:]]*$WORKER_CORE" "$task/status" 2>/dev/null || continue
+        ran=$(on_core "${task##*/}") || continue
+        if ((ran > most)); then most=$ran best=${task##*/}; fi
+    done
+    echo "$best"
+}
+
+# `on_core THREAD`: nanoseconds that it has run. Unlike a clock, they leave out what others took of its core.
+on_core() { awk '{ print $1 }' "/proc/$1/schedstat" 2>/dev/null; }
+
 # `testpmd_rate MODE VDEV...`: packets per second of the first device, as one number.
 testpmd_rate() {
-    local mode=$1 log="$WORK/testpmd.log" pid vdev worker begin ran devices=()
+    local mode=$1 log="$WORK/testpmd.log" pid vdev worker ran devices=()
     shift
     for vdev in "$@"; do devices+=(--vdev "$vdev"); done
     dpdk-testpmd --lcores "0@$CONTROL_CORE,1@$WORKER_CORE" "${memory[@]}" --no-pci --file-prefix "bench$$" \
@@ -125,16 +139,14 @@ testpmd_rate() {
         stop_pid "$pid" 15
         die "testpmd did not start: $(grep -iE 'error|fail|cannot|could not' "$log" | tail -n 3)"
     fi
+    sleep $((seconds + 3))
     worker=$(worker_thread "$pid")
-    sleep 2
-    begin=$(date +%s%N) ran=$(on_core "$worker")
-    sleep $((seconds + 1))
-    ran=$(($(on_core "$worker") - ran)) begin=$(($(date +%s%N) - begin))
+    ran=$(on_core "$worker")
     stop_pid "$pid" 15
-    # The first two reports see the start. What others took of the core is not held against it.
-    awk -v ran="$ran" -v passed="$begin" '/statistics for port/ { first = $6 == 0 }
-        first && /Rx-pps:/ { n++; if (n > 2) { sum += $2; k++ } }
-        END { if (k && ran > 0) printf "%.0f\n", sum / k * passed / ran; else print 0 }' "$log"
+    # All it forwarded, by all the time it had for that: what others took of the core is not held against it.
+    awk -v ran="${ran:-0}" '/Forward statistics for port 0 / { ours = 1 }
+        ours && /RX-packets:/ { packets = $2; exit }
+        END { if (ran > 0) printf "%.0f\n", packets * 1e9 / ran; else print 0 }' "$log"
 }
 
 # `start_sluice CONFIG`: runs it; sets SLUICE_PID.
@@ -153,14 +165,15 @@ metric() { metric_sum "$@" <"$METRICS"; }
 METRICS="$WORK/metrics"
 metrics_port=$((20000 + RANDOM % 20000))
 
-# `sluice_rate NAME LABELS`: how much a counter of the running sluice grows in a second.
+# `sluice_rate NAME LABELS`: how much a counter of the running sluice grows in a second that its worker runs.
 sluice_rate() {
-    local first last begin end
+    local first last begin end worker
+    worker=$(worker_thread "$SLUICE_PID")
     read_metrics
-    first=$(metric "$@") begin=$(date +%s%N)
+    first=$(metric "$@") begin=$(on_core "$worker")
     sleep "$seconds"
     read_metrics
-    last=$(metric "$@") end=$(date +%s%N)
+    last=$(metric "$@") end=$(on_core "$worker")
     echo $(((last - first) * 1000000000 / (end - begin)))
 }
 
@@ -547,19 +560,6 @@ filter_turn() {
     if [[ $counted =~ ^[0-9]+$ ]] && ((came)); then EACH=$((counted / came)); fi
     ((SHARE >= 98)) || warn "$name: only $SHARE of 100 packets were what the row is about ($fate): read it with care"
 }
-
-# `worker_thread PID`: the thread that polls. It runs without pause, so it has run the longest.
-worker_thread() {
-    local task ran best='' most=-1
-    for task in "/proc/$1/task/"*; do
-        ran=$(on_core "${task##*/}") || continue
-        if ((ran > most)); then most=$ran best=${task##*/}; fi
-    done
-    echo "$best"
-}
-
-# `on_core THREAD`: nanoseconds that it has run. Unlike a clock, they leave out what others took of its core.
-on_core() { awk '{ print $1 }' "/proc/$1/schedstat" 2>/dev/null; }
 
 # `filter_path_takes NAME CAPTURE`: instructions for one packet in parser and filters.
 filter_path_takes() {

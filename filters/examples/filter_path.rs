@@ -99,7 +99,6 @@ fn replay(frames: &[(Frame, usize)], count: usize, services: &ServiceMap, engine
     let mut at = 0;
     for begin in (0..count).step_by(BURST) {
         let now = Micros((1_000_000 + begin / PACE) as u64);
-        let at_once = !engine.remembers();
         for (slot, buffer) in buffers.iter_mut().enumerate() {
             let (frame, len) = &frames[at];
             at = if at + 1 < frames.len() { at + 1 } else { 0 };
@@ -111,7 +110,7 @@ fn replay(frames: &[(Frame, usize)], count: usize, services: &ServiceMap, engine
                 |received, parsed| {
                     let frame = &received.octets[..received.len];
                     match parsed {
-                        Ok(Parsed::Tcp(segment)) if at_once && segment.flags.is_initial_syn() => {
+                        Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
                             fates[fate(judge(frame, &segment, services, engine, now))] += 1;
                         }
                         Ok(Parsed::Tcp(segment)) => later.push((slot, received.len, segment)),
@@ -120,9 +119,6 @@ fn replay(frames: &[(Frame, usize)], count: usize, services: &ServiceMap, engine
                     }
                 },
             );
-        }
-        for (_, _, segment) in &later {
-            engine.touch(segment);
         }
         for (slot, len, segment) in later.drain(..) {
             fates[fate(judge(&buffers[slot][..len], &segment, services, engine, now))] += 1;

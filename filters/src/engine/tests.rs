@@ -421,12 +421,12 @@ fn new_contents_of_a_set_are_in_force_at_once_and_limits_keep_their_memory() {
 #[test]
 fn touching_ahead_changes_nothing() {
     let mut t = Script::new("[filters.per_address]\nsyns = \"3/s\"\n[filters.per_site]\npackets = \"9/s\"\n");
-    assert!(t.engine.remembers());
+    assert!(t.engine.looks_far());
     for frame in [syn(CLIENT, WEB), tcp(CLIENT6, WEB6)] {
-        t.with(&frame, |engine, facts, _| (0..50).for_each(|_| engine.touch(facts.segment)));
+        t.with(&frame, |engine, facts, _| (0..50).for_each(|_| engine.expect(facts.segment.key.src, true)));
     }
     assert_eq!(t.passed(&syn(CLIENT, WEB), 9), 3);
-    assert!(!Script::new("").engine.remembers());
+    assert!(!Script::new("").engine.looks_far());
 }
 
 #[test]

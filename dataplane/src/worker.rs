@@ -13,7 +13,9 @@ use std::time::Duration;
 use sluice_filters::icmp::IcmpError;
 use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
-use sluice_filters::{Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, parse, parse_then, src_mac};
+use sluice_filters::{
+    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, glance, parse, parse_then, src_mac,
+};
 use sluice_tcpstack::stack::{Arrival, Outcome, Stack};
 
 use crate::clock::Clock;
@@ -207,10 +209,7 @@ impl Worker {
         }
         for later in &self.later {
             if let Parsed::Tcp(segment) = &later.parsed {
-                if !segment.flags.is_initial_syn() {
-                    self.stack.touch_session(later.hash, &segment.key);
-                }
-                self.stack.filters.touch(segment);
+                self.stack.touch_session(later.hash, &segment.key);
             }
         }
         let mut later = std::mem::take(&mut self.later);
@@ -225,10 +224,20 @@ impl Worker {
     /// The first pass; returns the octets received.
     fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
         let mut octets = 0;
-        // Where verdicts on SYNs need memory that is far away, it is called for first.
-        let at_once = !self.stack.filters.remembers();
-        for index in 0..received.min(PREFETCH) {
-            self.burst.prefetch(index);
+        if self.stack.filters.looks_far() {
+            for index in 0..received {
+                self.burst.prefetch(index);
+            }
+            // In a loop of its own: loads overlap only when nothing long stands between them.
+            for index in 0..received {
+                if let Some((source, syn)) = self.burst.get(index).and_then(|frame| glance(frame.data())) {
+                    self.stack.filters.expect(source, syn);
+                }
+            }
+        } else {
+            for index in 0..received.min(PREFETCH) {
+                self.burst.prefetch(index);
+            }
         }
         for index in 0..received {
             self.burst.prefetch(index + PREFETCH);
@@ -245,7 +254,7 @@ impl Worker {
                 // A segment that is judged here stays in registers.
                 #[inline(always)]
                 |mut frame, parsed| match parsed {
-                    Ok(Parsed::Tcp(segment)) if at_once && segment.flags.is_initial_syn() => {
+                    Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
                         match self.syn(port, &mut frame, &segment, now) {
                             Ok(len) => self.reply(port, frame, len),
                             Err(reason) => self.discard(port, frame, reason),
@@ -262,22 +271,15 @@ impl Worker {
         octets
     }
 
-    /// The hash of a segment's flow; 0 for what has none, or asks for none: an opening SYN is answered whatever there is.
+    /// The hash of a segment's flow; 0 for what has none.
     #[inline]
     fn flow_hash(&self, parsed: &Parsed) -> u64 {
-        match parsed {
-            Parsed::Tcp(segment) if !segment.flags.is_initial_syn() => self.stack.hash(&segment.key),
-            _ => 0,
-        }
+        if let Parsed::Tcp(segment) = parsed { self.stack.hash(&segment.key) } else { 0 }
     }
 
     /// What a frame is, and what becomes of it.
     fn judge(&mut self, port: PortId, frame: &mut Frame, parsed: &Parsed, hash: u64, now: Micros) -> Verdict {
         match parsed {
-            Parsed::Tcp(segment) if segment.flags.is_initial_syn() => match self.syn(port, frame, segment, now) {
-                Ok(len) => Verdict::Reply(len),
-                Err(reason) => Verdict::Drop(reason),
-            },
             Parsed::Tcp(segment) => match self.tcp(port, frame, segment, hash, now) {
                 Ok(verdict) => verdict,
                 Err(reason) => Verdict::Drop(reason),
@@ -472,7 +474,8 @@ impl Worker {
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
                 let len = frame.len();
-                let letter = Letter::Received { frame: frame.into(), port, exempt: self.stack.filters.exempt() };
+                let exempt = self.stack.filters.exempt();
+                let letter = Letter::Received { frame: frame.into(), port, exempt, by: self.id };
                 if self.mailboxes.post(owner, letter).is_err() {
                     self.counters.handover_full.bump();
                     self.count_drop(DropReason::HandoverFull, len);
@@ -489,16 +492,17 @@ impl Worker {
             let Some(letter) = self.mailboxes.next(self.id) else { break };
             read += 1;
             match letter {
-                Letter::Received { frame, port, exempt } => {
+                Letter::Received { frame, port, exempt, by } => {
                     let mut frame = Frame::from(frame);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
-                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, now),
+                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, by, now),
                         Err(reason) => Verdict::Drop(reason),
                     };
                     self.apply(port, frame, verdict);
                 }
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
+                Letter::Proved(client) => self.stack.filters.verified(client, now),
             }
         }
         read
@@ -511,13 +515,18 @@ impl Worker {
         frame: &mut Frame,
         parsed: &Parsed,
         exempt: Option<u16>,
+        by: WorkerId,
         now: Micros,
     ) -> Verdict {
         let hash = self.flow_hash(parsed);
         let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
         self.stack.filters.resume(exempt);
         let service = self.services.get(segment.key.dst, segment.key.dst_port);
-        match self.deliver(self.id, port, frame, segment, hash, service, now) {
+        let delivered = self.deliver(self.id, port, frame, segment, hash, service, now);
+        if let Some(client) = self.stack.filters.proved_client() {
+            let _ = self.mailboxes.post(by, Letter::Proved(client));
+        }
+        match delivered {
             Ok(verdict) => verdict,
             Err(reason) => Verdict::Drop(reason),
         }

@@ -41,6 +41,26 @@ const FIRST_MASK: u64 = 0xff00_0000_0000_bfff;
 /// ICMP and ICMPv6: type, code, checksum and four octets that depend on them (RFC 792; RFC 4443 has no shorter message).
 const ICMP_HEADER: usize = 8;
 
+/// Where a frame seems to come from, and whether it seems to open a connection: for calling near what its verdict will look at before
+/// it is parsed. Nothing is verified. None for what is not worth a guess: a VLAN tag, IPv4 options, anything but IP.
+#[inline(always)]
+#[must_use]
+pub fn glance(frame: &[u8]) -> Option<(Addr, bool)> {
+    let opens = |flags: u8| Flags(flags).is_initial_syn();
+    let header = frame.first_chunk::<48>()?;
+    match (u16::from_be_bytes([header[12], header[13]]), header[14]) {
+        (IPV4, 0x45) => {
+            let source = u32::from_be_bytes([header[26], header[27], header[28], header[29]]);
+            Some((Addr::v4(source), opens(header[47])))
+        }
+        (IPV6, _) => {
+            let source = header.get(22..)?.first_chunk()?;
+            Some((Addr::v6(*source), frame.get(67).is_some_and(|flags| opens(*flags))))
+        }
+        _ => None,
+    }
+}
+
 /// Parses a frame, from the Ethernet header and without FCS. Octets after the IP packet are padding.
 ///
 /// # Errors

@@ -283,7 +283,7 @@ impl Lab {
         let Some(service) = self.services.get(segment.key.dst, segment.key.dst_port) else { return Ok(()) };
         let facts = Facts { segment: &segment, frame, service };
         let source = segment.key.src;
-        self.engine.touch(&segment);
+        self.engine.expect(segment.key.src, segment.flags.is_initial_syn());
         let sender = self.sender(source);
         let said = self.walk(&facts, false, |engine, now| engine.check(&facts, now))?;
         let of_sender =

@@ -90,7 +90,8 @@ A packet is written as sources and destination with ports, then facts in any ord
 Examples:
   sluice explain -c sluice.toml '192.0.2.7:40000 > 198.51.100.10:443 flags=S ttl=52 mss=1460'
   sluice explain -c sluice.toml '[2001:db8:7::1]:40000 > [2001:db8::10]:443 flags=. seq=8 ack=1'
-  sluice explain -c sluice.toml first-packet-of.pcap";
+  sluice explain -c sluice.toml first-packet-of.pcap
+  sluice explain -c sluice.toml --number 17 dropped.pcapng";
 
 const REPLAY: &str = "\
 Examples:
@@ -115,7 +116,10 @@ pub struct Explain {
     /// When the packet is received, in RFC 3339 (2026-12-01T00:00:00Z): for bans and cookies. Default: now, or the capture's time.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_rfc3339_weak)]
     pub time: Option<SystemTime>,
-    /// The packet, in one word or several, or the file of a capture, whose first packet is taken.
+    /// Which packet of the capture is explained, counted from 1 as tcpdump and `sluice replay --diff` do. Default: 1.
+    #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub number: Option<u64>,
+    /// The packet, in one word or several, or the file of a capture; - is standard input.
     #[arg(value_name = "PACKET", required = true, num_args = 1..)]
     pub packet: Vec<String>,
 }

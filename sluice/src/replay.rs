@@ -1,7 +1,8 @@
 //! `sluice replay`: what would become of a capture's packets.
 
 use std::io::IsTerminal;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -29,7 +30,7 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
     let mut ours = appliance(&wanted.config)?;
     let mut other = wanted.diff.as_deref().map(appliance).transpose()?;
     let mut capture = Capture::open(&wanted.capture).map_err(|error| complain(&error, BAD_CONFIG))?;
-    apart(wanted)?;
+    outputs_are_apart(wanted).map_err(|error| complain(&error, BAD_CONFIG))?;
     let create = |file: &Option<_>| file.as_deref().map(PcapWriter::create).transpose();
     let failed = |error| complain(&error, FAILED);
     let mut passed = create(&wanted.write_passed).map_err(failed)?;
@@ -37,6 +38,7 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
     let bar = bar(wanted, capture.size());
 
     let (mut report, mut other_report, mut diff) = (Report::default(), Report::default(), Diff::default());
+    let mut unexpected: Option<String> = None;
     let broken = loop {
         let position = capture.position();
         let packet = match capture.next() {
@@ -51,6 +53,10 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
             let theirs = other.packet(time, frame, len);
             other_report.add(theirs, time, len);
             diff.add([ours.config(), other.config()], [outcome, theirs], packet.number, || describe(frame));
+        }
+        if unexpected.is_none() && is_unexpected(outcome, wanted.expect) {
+            let (number, fate) = (packet.number, outcome.describe(ours.config()));
+            unexpected = Some(format!("#{number} {}: {fate}", describe(frame)));
         }
         let writer = match outcome {
             Outcome::FromService => None,
@@ -82,36 +88,58 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
         // What came before was replayed and is counted above.
         return Err(complain(&error, BAD_CONFIG));
     }
-    let unexpected = match wanted.expect {
-        Some(Fate::Passed) => report.dropped(),
-        Some(Fate::Dropped) => report.passed(),
-        None => 0,
-    };
-    if unexpected > 0 {
-        let fate = if wanted.expect == Some(Fate::Passed) { "dropped" } else { "passed" };
-        return Err(complain(&format_args!("sluice: {unexpected} packets {fate}, none should"), DIFFERENT));
+    if let Some(first) = unexpected {
+        let (packets, fate) = match wanted.expect {
+            Some(Fate::Passed) => (report.dropped(), "dropped"),
+            _ => (report.passed(), "passed"),
+        };
+        return Err(complain(
+            &format_args!("sluice: {packets} packets {fate}, none should; the first is {first}"),
+            DIFFERENT,
+        ));
     }
     Ok(if diff.is_empty() { printed } else { ExitCode::from(DIFFERENT) })
 }
 
-/// Complains when a file that is to be written is the capture, or is to be written twice.
-fn apart(wanted: &args::Replay) -> Result<(), ExitCode> {
-    let written = [wanted.write_passed.as_deref(), wanted.write_dropped.as_deref()];
-    let mut taken = vec![id(&wanted.capture)];
-    for file in written.into_iter().flatten() {
-        let own = id(file);
-        if taken.contains(&own) {
-            let why = format!("sluice: {} is in use for other packets; name another file", file.display());
-            return Err(complain(&why, BAD_CONFIG));
+fn is_unexpected(outcome: Outcome, expected: Option<Fate>) -> bool {
+    match (expected, outcome) {
+        (None, _) | (_, Outcome::FromService) => false,
+        (Some(Fate::Passed), outcome) => outcome.is_drop(),
+        (Some(Fate::Dropped), outcome) => !outcome.is_drop(),
+    }
+}
+
+/// Refuses to write over what is read, or twice into one file.
+fn outputs_are_apart(wanted: &args::Replay) -> Result<(), String> {
+    let outputs = [("--write-passed", &wanted.write_passed), ("--write-dropped", &wanted.write_dropped)];
+    let outputs: Vec<(&str, &Path)> =
+        outputs.into_iter().filter_map(|(key, file)| Some((key, file.as_deref()?))).collect();
+    let inputs = [Some(&wanted.capture), Some(&wanted.config), wanted.diff.as_ref()];
+    for (index, (key, file)) in outputs.iter().enumerate() {
+        let shown = file.display();
+        if *file == Path::new("-") {
+            return Err(format!("sluice: {key} -: the report goes to standard output; name a file"));
         }
-        taken.push(own);
+        if inputs.into_iter().flatten().any(|input| same_file(input, file)) {
+            return Err(format!("sluice: {key} {shown}: would overwrite what is read; name another file"));
+        }
+        if outputs.iter().take(index).any(|(_, other)| same_file(other, file)) {
+            return Err(format!("sluice: {key} {shown}: is written already; name another file"));
+        }
     }
     Ok(())
 }
 
-/// What two names of one file have in common: the file's own path or, before there is one, the name.
-fn id(file: &Path) -> PathBuf {
-    file.canonicalize().unwrap_or_else(|_| file.to_owned())
+/// Whether two paths lead to one regular file, which need not be there yet.
+fn same_file(a: &Path, b: &Path) -> bool {
+    let of =
+        |file: &Path| std::fs::metadata(file).ok().filter(|meta| meta.is_file()).map(|meta| (meta.dev(), meta.ino()));
+    let absolute = |file: &Path| std::path::absolute(file).ok();
+    match (of(a), of(b)) {
+        (Some(a), Some(b)) => a == b,
+        (None, None) => !a.exists() && absolute(a) == absolute(b),
+        _ => false,
+    }
 }
 
 /// The appliance of a configuration, without ports. Its cookies' seed, if it has none of its own, is nobody's secret.

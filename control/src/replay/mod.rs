@@ -106,7 +106,7 @@ pub struct Replay {
 /// The clock of the first packet: late enough for the clock to have no past that wraps.
 const START: Micros = Micros(1_000_000);
 /// Longest frame, octets.
-const LONGEST: usize = 65_535 + 18;
+pub(crate) const LONGEST: usize = 65_535 + 18;
 /// The secret of tables that nobody attacks.
 const SECRET: [u64; 2] = [0x7265_706c_6179, 0x736c_7569_6365];
 

@@ -2,7 +2,7 @@
 //!
 //! In this order: `filters.deny` and `filters.allow`, bans, rules, limits of packets, octets and SYNs by source
 //! ([`Engine::check`]); for a SYN the ceiling of SYN-ACKs ([`Engine::answer`]); for a segment of no connection the limit of those
-//! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`], [`Engine::opened`]).
+//! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`]).
 //!
 //! A rule that passes a segment exempts it from all that follows here. What is asked of one segment is asked one
 //! after the other, without another segment's in between: the engine remembers what it said last.
@@ -29,11 +29,11 @@ use ipnet::IpNet;
 use sluice_config::{Config, Measure, Mistake};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
+use crate::DropReason;
 use crate::addr::Addr;
 use crate::memory::{Bans, Bucket, Ceiling, Clients, Full, Meters, Quota, prefix};
-use crate::rules::{Facts, Moment};
+use crate::rules::{Facts, Moment, WORDS};
 use crate::units::Micros;
-use crate::{DropReason, Segment};
 
 pub use self::counters::{FilterCounters, RuleCounters};
 pub use self::plan::Plan;
@@ -41,6 +41,8 @@ pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
 
 /// Clients remembered as verified.
 const CLIENTS: usize = 1 << 18;
+/// Octets of a look-up table of sources that stay near by themselves.
+const NEAR: usize = 512 << 10;
 /// Slots of bans looked at in a turn.
 const SWEEP: usize = 16;
 
@@ -63,6 +65,8 @@ pub struct Engine {
     exempt: Option<u16>,
     /// The rule that decided about it.
     rule: Option<u16>,
+    /// The client that the last segment another worker checked has proved.
+    proved_client: Option<Addr>,
 }
 
 impl Engine {
@@ -81,6 +85,7 @@ impl Engine {
             active: false,
             exempt: None,
             rule: None,
+            proved_client: None,
             plan,
         };
         engine.look_again();
@@ -116,24 +121,38 @@ impl Engine {
         &self.plan
     }
 
-    /// Whether a segment's verdict needs memory that [`Engine::touch`] brings near.
+    /// Whether a verdict needs memory that [`Engine::expect`] brings near.
     #[inline]
     #[must_use]
-    pub fn remembers(&self) -> bool {
-        !self.plan.fixed.arrival.is_empty()
+    pub fn looks_far(&self) -> bool {
+        let Plan { fixed, sources } = &*self.plan;
+        !(fixed.arrival.is_empty() && fixed.flowless.is_empty() && self.bans.is_empty())
+            || sources.as_ref().is_some_and(|sources| sources.map.memory() > NEAR)
     }
 
-    /// Brings near what the verdict on a segment soon to come will look at.
+    /// Brings near what a verdict on a segment that seems to come from `source` will look at. Called over a burst before the first
+    /// verdict, in a loop of its own, it lets the misses overlap.
     #[inline]
-    pub fn touch(&self, segment: &Segment) {
-        if !self.active {
+    pub fn expect(&self, source: Addr, syn: bool) {
+        let Plan { fixed, sources } = &*self.plan;
+        if let Some(sources) = sources {
+            sources.map.touch(source);
+        }
+        if !self.bans.is_empty() {
+            self.bans.touch(source);
+        }
+        for limit in &fixed.arrival {
+            if let Some(prefix) = limit.prefix(source)
+                && (limit.of != Limited::Syns || syn)
+            {
+                self.meters.touch(self.meters.key(limit.kind, prefix));
+            }
+        }
+        if syn {
             return;
         }
-        let source = segment.key.src;
-        for limit in &self.plan.fixed.arrival {
-            if let Some(prefix) = limit.prefix(source)
-                && (limit.of != Limited::Syns || segment.flags.is_initial_syn())
-            {
+        for limit in &fixed.flowless {
+            if let Some(prefix) = limit.prefix(source) {
                 self.meters.touch(self.meters.key(limit.kind, prefix));
             }
         }
@@ -184,7 +203,11 @@ impl Engine {
             return Err(DropReason::Banned);
         }
         if self.plan.fixed.any_rule {
-            self.walk(Moment::Arrival, class, facts, now, trace)?;
+            if self.plan.fixed.rules.is_small() {
+                self.walk::<T, 1>(Moment::Arrival, class, facts, now, trace)?;
+            } else {
+                self.walk::<T, WORDS>(Moment::Arrival, class, facts, now, trace)?;
+            }
         }
         if self.exempt.is_some() || self.plan.fixed.arrival.is_empty() {
             return Ok(());
@@ -202,7 +225,7 @@ impl Engine {
     }
 
     /// Asks the rules, in order, until one decides.
-    fn walk<T: Trace>(
+    fn walk<T: Trace, const W: usize>(
         &mut self,
         moment: Moment,
         class: u16,
@@ -214,7 +237,7 @@ impl Engine {
         let meters = if moment == Moment::Opening { proved } else { meters };
         let fixed = &plan.fixed;
         let rows = plan.sources.as_ref().and_then(|sources| sources.rows.as_ref());
-        let mut candidates = fixed.rules.first(moment, rows.map(|rows| (rows, class)), facts);
+        let mut candidates = fixed.rules.first::<W>(moment, rows.map(|rows| (rows, class)), facts);
         // What let the segment pass on arrival stands in front of the rest.
         let end = self.exempt.map_or(usize::MAX, usize::from);
         while let Some(rule) = fixed.rules.next(&mut candidates, facts) {
@@ -340,7 +363,7 @@ impl Engine {
         let source = facts.segment.key.src;
         if self.plan.fixed.any_opening {
             let class = self.plan.sources.as_ref().map_or(0, |sources| sources.map.class(source));
-            self.walk(Moment::Opening, class, facts, now, trace)?;
+            self.walk::<_, WORDS>(Moment::Opening, class, facts, now, trace)?;
         }
         if self.exempt.is_some() {
             return Ok(());
@@ -353,6 +376,7 @@ impl Engine {
 
     /// The client's cookie was right, whether it got its connection or not: it is somebody, whom a rule on trial may have cut before.
     pub fn verified(&mut self, source: Addr, now: Micros) {
+        self.proved_client = Some(source);
         let marks = self.clients.verified(source, now);
         if marks == 0 {
             return;
@@ -383,6 +407,15 @@ impl Engine {
     pub fn resume(&mut self, exempt: Option<u16>) {
         self.exempt = exempt;
         self.rule = None;
+        self.proved_client = None;
+    }
+
+    /// The client that proved itself since [`Engine::resume`]. The worker that checked its segment is to be told, as of a client that is
+    /// [`Engine::verified`]: it knows which rules on trial matched.
+    #[inline]
+    #[must_use]
+    pub fn proved_client(&self) -> Option<Addr> {
+        self.proved_client
     }
 
     /// Bans `prefix` until then.

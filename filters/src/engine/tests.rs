@@ -252,6 +252,22 @@ fn a_rule_on_trial_drops_nothing_and_counts_each_proved_client_once() {
 }
 
 #[test]
+fn the_worker_that_checked_a_client_counts_it_when_another_has_found_it_proved() {
+    let rules = "[[rule]]\nname = \"trial\"\nhop_limit = \"-63\"\naction = \"drop\"\ndry_run = true\n";
+    let (mut receiver, mut owner) = (Script::new(rules), Script::new(rules));
+    let ack = tcp(CLIENT, WEB).flags(Flags::ACK).hop_limit(50);
+    assert_eq!(receiver.rx(&ack), Ok(()));
+    owner.engine.resume(None);
+    assert_eq!(owner.engine.proved_client(), None);
+    owner.with(&ack, |engine, facts, now| engine.verified(facts.segment.key.src, now));
+    let client = owner.engine.proved_client().expect("its cookie was right");
+    receiver.engine.verified(client, receiver.now);
+    assert_eq!((receiver.rule(0)[4], owner.rule(0)[4]), (1, 0));
+    owner.engine.resume(None);
+    assert_eq!(owner.engine.proved_client(), None, "that was the segment before");
+}
+
+#[test]
 fn a_pass_on_trial_exempts_nobody() {
     let mut t = Script::new(
         "[[rule]]\nname = \"trial\"\nsource = \"203.0.113.0/24\"\naction = \"pass\"\ndry_run = true\n\
@@ -405,12 +421,12 @@ fn new_contents_of_a_set_are_in_force_at_once_and_limits_keep_their_memory() {
 #[test]
 fn touching_ahead_changes_nothing() {
     let mut t = Script::new("[filters.per_address]\nsyns = \"3/s\"\n[filters.per_site]\npackets = \"9/s\"\n");
-    assert!(t.engine.remembers());
+    assert!(t.engine.looks_far());
     for frame in [syn(CLIENT, WEB), tcp(CLIENT6, WEB6)] {
-        t.with(&frame, |engine, facts, _| (0..50).for_each(|_| engine.touch(facts.segment)));
+        t.with(&frame, |engine, facts, _| (0..50).for_each(|_| engine.expect(facts.segment.key.src, true)));
     }
     assert_eq!(t.passed(&syn(CLIENT, WEB), 9), 3);
-    assert!(!Script::new("").engine.remembers());
+    assert!(!Script::new("").engine.looks_far());
 }
 
 #[test]

@@ -48,15 +48,15 @@ impl Rows {
     }
 
     /// Keeps the rules of row `row`; returns whether any is left, as the OR of all words. A row that does not exist keeps none.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn narrow(&self, row: usize, rules: &mut [u64]) -> u64 {
+        if let [rules] = rules {
+            *rules &= self.bits.get(row).copied().unwrap_or(0);
+            return *rules;
+        }
         let begin = row.wrapping_mul(self.words);
         let row = self.bits.get(begin..begin.wrapping_add(self.words)).unwrap_or_default();
         let mut left = 0;
-        if let ([rules], [row]) = (&mut *rules, row) {
-            *rules &= row;
-            return *rules;
-        }
         for (index, word) in rules.iter_mut().enumerate() {
             *word &= row.get(index).copied().unwrap_or(0);
             left |= *word;
@@ -129,7 +129,7 @@ pub(crate) enum SynField {
 }
 
 impl Column<Field> {
-    #[inline]
+    #[inline(always)]
     pub(crate) fn narrow(&self, facts: &Facts<'_>, rules: &mut [u64]) -> u64 {
         let segment = facts.segment;
         let row = match &self.field {
@@ -148,6 +148,7 @@ impl Column<Field> {
 }
 
 impl Column<SynField> {
+    #[inline]
     pub(crate) fn narrow(&self, offer: &SynOffer, rules: &mut [u64]) -> u64 {
         let row = match &self.field {
             SynField::Mss(edges) => offer.mss.map_or(0, |mss| edges.row(mss).wrapping_add(1)),

@@ -5,7 +5,7 @@
 //! configuration's order ("bit vectors", Lakshman and Stiliadis, 1998), so 64 rules cost as much as one. What depends on more
 //! than one field (order of options, payload, expressions) is asked of the rules that are left.
 //!
-//! Invariant: [`Rules::first`] and [`Rules::next`] name exactly the rules that [`naive::mismatch`] finds nothing wrong with; a
+//! Invariant: `Rules::first` and `Rules::next` name exactly the rules that [`naive::mismatch`] finds nothing wrong with; a
 //! property test compares the two.
 #![cfg_attr(
     not(test),
@@ -36,7 +36,7 @@ use crate::units::ServiceId;
 pub(crate) use self::column::Rows;
 
 /// Words of 64 rules, at most: 1,024 rules.
-const WORDS: usize = 16;
+pub(crate) const WORDS: usize = 16;
 
 /// What rules look at.
 #[derive(Clone, Copy, Debug)]
@@ -89,10 +89,10 @@ pub struct Rules {
     residues: Vec<Residue>,
 }
 
-/// The rules that may still match one segment.
+/// The rules that may still match one segment: of so many words, one in a register.
 #[derive(Clone, Copy, Debug)]
-pub struct Candidates {
-    bits: [u64; WORDS],
+pub(crate) struct Candidates<const W: usize> {
+    bits: [u64; W],
     word: usize,
 }
 
@@ -142,12 +142,28 @@ impl Rules {
         }
     }
 
-    /// The rules that may match, `sources` having their bits in row `class`.
+    /// Whether one word holds them all.
     #[inline]
     #[must_use]
-    pub(crate) fn first(&self, moment: Moment, sources: Option<(&Rows, u16)>, facts: &Facts<'_>) -> Candidates {
-        let mut candidates = Candidates { bits: *self.mask(moment), word: 0 };
-        let words = candidates.bits.get_mut(..self.words).unwrap_or_default();
+    pub(crate) fn is_small(&self) -> bool {
+        self.words <= 1
+    }
+
+    /// The rules that may match, `sources` having their bits in row `class`. `W` is [`WORDS`], or 1 where that is enough.
+    #[inline(always)]
+    #[must_use]
+    pub(crate) fn first<const W: usize>(
+        &self,
+        moment: Moment,
+        sources: Option<(&Rows, u16)>,
+        facts: &Facts<'_>,
+    ) -> Candidates<W> {
+        let mut candidates = Candidates { bits: [0; W], word: 0 };
+        let used = if W == 1 { 1 } else { self.words };
+        let words = candidates.bits.get_mut(..used).unwrap_or_default();
+        for (word, mask) in words.iter_mut().zip(self.mask(moment)) {
+            *word = *mask;
+        }
         let mut left = 0;
         for word in words.iter() {
             left |= word;
@@ -170,6 +186,7 @@ impl Rules {
     }
 
     /// Narrows by what the TCP options say, when a rule that is left asks.
+    #[inline(always)]
     fn ask_options(&self, words: &mut [u64], facts: &Facts<'_>) {
         let asked = words.iter().zip(&self.on_options).fold(0, |any, (word, asking)| any | (word & asking));
         if asked == 0 {
@@ -182,9 +199,10 @@ impl Rules {
     }
 
     /// The next rule that matches, in the configuration's order.
-    #[inline]
-    pub(crate) fn next(&self, candidates: &mut Candidates, facts: &Facts<'_>) -> Option<usize> {
-        while candidates.word < self.words {
+    #[inline(always)]
+    pub(crate) fn next<const W: usize>(&self, candidates: &mut Candidates<W>, facts: &Facts<'_>) -> Option<usize> {
+        let used = if W == 1 { 1 } else { self.words };
+        while candidates.word < used {
             let word = candidates.word;
             let bits = candidates.bits.get_mut(word)?;
             if *bits == 0 {

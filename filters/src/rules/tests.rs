@@ -47,7 +47,7 @@ fn sets() -> Vec<AddressSet> {
 /// The rules that the compiled form finds, in order.
 fn found(plan: &Plan, facts: &Facts<'_>) -> Vec<usize> {
     let rules = plan.rules();
-    let mut candidates = rules.first(Moment::Arrival, plan.row_of(facts.segment.key.src), facts);
+    let mut candidates = rules.first::<WORDS>(Moment::Arrival, plan.row_of(facts.segment.key.src), facts);
     std::iter::from_fn(|| rules.next(&mut candidates, facts)).collect()
 }
 

@@ -2,8 +2,11 @@
 //!
 //! The verdict is the engine's own; why a rule does not match is asked of the rules one condition at a time.
 
+mod why;
+
 use std::fmt::Write;
 use std::sync::Arc;
+use std::time::UNIX_EPOCH;
 
 use sluice_config::{Action, Config, Measure, Mode, Rate, SourceLimits};
 use sluice_filters::engine::{Level, Limited, Plan, RuleStep, Step};
@@ -14,7 +17,7 @@ use sluice_filters::{Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
 
 use crate::filters::bans::Ban;
 use crate::packet;
-use crate::replay::{Outcome, Replay};
+use crate::replay::{LONGEST, Outcome, Replay};
 
 /// What is known besides the packet.
 #[derive(Debug)]
@@ -31,12 +34,20 @@ pub struct Circumstances<'a> {
     pub time: std::time::Duration,
 }
 
-/// Explains what becomes of `frame`. One fact a line, the verdict last.
+/// Explains what becomes of `frame`, which had `wire_len` octets when it was sent: what is missing counts as zeroes, and the
+/// checksums over it as right. One fact a line, the verdict last.
 #[must_use]
-pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8]) -> String {
+pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire_len: u32) -> String {
     let Circumstances { config, bans, .. } = circumstances;
     let mut out = Lines(String::new());
-    let segment = match parse(frame, RxChecksums::default()) {
+    let missing = (wire_len as usize).min(LONGEST).saturating_sub(frame.len());
+    let whole: Vec<u8> = frame.iter().copied().chain(std::iter::repeat_n(0, missing)).collect();
+    let checksums = if missing > 0 { RxChecksums::GOOD } else { RxChecksums::default() };
+    if missing > 0 {
+        out.say("capture", &format!("kept {} of {wire_len} octets; the rest counts as zeroes", frame.len()));
+    }
+    let (captured, frame) = (frame, whole.as_slice());
+    let segment = match parse(frame, checksums) {
         Ok(Parsed::Tcp(segment)) => segment,
         Ok(Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_)) => {
             out.say("parser", "ARP or ICMP");
@@ -58,12 +69,11 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8]) -> S
     out.service(config, service);
     let facts = Facts { segment: &segment, frame, service };
     out.sources(circumstances, &segment);
-    out.bans(bans, &segment);
+    out.bans(circumstances, &segment);
 
     let mut replay = Replay::new(Arc::clone(config), plan, circumstances.seed.unwrap_or_default(), bans.to_vec());
     let mut steps: Vec<Step> = Vec::new();
-    let outcome =
-        replay.packet_traced(circumstances.time, frame, u32::try_from(frame.len()).unwrap_or(u32::MAX), &mut steps);
+    let outcome = replay.packet_traced(circumstances.time, captured, wire_len, &mut steps);
     let ended_before_rules = steps.iter().any(|s| matches!(s, Step::Denied | Step::NotAllowed | Step::Banned(_)));
     if !ended_before_rules {
         out.rules(circumstances, replay.plan(), &facts, &steps);
@@ -99,7 +109,9 @@ impl Lines {
             .map(|(set, _)| format!("@{}", set.name))
             .collect();
         let holding = if holding.is_empty() { "in none".to_owned() } else { format!("in {}", holding.join(", ")) };
-        self.say("sets", &format!("{} is {holding}", segment.key.src.to_ip()));
+        if !config.sets.is_empty() {
+            self.say("sets", &format!("{} is {holding}", segment.key.src.to_ip()));
+        }
         let ip = segment.key.src.to_ip();
         let filters = &config.filters;
         let within = |nets: &[ipnet::IpNet]| nets.iter().find(|net| net.contains(&ip)).copied();
@@ -114,14 +126,21 @@ impl Lines {
         self.say("lists", &text);
     }
 
-    fn bans(&mut self, bans: &[Ban], segment: &Segment) {
+    fn bans(&mut self, circumstances: &Circumstances<'_>, segment: &Segment) {
         let ip = segment.key.src.to_ip();
-        let longest = bans.iter().filter(|ban| ban.prefix.contains(&ip)).max_by_key(|ban| ban.prefix.prefix_len());
-        if let Some(ban) = longest {
-            let until = ban
-                .until
-                .map_or("for good".into(), |until| format!("until {}", humantime::format_rfc3339_seconds(until)));
-            self.say("ban", &format!("{} {until} {}", ban.prefix, ban.reason));
+        let now = UNIX_EPOCH + circumstances.time;
+        let mut bans: Vec<&Ban> = circumstances.bans.iter().filter(|ban| ban.prefix.contains(&ip)).collect();
+        bans.sort_by_key(|ban| std::cmp::Reverse(ban.prefix.prefix_len()));
+        for ban in bans {
+            let until = match ban.until {
+                None => "for good".into(),
+                Some(until) => {
+                    let over = if until <= now { ", over by then" } else { "" };
+                    format!("until {}{over}", humantime::format_rfc3339_seconds(until))
+                }
+            };
+            let reason = if ban.reason.is_empty() { String::new() } else { format!(": {}", ban.reason) };
+            self.say("ban", &format!("{} {until}{reason}", ban.prefix));
         }
     }
 
@@ -134,8 +153,14 @@ impl Lines {
             });
             let at_opening = matches!(&rule.action, Action::Limit(limit) if limit.of == Measure::Connections);
             let text = match (taken, naive::mismatch(plan.rules(), index, rule, sets, facts)) {
-                (Some(did), _) => format!("matches: {}", describe_step(did, &rule.action)),
-                (None, Some(condition)) => format!("does not match: {condition}"),
+                (Some(did), _) => {
+                    let holder = why::holder(&rule.matches.source, config, sets, facts.segment.key.src);
+                    let by = holder.map_or(String::new(), |holder| format!(" (source in {holder})"));
+                    format!("matches{by}: {}", describe_step(did, &rule.action))
+                }
+                (None, Some(condition)) => {
+                    format!("does not match: {}", why::mismatch(condition, rule, config, sets, facts))
+                }
                 (None, None) if at_opening => "matches when the connection opens".to_owned(),
                 (None, None) => "not asked: an earlier one decided".to_owned(),
             };
@@ -143,7 +168,7 @@ impl Lines {
             if matches!(taken, Some(RuleStep::Dropped | RuleStep::Passed | RuleStep::Over(_))) {
                 let rest = config.rules.len() - index - 1;
                 if rest > 0 {
-                    self.say("", &format!("the {rest} after it are not asked"));
+                    self.say("", &format!("{rest} more not asked"));
                 }
                 break;
             }

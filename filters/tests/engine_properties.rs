@@ -88,9 +88,12 @@ const FILTERS: [&str; 5] = [
     "[filters]\nsyn_ack_ceiling = \"off\"\n[filters.per_subnet]\npackets = \"5/s\"\nbytes = \"300B/s\"\n[filters.per_site]\nconnections = \"1/s\"\n",
 ];
 
-/// A configuration with those of the rules that it may have.
-fn config(rules: &[(usize, usize, usize, bool)], filters: usize) -> Config {
+/// A configuration with those of the rules that it may have, behind so many that match next to nothing.
+fn config(rules: &[(usize, usize, usize, bool)], filters: usize, before: usize) -> Config {
     let mut text = BASE.to_owned();
+    for n in 0..before {
+        text += &format!("[[rule]]\nname = \"before-{n}\"\naction = \"drop\"\nsource_port = {}\n", 3_900 + n);
+    }
     for (n, &(action, one, other, dry)) in rules.iter().enumerate() {
         let (action, one, other) = (ACTIONS[action], CONDITIONS[one], CONDITIONS[other]);
         let rule = format!("[[rule]]\nname = \"r{n}\"\n{action}\ndry_run = {dry}\n{one}\n{other}\n");
@@ -358,9 +361,10 @@ proptest! {
     fn whatever_comes_the_counters_add_up_and_the_rules_are_those_that_match(
         rules in vec((0..ACTIONS.len(), 0..CONDITIONS.len(), 0..CONDITIONS.len(), any::<bool>()), 0..8),
         filters in 0..FILTERS.len(),
+        before in select(vec![0, 0, 0, 60, 64, 130]),
         events in vec(event(), 1..150),
     ) {
-        let mut lab = Lab::new(config(&rules, filters));
+        let mut lab = Lab::new(config(&rules, filters, before));
         for event in &events {
             lab.take(event)?;
         }

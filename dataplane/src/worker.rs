@@ -225,15 +225,7 @@ impl Worker {
     fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
         let mut octets = 0;
         if self.stack.filters.looks_far() {
-            for index in 0..received {
-                self.burst.prefetch(index);
-            }
-            // In a loop of its own: loads overlap only when nothing long stands between them.
-            for index in 0..received {
-                if let Some((source, syn)) = self.burst.get(index).and_then(|frame| glance(frame.data())) {
-                    self.stack.filters.expect(source, syn);
-                }
-            }
+            octets += self.look_ahead(port, received, now);
         } else {
             for index in 0..received.min(PREFETCH) {
                 self.burst.prefetch(index);
@@ -267,6 +259,27 @@ impl Worker {
                     Err(reason) => self.discard(port, frame, reason),
                 },
             );
+        }
+        octets
+    }
+
+    /// Drops what its source alone condemns, and calls near what the verdicts on the rest will look at; returns the octets dropped.
+    fn look_ahead(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
+        let mut octets = 0;
+        for index in 0..received {
+            self.burst.prefetch(index);
+        }
+        // In a loop of its own: loads overlap only when nothing long stands between them.
+        for index in 0..received {
+            let Some(glimpse) = self.burst.get(index).and_then(|frame| glance(frame.data())) else { continue };
+            if let Some(foregone) = self.stack.filters.foresee(&glimpse, now)
+                && self.services.get(glimpse.dst, glimpse.dst_port).is_some()
+                && let Some(frame) = self.burst.take(index)
+            {
+                octets += frame.len() as u64;
+                let reason = self.stack.filters.forego(foregone, glimpse.ip_length);
+                self.discard(port, frame, reason);
+            }
         }
         octets
     }

@@ -29,7 +29,7 @@ pub mod units;
 pub use expression::Expression;
 pub use options::{SynOffer, TcpOptions, option_kinds};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
-pub use parse::{glance, parse, parse_then};
+pub use parse::{Glimpse, glance, parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
 pub use sets::AddressSet;

@@ -10,11 +10,11 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use sluice_config::{Action, Config, Measure};
 use sluice_filters::addr::Addr;
-use sluice_filters::engine::{Engine, FilterCounters, Plan};
+use sluice_filters::engine::{Engine, FilterCounters, Foregone, Plan};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::testkit::{Opt, fix_checksums, tcp};
 use sluice_filters::units::Micros;
-use sluice_filters::{AddressSet, DropReason, Flags, Parsed, RxChecksums, ServiceMap, parse};
+use sluice_filters::{AddressSet, DropReason, Flags, Parsed, RxChecksums, ServiceMap, glance, parse};
 
 const BASE: &str = r#"
 [[port]]
@@ -286,9 +286,20 @@ impl Lab {
         let Some(service) = self.services.get(segment.key.dst, segment.key.dst_port) else { return Ok(()) };
         let facts = Facts { segment: &segment, frame, service };
         let source = segment.key.src;
-        self.engine.expect(segment.key.src, segment.flags.is_initial_syn());
+        let foreseen = glance(frame).map(|glimpse| self.engine.foresee(&glimpse, self.now));
         let sender = self.sender(source);
         let said = self.walk(&facts, false, |engine, now| engine.check(&facts, now))?;
+        let by_source =
+            |r: &DropReason| matches!(r, DropReason::DenyList | DropReason::NotAllowed | DropReason::Banned);
+        match foreseen {
+            Some(Some(foregone)) => {
+                prop_assert_eq!(said, Err(foregone.reason()));
+                let rule = if let Foregone::Rule(rule) = foregone { Some(rule) } else { None };
+                prop_assert_eq!(self.engine.rule(), rule);
+            }
+            Some(None) => prop_assert!(!said.err().as_ref().is_some_and(by_source)),
+            None => prop_assert_ne!(segment.l2.vlan, 0),
+        }
         let of_sender =
             said.err().filter(|r| matches!(r, DropReason::DenyList | DropReason::NotAllowed | DropReason::Banned));
         let forgotten = of_sender.is_none() && sender == Some(DropReason::Banned) && self.now <= self.swept;

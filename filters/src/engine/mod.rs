@@ -29,14 +29,14 @@ use ipnet::IpNet;
 use sluice_config::{Config, Measure, Mistake};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
-use crate::DropReason;
 use crate::addr::Addr;
 use crate::memory::{Bans, Bucket, Ceiling, Clients, Full, Meters, Quota, prefix};
 use crate::rules::{Facts, Moment, WORDS};
 use crate::units::Micros;
+use crate::{DropReason, Glimpse};
 
 pub use self::counters::{FilterCounters, RuleCounters};
-pub use self::plan::Plan;
+pub use self::plan::{Foregone, Plan};
 pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
 
 /// Clients remembered as verified.
@@ -74,13 +74,15 @@ impl Engine {
     #[must_use]
     pub fn new(plan: Arc<Plan>, secret: [u64; 2], counters: Arc<FilterCounters>) -> Engine {
         let fixed = &plan.fixed;
+        // Each table's own: the tables spread their secrets' bits.
+        let own = |table: u64| [secret[0] ^ table, secret[1]];
         let mut engine = Engine {
-            meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, secret),
-            proved: Meters::new(if fixed.metered_opening { fixed.records } else { 0 }, secret),
-            ceiling: fixed.ceiling.map(|quota| Ceiling::new(quota, secret)),
+            meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, own(0)),
+            proved: Meters::new(if fixed.metered_opening { fixed.records } else { 0 }, own(1)),
+            ceiling: fixed.ceiling.map(|quota| Ceiling::new(quota, own(2))),
             buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
-            clients: Clients::new(CLIENTS, secret),
-            bans: Bans::new(fixed.bans, secret),
+            clients: Clients::new(CLIENTS, own(3)),
+            bans: Bans::new(fixed.bans, own(4)),
             counters,
             active: false,
             exempt: None,
@@ -121,7 +123,7 @@ impl Engine {
         &self.plan
     }
 
-    /// Whether a verdict needs memory that [`Engine::expect`] brings near.
+    /// Whether a verdict needs memory that [`Engine::foresee`] brings near.
     #[inline]
     #[must_use]
     pub fn looks_far(&self) -> bool {
@@ -130,17 +132,52 @@ impl Engine {
             || sources.as_ref().is_some_and(|sources| sources.map.memory() > NEAR)
     }
 
-    /// Brings near what a verdict on a segment that seems to come from `source` will look at. Called over a burst before the first
-    /// verdict, in a loop of its own, it lets the misses overlap.
+    /// What a glimpse of a frame decides already, if it is for a service: the frame's source alone. Where the parser accepts the frame,
+    /// [`Engine::check`] drops it for the same reason; where it does not, the frame is dropped for another one. Otherwise brings
+    /// near what the verdict will look at. Called over a burst before the first verdict, in a loop of its own, it lets the misses
+    /// overlap.
     #[inline]
-    pub fn expect(&self, source: Addr, syn: bool) {
-        let Plan { fixed, sources } = &*self.plan;
+    #[must_use]
+    pub fn foresee(&self, glimpse: &Glimpse, now: Micros) -> Option<Foregone> {
+        let sources = &self.plan.sources;
+        let (source, mut allowed, mut foregone) = (glimpse.src, false, None);
         if let Some(sources) = sources {
-            sources.map.touch(source);
+            let class = usize::from(sources.map.class(source));
+            foregone = sources.foregone.get(class).copied().flatten();
+            allowed = sources.standing.get(class).is_some_and(|standing| standing.allowed);
+            if matches!(foregone, Some(Foregone::Denied | Foregone::NotAllowed)) {
+                return foregone;
+            }
         }
-        if !self.bans.is_empty() {
-            self.bans.touch(source);
+        if !self.bans.is_empty() && !allowed && self.bans.lookup(source, now).is_some() {
+            return Some(Foregone::Banned);
         }
+        if foregone.is_none() {
+            self.touch(source, glimpse.opens);
+        }
+        foregone
+    }
+
+    /// Accounts for a frame that [`Engine::foresee`] found to be lost, `ip_length` octets of IP packet.
+    #[inline]
+    pub fn forego(&mut self, foregone: Foregone, ip_length: u16) -> DropReason {
+        (self.exempt, self.rule) = (None, None);
+        if let Foregone::Rule(rule) = foregone {
+            self.rule = Some(rule);
+            if let Some(counters) = self.counters.rules.get(usize::from(rule)) {
+                let octets = u64::from(ip_length);
+                counters.matched_packets.bump();
+                counters.matched_bytes.add(octets);
+                counters.cut_packets.bump();
+                counters.cut_bytes.add(octets);
+            }
+        }
+        foregone.reason()
+    }
+
+    #[inline]
+    fn touch(&self, source: Addr, syn: bool) {
+        let fixed = &self.plan.fixed;
         for limit in &fixed.arrival {
             if let Some(prefix) = limit.prefix(source)
                 && (limit.of != Limited::Syns || syn)

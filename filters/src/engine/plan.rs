@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use sluice_config::{Action, Config, Measure, Mistake, Per, Rate, Sources};
+use sluice_config::{Action, Config, Matches, Measure, Mistake, Per, Rate, Rule, Sources};
 
 use super::trace::{Level, Limited};
 use crate::DropReason;
@@ -107,9 +107,37 @@ pub(super) struct SourceTable {
     pub(super) map: SetMap,
     /// By class.
     pub(super) standing: Vec<Standing>,
+    /// By class: what is certain of all its segments, bans aside.
+    pub(super) foregone: Vec<Option<Foregone>>,
     /// By class: the rules whose conditions on the source hold. None when no rule has any.
     pub(super) rows: Option<Rows>,
     pub(super) closed: bool,
+}
+
+/// Why every segment of a source to any service is dropped, whatever else it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Foregone {
+    /// `filters.deny` holds it.
+    Denied,
+    /// A closed `filters.allow` does not.
+    NotAllowed,
+    /// It is banned.
+    Banned,
+    /// The first rule that matches looks at sources only, and drops.
+    Rule(u16),
+}
+
+impl Foregone {
+    /// The reason that the drop is counted under.
+    #[inline]
+    pub fn reason(self) -> DropReason {
+        match self {
+            Foregone::Denied => DropReason::DenyList,
+            Foregone::NotAllowed => DropReason::NotAllowed,
+            Foregone::Banned => DropReason::Banned,
+            Foregone::Rule(_) => DropReason::Rule,
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -291,13 +319,32 @@ impl SourceTable {
                 })
             })
         });
+        let closed = !filters.allow.is_empty() && filters.deny.is_empty();
+        let foregone = |class| match standing(class) {
+            Standing { allowed: false, .. } if closed => Some(Foregone::NotAllowed),
+            Standing { allowed: false, denied: true } => Some(Foregone::Denied),
+            _ => {
+                let rows: &Rows = rows.as_ref()?;
+                let first = (0..config.rules.len()).find(|rule| rows.is_set(class, *rule))?;
+                let drops = config.rules.get(first).is_some_and(drops_sources);
+                u16::try_from(first).ok().filter(|_| drops).map(Foregone::Rule)
+            }
+        };
         Ok(Some(SourceTable {
             standing: (0..map.classes()).map(standing).collect(),
+            foregone: (0..map.classes()).map(foregone).collect(),
             rows,
-            closed: !filters.allow.is_empty() && filters.deny.is_empty(),
+            closed,
             map,
         }))
     }
+}
+
+/// Whether a rule drops whatever its sources send.
+fn drops_sources(rule: &Rule) -> bool {
+    let Matches { source, not_source, .. } = rule.matches.clone();
+    let by_source = rule.matches == Matches { source, not_source, ..Matches::default() };
+    by_source && rule.action == Action::Drop && !rule.dry_run
 }
 
 /// The sets that are asked for, each once.

@@ -4,7 +4,7 @@ use super::*;
 use crate::sets::AddressSet;
 use crate::testkit::{Opt, TcpBuilder, tcp};
 use crate::units::ServiceId;
-use crate::{Flags, Parsed, RxChecksums, parse};
+use crate::{Flags, Parsed, RxChecksums, glance, parse};
 
 const PORTS_AND_SERVICES: &str = r#"
 [[port]]
@@ -418,12 +418,65 @@ fn new_contents_of_a_set_are_in_force_at_once_and_limits_keep_their_memory() {
     assert_eq!(t.passed(&syn(CLIENT, WEB), 5), 0, "its limit is used up still");
 }
 
+/// What a glimpse of a frame decides.
+fn foreseen(t: &Script, frame: &TcpBuilder) -> Option<Foregone> {
+    t.engine.foresee(&glance(&frame.build()).expect("TCP"), t.now)
+}
+
+#[test]
+fn what_the_source_alone_decides_is_foreseen_and_accounted_for_alike() {
+    let drops = "[[rule]]\nname = \"bad\"\nsource = \"203.0.113.0/24\"\naction = \"drop\"\n";
+    let mut t = Script::new(drops);
+    assert_eq!(foreseen(&t, &syn(CLIENT, WEB)), Some(Foregone::Rule(0)));
+    assert_eq!(foreseen(&t, &syn("192.0.2.7:1", WEB)), None);
+    assert_eq!(t.rx(&syn(CLIENT, WEB)), Err(DropReason::Rule));
+    let asked = t.rule(0);
+    assert_eq!(t.engine.forego(Foregone::Rule(0), 44), DropReason::Rule);
+    assert_eq!((t.rule(0), t.engine.rule()), (asked.map(|count| count * 2), Some(0)));
+
+    // Anything before it that might decide, or count, has to be asked.
+    for before in [
+        "[[rule]]\nname = \"b\"\nsource = \"203.0.113.0/28\"\nhop_limit = 9\naction = \"pass\"\n",
+        "[[rule]]\nname = \"b\"\nsource = \"203.0.113.7\"\naction = \"drop\"\ndry_run = true\n",
+        "[[rule]]\nname = \"b\"\naction = \"limit\"\nlimit = \"1/s\"\n",
+    ] {
+        let t = Script::new(&format!("{before}{drops}"));
+        assert_eq!(foreseen(&t, &syn(CLIENT, WEB)), None, "{before}");
+    }
+    // What is counted when connections open does not stand before it.
+    let opening = "[[rule]]\nname = \"b\"\naction = \"limit\"\nlimit = \"1/s\"\nof = \"connections\"\n";
+    let t = Script::new(&format!("{opening}{drops}"));
+    assert_eq!(foreseen(&t, &syn(CLIENT, WEB)), Some(Foregone::Rule(1)));
+    // Nor is a rule with other conditions foreseen.
+    let t = Script::new(&format!("{drops}hop_limit = 9\n"));
+    assert_eq!(foreseen(&t, &syn(CLIENT, WEB)), None);
+}
+
+#[test]
+fn lists_and_bans_are_foreseen_in_their_order() {
+    let mut t = Script::new(
+        "[bans]\n[filters]\ndeny = [\"203.0.113.0/24\"]\nallow = [\"203.0.113.7\"]\n\
+         [[rule]]\nname = \"bad\"\nsource = [\"203.0.113.7\", \"192.0.2.7\"]\naction = \"drop\"\n",
+    );
+    for prefix in ["203.0.113.0/24", "192.0.2.0/24"] {
+        t.engine.ban(prefix.parse().unwrap(), Micros(u64::MAX), 0).unwrap();
+    }
+    assert_eq!(foreseen(&t, &syn("203.0.113.8:1", WEB)), Some(Foregone::Denied));
+    assert_eq!(foreseen(&t, &syn("203.0.113.7:1", WEB)), Some(Foregone::Rule(0)));
+    assert_eq!(foreseen(&t, &syn("192.0.2.7:1", WEB)), Some(Foregone::Banned));
+    assert_eq!(foreseen(&t, &syn("198.18.0.1:1", WEB)), None);
+    let t = Script::new("[filters]\nallow = [\"203.0.113.7\"]\n");
+    assert_eq!(foreseen(&t, &syn("203.0.113.8:1", WEB)), Some(Foregone::NotAllowed));
+    assert_eq!(foreseen(&t, &syn(CLIENT, WEB)), None);
+}
+
 #[test]
 fn touching_ahead_changes_nothing() {
     let mut t = Script::new("[filters.per_address]\nsyns = \"3/s\"\n[filters.per_site]\npackets = \"9/s\"\n");
     assert!(t.engine.looks_far());
     for frame in [syn(CLIENT, WEB), tcp(CLIENT6, WEB6)] {
-        t.with(&frame, |engine, facts, _| (0..50).for_each(|_| engine.expect(facts.segment.key.src, true)));
+        let glimpse = glance(&frame.build()).expect("TCP");
+        assert!((0..50).all(|_| t.engine.foresee(&glimpse, t.now).is_none()));
     }
     assert_eq!(t.passed(&syn(CLIENT, WEB), 9), 3);
     assert!(!Script::new("").engine.looks_far());

@@ -47,6 +47,12 @@ impl Rows {
         }
     }
 
+    /// Whether the bit of `rule` is set in row `row`.
+    pub(crate) fn is_set(&self, row: usize, rule: usize) -> bool {
+        let word = row.saturating_mul(self.words).saturating_add(rule / 64);
+        self.bits.get(word).is_some_and(|word| word >> (rule % 64) & 1 == 1)
+    }
+
     /// Keeps the rules of row `row`; returns whether any is left, as the OR of all words. A row that does not exist keeps none.
     #[inline(always)]
     pub(crate) fn narrow(&self, row: usize, rules: &mut [u64]) -> u64 {
@@ -74,7 +80,14 @@ pub(crate) struct Column<F> {
 
 /// Where a value of 16 bits falls among the edges of the rules' ranges.
 #[derive(Debug)]
-pub(crate) struct Edges(Vec<u16>);
+pub(crate) struct Edges {
+    edges: Vec<u16>,
+    /// By the high octet: the row of its least value.
+    first: Box<[u16; 256]>,
+}
+
+/// Edges of one high octet that are looked through one by one.
+const NEAR: usize = 8;
 
 impl Edges {
     /// The values at which something changes.
@@ -84,23 +97,34 @@ impl Edges {
         edges.push(0);
         edges.sort_unstable();
         edges.dedup();
-        Edges(edges)
+        let first = std::array::from_fn(|high| {
+            let below = edges.partition_point(|edge| usize::from(*edge) <= high << 8);
+            u16::try_from(below.saturating_sub(1)).unwrap_or(u16::MAX)
+        });
+        Edges { edges, first: Box::new(first) }
+    }
+
+    /// How many rows there are.
+    fn rows(&self) -> usize {
+        self.edges.len()
     }
 
     /// The row of `value`: how many edges lie at or below it, less one.
     #[inline]
     fn row(&self, value: u16) -> usize {
-        // Few edges: counting them all takes no branch that could be mispredicted.
-        if self.0.len() <= 16 {
-            self.0.iter().map(|edge| usize::from(*edge <= value)).sum::<usize>().wrapping_sub(1)
+        let row = usize::from(self.first.get(usize::from(value >> 8)).copied().unwrap_or(0));
+        let above = self.edges.get(row.wrapping_add(1)..).unwrap_or_default();
+        let near = above.iter().take(NEAR).take_while(|edge| **edge <= value).count();
+        if near < NEAR {
+            row.wrapping_add(near)
         } else {
-            self.0.partition_point(|edge| *edge <= value).wrapping_sub(1)
+            self.edges.partition_point(|edge| *edge <= value).wrapping_sub(1)
         }
     }
 
     /// A value of row `row`.
     fn value(&self, row: usize) -> u16 {
-        self.0.get(row).copied().unwrap_or(0)
+        self.edges.get(row).copied().unwrap_or(0)
     }
 }
 
@@ -201,7 +225,7 @@ fn ranged(
         return;
     }
     let edges = Edges::new(rules.iter().flat_map(|rule| ranges(&rule.matches)));
-    let mut rows = Rows::new(edges.0.len(), rules.len(), |_, rule| of(rule).is_empty());
+    let mut rows = Rows::new(edges.rows(), rules.len(), |_, rule| of(rule).is_empty());
     for rule in 0..rules.len() {
         let mut spans: Vec<_> =
             of(rule).iter().map(|range| (edges.row(*range.start()), edges.row(*range.end()))).collect();
@@ -240,7 +264,7 @@ pub(crate) fn syn_columns(rules: &[Rule]) -> Vec<Column<SynField>> {
         }))
     };
     let mss = edges();
-    column(SynField::Mss(edges()), mss.0.len().saturating_add(1), |m| m.mss.is_some(), &|m, row| {
+    column(SynField::Mss(edges()), mss.rows().saturating_add(1), |m| m.mss.is_some(), &|m, row| {
         option_holds(m.mss.as_ref(), row.checked_sub(1).map(|row| mss.value(row)))
     });
     column(SynField::WindowScale, 17, |m| m.window_scale.is_some(), &|m, row| {

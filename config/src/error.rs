@@ -162,7 +162,8 @@ impl<'a> Diagnostics<'a> {
         self.place(at).line
     }
 
-    fn place(&self, at: usize) -> Place {
+    /// The place of octet `at`.
+    pub(crate) fn place(&self, at: usize) -> Place {
         let at = at.min(self.text.len());
         let line = self.lines.partition_point(|start| *start <= at).max(1);
         let start = self.lines.get(line - 1).copied().unwrap_or(0);

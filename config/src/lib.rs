@@ -14,9 +14,11 @@
 
 mod address;
 mod check;
+mod describe;
 mod error;
 mod keys;
 mod model;
+mod rate;
 mod read;
 mod schema;
 mod secret;

@@ -384,6 +384,17 @@ pub struct FlagMatch {
     pub clear: u8,
 }
 
+impl FlagMatch {
+    /// Whether a segment with such flags passes the header checks that come before rules. Those look at the low six flags and
+    /// take a SYN, SYN-ACK, RST, ACK or FIN-ACK, with or without PSH and, where no RST is, URG; a bare SYN-ACK has no URG.
+    #[must_use]
+    pub fn is_possible(self) -> bool {
+        const LEGAL: [u8; 9] = [0x02, 0x22, 0x12, 0x04, 0x14, 0x10, 0x30, 0x11, 0x31];
+        let meets = |flags: u8| flags & self.set & 0x3f == self.set & 0x3f && flags & self.clear == 0;
+        self.set & self.clear == 0 && LEGAL.iter().any(|flags| meets(*flags) || meets(flags | 0x08))
+    }
+}
+
 /// A condition on a TCP option with a value.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OptionMatch<T> {

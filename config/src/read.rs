@@ -8,7 +8,8 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Diagnostics, Located, Wrong, alternatives, nearest, quoted};
-use crate::units;
+use crate::model::{Measure, Rate};
+use crate::{rate, units};
 
 /// One table of the file.
 pub(crate) struct Section<'t> {
@@ -114,6 +115,14 @@ impl<'t> Section<'t> {
         sections
     }
 
+    /// The table `key`, or the tables of the list `key`, as in `key = { ... }` and `key = [{ ... }]`.
+    pub(crate) fn table_or_tables(&self, key: &str, header: &str, diag: &mut Diagnostics<'_>) -> Vec<Section<'t>> {
+        match self.get(key) {
+            Some(entry) if entry.value.is_table() => self.table(key, diag).into_iter().collect(),
+            _ => self.tables(key, header, diag),
+        }
+    }
+
     /// The text of `key`.
     pub(crate) fn text(&self, key: &str, diag: &mut Diagnostics<'_>) -> Option<Located<&'t str>> {
         self.get(key)?.text(diag)
@@ -216,6 +225,26 @@ impl<'t> Section<'t> {
         None
     }
 
+    /// How much of `of` in which time.
+    pub(crate) fn rate(&self, key: &str, of: Measure, diag: &mut Diagnostics<'_>) -> Option<Rate> {
+        self.get(key)?.rate(of, diag)
+    }
+
+    /// A whole number or a range of them, within `limits`.
+    pub(crate) fn range<T: TryFrom<i128> + Into<i128> + Copy>(
+        &self,
+        key: &str,
+        limits: RangeInclusive<T>,
+        diag: &mut Diagnostics<'_>,
+    ) -> Option<RangeInclusive<T>> {
+        self.get(key)?.range(limits, diag).map(|range| range.value)
+    }
+
+    /// The value of `key` when it is no list, else its items; absent = none.
+    pub(crate) fn one_or_more(&self, key: &str) -> Vec<Entry<'t>> {
+        self.get(key).map(Entry::one_or_more).unwrap_or_default()
+    }
+
     /// The items of the list `key`; absent = none.
     pub(crate) fn list(&self, key: &str, diag: &mut Diagnostics<'_>) -> Vec<Entry<'t>> {
         self.get(key).map(|entry| entry.items(diag)).unwrap_or_default()
@@ -296,15 +325,69 @@ impl<'t> Entry<'t> {
         None
     }
 
+    /// The text, if it is one.
+    pub(crate) fn as_text(&self) -> Option<&'t str> {
+        if let DeValue::String(s) = self.value { Some(s.as_ref()) } else { None }
+    }
+
+    /// The value as one of `choices`, in numbers.
+    pub(crate) fn number_among<const N: usize>(&self, choices: [u8; N], diag: &mut Diagnostics<'_>) -> Option<u8> {
+        if let DeValue::Integer(n) = self.value
+            && let Ok(number) = u8::from_str_radix(n.as_str(), n.radix())
+            && choices.contains(&number)
+        {
+            return Some(number);
+        }
+        let found = match self.value {
+            DeValue::Integer(n) => format!("{n} is not one of the choices"),
+            _ => self.describe(),
+        };
+        diag.report(self.at, self.key.clone(), found, format!("write {}", choices.map(|n| n.to_string()).join(" or ")));
+        None
+    }
+
+    /// The value as so much of `of` in a time.
+    pub(crate) fn rate(&self, of: Measure, diag: &mut Diagnostics<'_>) -> Option<Rate> {
+        if let DeValue::Integer(n) = self.value {
+            let unit = if of == Measure::Bytes { "MiB" } else { "" };
+            let wrong = rate::no_time(&format!("{}{unit}", n.as_str()), format!("{n} is a number without a time"));
+            diag.report(self.at, self.key.clone(), wrong.found, wrong.remedy);
+            return None;
+        }
+        self.parsed(diag, |text| rate::rate(text, of)).map(|rate| rate.value)
+    }
+
+    /// The value as a whole number or, in quotes, a range of them, within `limits`.
+    pub(crate) fn range<T: TryFrom<i128> + Into<i128> + Copy>(
+        &self,
+        limits: RangeInclusive<T>,
+        diag: &mut Diagnostics<'_>,
+    ) -> Option<Located<RangeInclusive<T>>> {
+        if self.value.is_str() {
+            return self.parsed(diag, |text| units::range(text, limits));
+        }
+        let number = self.integer(limits, diag)?;
+        Some(number.with(number.value..=number.value))
+    }
+
+    /// The value itself when it is no list, else its items, each with its index in its key.
+    pub(crate) fn one_or_more(self) -> Vec<Entry<'t>> {
+        if let DeValue::Array(items) = self.value { self.indexed(items.iter()) } else { vec![self] }
+    }
+
+    fn indexed(&self, items: impl Iterator<Item = &'t Spanned<DeValue<'t>>>) -> Vec<Entry<'t>> {
+        let entry = |(i, item): (usize, &'t Spanned<DeValue<'t>>)| Entry {
+            value: item.get_ref(),
+            at: item.span().start,
+            key: format!("{}[{i}]", self.key),
+        };
+        items.enumerate().map(entry).collect()
+    }
+
     /// The value's items, each with its index in its key.
     pub(crate) fn items(&self, diag: &mut Diagnostics<'_>) -> Vec<Entry<'t>> {
         if let DeValue::Array(items) = self.value {
-            let entry = |(i, item): (usize, &'t Spanned<DeValue<'t>>)| Entry {
-                value: item.get_ref(),
-                at: item.span().start,
-                key: format!("{}[{i}]", self.key),
-            };
-            return items.iter().enumerate().map(entry).collect();
+            return self.indexed(items.iter());
         }
         let remedy = match self.value {
             DeValue::String(s) => format!("put it into a list, [{}]", quoted(s)),

@@ -4,28 +4,27 @@ use std::fmt::{self, Display};
 use std::time::Duration;
 
 use crate::model::{
-    Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Mode, Promise, ProxyHeaderExtras,
-    ProxyProtocol,
+    Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Measure, Mode, Promise,
+    ProxyHeaderExtras, ProxyProtocol,
 };
 use crate::units::{show_duration, show_size};
 
 impl Config {
-    /// What was understood: lines for the runtime, each port, route, service, upstream, the filters, cookies, keys, metrics
-    /// and log, each ending in a newline.
+    /// What was understood: lines for the runtime, each port, route, service, upstream, set, rule, the filters, bans,
+    /// sample, cookies, keys, metrics and log, each ending in a newline.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut out = Lines(String::new());
-        self.runtime(&mut out);
-        self.network(&mut out);
-        self.services(&mut out);
-        let filters = &self.filters;
-        out.line(format_args!(
-            "filters: deny {}, allow {}{}, {} echo replies/s per worker",
-            prefixes(filters.deny.len()),
-            prefixes(filters.allow.len()),
-            if filters.deny.is_empty() && !filters.allow.is_empty() { " and nobody else" } else { "" },
-            filters.icmp_rate,
-        ));
+        self.runtime_lines(&mut out);
+        self.network_lines(&mut out);
+        self.service_lines(&mut out);
+        for index in 0..self.sets.len() {
+            out.line(format_args!("{}", self.describe_set(index)));
+        }
+        for index in 0..self.rules.len() {
+            out.line(format_args!("{}", self.describe_rule(index)));
+        }
+        self.filter_lines(&mut out);
         let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
         out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
         if let Some(path) = &self.proxy_keys {
@@ -39,7 +38,47 @@ impl Config {
         out.0
     }
 
-    fn runtime(&self, out: &mut Lines) {
+    fn filter_lines(&self, out: &mut Lines) {
+        let filters = &self.filters;
+        out.line(format_args!(
+            "filters: deny {}, allow {}{}, {} echo replies/s per worker",
+            prefixes(filters.deny.len()),
+            prefixes(filters.allow.len()),
+            if filters.deny.is_empty() && !filters.allow.is_empty() { " and nobody else" } else { "" },
+            filters.icmp_rate,
+        ));
+        let ceiling = filters.syn_ack_ceiling;
+        let ceiling =
+            ceiling.map_or("any number".to_owned(), |rate| format!("at most {}", rate.show(Measure::Packets)));
+        out.line(format_args!(
+            "filters: SYN-ACKs per prefix (IPv4 /24, IPv6 /48) {ceiling}, limits of {} sources remembered, per worker",
+            filters.records,
+        ));
+        for (whose, limits) in [
+            ("address", &filters.per_address),
+            ("subnet (IPv4 /24, IPv6 /64)", &filters.per_subnet),
+            ("site (IPv6 /48)", &filters.per_site),
+        ] {
+            if !limits.is_empty() {
+                out.line(format_args!("limits per {whose}: {limits}"));
+            }
+        }
+        if let Some(bans) = &self.bans {
+            let file = bans.file.as_ref().map_or("no file".to_owned(), |path| path.display().to_string());
+            out.line(format_args!("bans: {file}, room for {} per worker", bans.capacity));
+        }
+        if let Some(sample) = &self.sample {
+            out.line(format_args!(
+                "sample: dropped packets to {}, {} per worker, {} octets of each, {} at most",
+                sample.file.display(),
+                sample.rate.show(Measure::Packets),
+                sample.snap,
+                show_size(sample.max_size),
+            ));
+        }
+    }
+
+    fn runtime_lines(&self, out: &mut Lines) {
         let rt = &self.runtime;
         out.line(format_args!(
             "runtime: workers on CPU {}, control on CPU {}, hugepages {}, {} mbufs, {}/{} rx/tx descriptors, idle {}, \
@@ -56,7 +95,7 @@ impl Config {
         ));
     }
 
-    fn network(&self, out: &mut Lines) {
+    fn network_lines(&self, out: &mut Lines) {
         for port in &self.ports {
             let addresses: Vec<String> =
                 port.addresses.iter().map(|a| format!("{}/{}", a.address, a.network.prefix_len())).collect();
@@ -78,7 +117,7 @@ impl Config {
         }
     }
 
-    fn services(&self, out: &mut Lines) {
+    fn service_lines(&self, out: &mut Lines) {
         for service in &self.services {
             let source =
                 if service.source.is_empty() { "the port's address".to_owned() } else { list(&service.source) };

@@ -1,5 +1,6 @@
-//! Durations and sizes: a whole number and its unit, nothing else.
+//! Durations and sizes: a whole number and its unit, nothing else. Ranges of numbers.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::error::{Wrong, quoted};
@@ -8,7 +9,7 @@ use crate::error::{Wrong, quoted};
 const DURATIONS: [(&str, u64); 4] = [("ms", 1), ("s", 1_000), ("m", 60_000), ("h", 3_600_000)];
 
 /// Size units and their octets.
-const SIZES: [(&str, u64); 3] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20)];
+const SIZES: [(&str, u64); 4] = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
 
 /// Splits `text` into its digits and what follows them, less the white space between.
 fn split(text: &str) -> (&str, &str) {
@@ -71,6 +72,39 @@ pub(crate) fn no_size_unit(number: &str, found: &str) -> Wrong {
     Wrong::new(found, format!(r#"write "{number}B" or, as an example, "16KiB""#))
 }
 
+/// `"1-40"`, `"-40"` or `"200-"`, both ends included and within `limits`, which an open end stands for.
+pub(crate) fn range<T>(text: &str, limits: RangeInclusive<T>) -> Result<RangeInclusive<T>, Wrong>
+where
+    T: TryFrom<i128> + Into<i128> + Copy,
+{
+    let (least, most): (i128, i128) = ((*limits.start()).into(), (*limits.end()).into());
+    let text = text.trim();
+    let decimal = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    if decimal(text) {
+        return Err(Wrong::new("is a number in quotes", format!("write {text} without quotes")));
+    }
+    let bound = |text: &str, open: i128| match text.trim() {
+        "" => Some(open),
+        // More digits than 128 bits have room for are out of every range.
+        text => decimal(text).then(|| text.parse().unwrap_or(i128::MAX)),
+    };
+    let ends = text.split_once('-').filter(|_| text != "-");
+    let Some((from, to)) = ends.and_then(|(from, to)| Some((bound(from, least)?, bound(to, most)?))) else {
+        let found = "is neither a number nor a range";
+        return Err(Wrong::new(found, format!("write a number without quotes, or a range as in \"{least}-{most}\"")));
+    };
+    if !(least..=most).contains(&from) || !(least..=most).contains(&to) {
+        return Err(Wrong::new("is out of range", format!("write numbers from {least} to {most}")));
+    }
+    if from > to {
+        return Err(Wrong::new("ends before it begins", format!("write \"{to}-{from}\"")));
+    }
+    match (T::try_from(from), T::try_from(to)) {
+        (Ok(from), Ok(to)) => Ok(from..=to),
+        _ => Err(Wrong::new("is out of range", format!("write numbers from {least} to {most}"))),
+    }
+}
+
 /// The shortest way to write `d`: `"5m"`, `"1500ms"`.
 pub(crate) fn show_duration(d: Duration) -> String {
     let ms = d.as_millis();
@@ -129,14 +163,15 @@ mod tests {
 
     #[test]
     fn sizes_take_binary_units() {
-        for (text, octets) in [("65535B", 65_535), ("64KiB", 65_536), ("1MiB", 1 << 20), ("0B", 0)] {
+        for (text, octets) in [("65535B", 65_535), ("64KiB", 65_536), ("1MiB", 1 << 20), ("1GiB", 1 << 30), ("0B", 0)] {
             assert_eq!(size(text), Ok(octets), "{text}");
         }
         for text in [
             "64KB",
             "64k",
             "64kib",
-            "1GiB",
+            "1TiB",
+            "1GB",
             "",
             "B",
             "-1B",
@@ -149,12 +184,40 @@ mod tests {
     }
 
     #[test]
+    fn ranges_include_both_ends_and_may_be_open() {
+        for (text, expected) in
+            [("1-40", 1..=40), (" 7 - 7 ", 7..=7), ("-40", 1..=40), ("200-", 200..=255), ("1-255", 1..=255)]
+        {
+            assert_eq!(range(text, 1..=255_u8), Ok(expected), "{text}");
+        }
+        for (text, remedy) in [
+            ("40", "without quotes"),
+            ("40-1", "\"1-40\""),
+            ("0-40", "from 1 to 255"),
+            ("1-256", "from 1 to 255"),
+            ("300-", "from 1 to 255"),
+            ("1-99999999999999999999999999999999999999999999", "from 1 to 255"),
+            ("", "range"),
+            ("-", "range"),
+            ("--", "range"),
+            ("1-2-3", "range"),
+            ("1..40", "range"),
+            ("<40", "range"),
+            ("a-b", "range"),
+            ("1-٥", "range"),
+        ] {
+            let wrong = range(text, 1..=255_u8).expect_err(text);
+            assert!(wrong.remedy.contains(remedy), "{text}: {wrong:?}");
+        }
+    }
+
+    #[test]
     fn shown_quantities_read_back() {
         for ms in [0, 1, 999, 1_000, 1_500, 60_000, 90_000, 3_600_000, 7 * 24 * 3_600_000] {
             let d = Duration::from_millis(ms);
             assert_eq!(duration(&show_duration(d)), Ok(d));
         }
-        for octets in [0, 1, 4_096, 65_535, 65_536, 1 << 20] {
+        for octets in [0, 1, 4_096, 65_535, 65_536, 1 << 20, 3 << 30] {
             assert_eq!(size(&show_size(octets)), Ok(octets));
         }
     }

@@ -13,7 +13,7 @@ fn examples() -> Vec<PathBuf> {
 #[test]
 fn every_example_parses_and_its_summary_names_every_item() {
     let files = examples();
-    assert!(files.len() >= 5, "{files:?}");
+    assert!(files.len() >= 7, "{files:?}");
     for file in files {
         let config = sluice_config::load(&file).unwrap_or_else(|errors| panic!("{errors}"));
         let summary = config.summary();
@@ -30,6 +30,14 @@ fn every_example_parses_and_its_summary_names_every_item() {
                 starts(format!("upstream {} of {}: weight {}", upstream.address, service.name, upstream.weight));
             }
         }
+        for set in &config.sets {
+            starts(format!("set {}: ", set.name));
+        }
+        for (index, rule) in config.rules.iter().enumerate() {
+            starts(format!("rule {} {:?}: {}", index + 1, rule.name, rule.action));
+        }
+        assert!(config.bans.is_none() || summary.contains("\nbans: "), "{summary}");
+        assert!(config.sample.is_none() || summary.contains("\nsample: "), "{summary}");
         for section in ["runtime: ", "filters: ", "cookies: ", "metrics: ", "log: "] {
             starts(section.to_owned());
         }

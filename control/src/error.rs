@@ -31,6 +31,9 @@ pub enum StartError {
         #[source]
         cause: io::Error,
     },
+    /// The sample of dropped packets cannot be opened.
+    #[error(transparent)]
+    Sample(#[from] crate::capture::SampleError),
     /// `SLUICE_LOG` is not a filter.
     #[error(
         "SLUICE_LOG: {filter:?} is not a log filter: {cause}; give a level such as \"debug\" or \"info,dpdk=warn\""

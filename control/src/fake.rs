@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_config::Config;
 use sluice_dataplane::counters::WorkerCounters;
-use sluice_dataplane::{PoolUse, PortStats};
+use sluice_dataplane::{DroppedPacket, PoolUse, PortStats};
 use sluice_filters::units::{Micros, ServiceId, WorkerId};
 use sluice_tcpstack::record::{EndCause, SessionRecord};
 
@@ -44,6 +44,10 @@ impl Source for Fake {
 
     fn records_waiting(&self) -> usize {
         self.records.lock().unwrap().len()
+    }
+
+    fn next_sample(&self) -> Option<DroppedPacket> {
+        None
     }
 
     fn pool(&self) -> PoolUse {
@@ -84,6 +88,18 @@ name = "mail"
 listen = ["198.51.100.10:25"]
 [[service.upstream]]
 address = "10.0.0.6:25"
+[[set]]
+name = "strangers"
+prefixes = ["192.0.2.0/24"]
+[[rule]]
+name = "strangers"
+source = "@strangers"
+action = "drop"
+[[rule]]
+name = "trial"
+hop_limit = "1-9"
+action = "drop"
+dry_run = true
 "#;
     sluice_config::parse("fake.toml", text).unwrap()
 }

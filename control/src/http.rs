@@ -129,14 +129,15 @@ mod tests {
 
     use super::*;
     use crate::fake::{self, Fake};
-    use crate::metrics::BuildInfo;
+    use crate::metrics::{BuildInfo, FilterSide};
 
     fn serve() -> (Server, SocketAddr, Arc<Fake>) {
         let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = listener.0.local_addr().unwrap();
         let fake = Arc::new(Fake::new(&fake::config()));
         let build = BuildInfo { version: "0".into(), dpdk: "0".into() };
-        let exporter = Exporter::new(&fake::config(), fake.clone(), Arc::default(), build);
+        let exporter =
+            Exporter::new(&fake::config(), fake.clone(), Arc::default(), FilterSide::of(&fake::config()), build);
         (Server::start(listener, exporter).unwrap(), address, fake)
     }
 

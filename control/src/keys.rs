@@ -4,7 +4,6 @@
 //! slip of the hand costs a warning and no connection.
 
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
@@ -14,6 +13,7 @@ use std::time::Duration;
 use sluice_tcpstack::proxy::{KeyRing, Keys};
 
 use crate::StartError;
+use crate::stamp::Stamp;
 
 /// How often the file is looked at.
 const POLL: Duration = Duration::from_secs(1);
@@ -57,29 +57,6 @@ impl Drop for KeyWatch {
     }
 }
 
-/// What tells one state of a file from another. The change time is among it for the sake of a mode put right.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    device: u64,
-    inode: u64,
-    size: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> io::Result<Stamp> {
-        let meta = std::fs::metadata(path)?;
-        Ok(Stamp {
-            device: meta.dev(),
-            inode: meta.ino(),
-            size: meta.size(),
-            modified: (meta.mtime(), meta.mtime_nsec()),
-            changed: (meta.ctime(), meta.ctime_nsec()),
-        })
-    }
-}
-
 /// The key file as it was last seen.
 struct KeyFile {
     path: PathBuf,
@@ -96,7 +73,7 @@ impl KeyFile {
     /// Reads the file if it is not as it was.
     fn look(&mut self) {
         // Taken before reading: a change in between shows at the next look.
-        let stamp = Stamp::of(&self.path).map_err(|error| error.kind());
+        let stamp = Stamp::of(&self.path);
         if self.seen.replace(stamp) == Some(stamp) {
             return;
         }

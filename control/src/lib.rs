@@ -11,15 +11,21 @@
 
 #![forbid(unsafe_code)]
 
+pub mod capture;
 mod connlog;
 mod error;
+pub mod explain;
 #[cfg(test)]
 mod fake;
+pub mod filters;
 mod http;
 pub mod keys;
 pub mod logging;
 pub mod metrics;
+pub mod packet;
+pub mod replay;
 mod source;
+mod stamp;
 
 use std::sync::Arc;
 
@@ -29,13 +35,15 @@ pub use error::StartError;
 pub use source::Source;
 
 use connlog::{ConnectionLog, Output};
-use metrics::{BuildInfo, Exporter};
+use filters::{FilterWatch, SampleFile, SampleThread};
+use metrics::{BuildInfo, Exporter, FilterSide};
 
 /// What the control plane holds before the appliance exists: its port and its file.
 #[derive(Debug)]
 pub struct Prepared {
     listener: Option<http::Listener>,
     output: Output,
+    sample: Option<SampleFile>,
 }
 
 /// The running control plane.
@@ -43,17 +51,19 @@ pub struct Prepared {
 pub struct Control {
     server: Option<http::Server>,
     connections: ConnectionLog,
+    sample: Option<SampleThread>,
 }
 
-/// Takes the metrics port and opens the connection log.
+/// Takes the metrics port and opens the connection log and the sample of dropped packets.
 ///
 /// # Errors
 /// [`StartError::MetricsListen`] when `[metrics].listen` cannot be bound, [`StartError::ConnectionLog`] when
-/// `[log].connections` cannot be opened.
+/// `[log].connections` cannot be opened, [`StartError::Sample`] when `[sample].file` cannot.
 pub fn prepare(config: &Config) -> Result<Prepared, StartError> {
     let listener = config.metrics.as_ref().map(|metrics| http::Listener::bind(metrics.listen)).transpose()?;
     let output = Output::open(&config.log.connections)?;
-    Ok(Prepared { listener, output })
+    let sample = config.sample.as_ref().map(|sample| SampleFile::open(sample, config)).transpose()?;
+    Ok(Prepared { listener, output, sample })
 }
 
 impl Prepared {
@@ -61,16 +71,28 @@ impl Prepared {
     ///
     /// # Errors
     /// [`StartError::Thread`] when the kernel gives no thread or no event queue.
-    pub fn start(self, config: Arc<Config>, source: Arc<dyn Source>, build: BuildInfo) -> Result<Control, StartError> {
+    pub fn start(
+        self,
+        config: Arc<Config>,
+        source: Arc<dyn Source>,
+        filters: &FilterWatch,
+        build: BuildInfo,
+    ) -> Result<Control, StartError> {
         let connections = ConnectionLog::start(self.output, Arc::clone(&config), Arc::clone(&source))?;
+        let sample =
+            self.sample.map(|file| SampleThread::start(file, Arc::clone(&config), Arc::clone(&source))).transpose()?;
         let server = match self.listener {
             Some(listener) => {
-                let exporter = Exporter::new(&config, source, connections.counters(), build);
+                let side = FilterSide {
+                    sets: filters.gauges(),
+                    sample: sample.as_ref().map(SampleThread::counters).unwrap_or_default(),
+                };
+                let exporter = Exporter::new(&config, source, connections.counters(), side, build);
                 Some(http::Server::start(listener, exporter)?)
             }
             None => None,
         };
-        Ok(Control { server, connections })
+        Ok(Control { server, connections, sample })
     }
 }
 
@@ -79,6 +101,9 @@ impl Control {
     /// a reader of standard output that takes nothing, but no longer than a few seconds.
     pub fn finish(self) {
         self.connections.finish(connlog::FINISH_GRACE);
+        if let Some(sample) = self.sample {
+            sample.finish();
+        }
         if let Some(server) = self.server {
             server.stop();
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use sluice_dataplane::counters::WorkerCounters;
-use sluice_dataplane::{PoolUse, PortStats, View};
+use sluice_dataplane::{DroppedPacket, PoolUse, PortStats, View};
 use sluice_filters::units::Micros;
 use sluice_tcpstack::record::SessionRecord;
 
@@ -17,6 +17,8 @@ pub trait Source: Send + Sync {
     fn next_record(&self) -> Option<SessionRecord>;
     /// Ended connections that wait for [`Source::next_record`].
     fn records_waiting(&self) -> usize;
+    /// The next dropped packet of the sample.
+    fn next_sample(&self) -> Option<DroppedPacket>;
     /// Frames of the packet pool.
     fn pool(&self) -> PoolUse;
     /// The device's own counters of the port with this index.
@@ -36,6 +38,10 @@ impl Source for View {
 
     fn records_waiting(&self) -> usize {
         View::records_waiting(self)
+    }
+
+    fn next_sample(&self) -> Option<DroppedPacket> {
+        View::next_sample(self)
     }
 
     fn pool(&self) -> PoolUse {

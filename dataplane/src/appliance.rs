@@ -6,8 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_config::{Config, Idle};
+use sluice_filters::ServiceMap;
+use sluice_filters::engine::{Engine, Plan as Filters};
 use sluice_filters::units::{Micros, WorkerId};
-use sluice_filters::{ServiceMap, SourceFilter};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::proxy::KeyRing;
 use sluice_tcpstack::record::SessionRecord;
@@ -20,7 +21,9 @@ use crate::egress::{self, Egress};
 use crate::error::StartError;
 use crate::mailbox::Mailboxes;
 use crate::net::Net;
+use crate::orders::Orders;
 use crate::runtime::{Runtime, Signal, Stopper};
+use crate::sample::{self, DroppedPacket, Sampler, Samples};
 use crate::steer::Steer;
 use crate::worker::{self, Stage, Worker};
 
@@ -76,6 +79,8 @@ pub struct View {
     shared: Arc<Shared>,
     pools: Arc<[PoolMonitor]>,
     ports: Arc<[PortMonitor]>,
+    orders: Orders,
+    samples: Samples,
     clock: Clock,
 }
 
@@ -96,6 +101,18 @@ impl View {
     #[must_use]
     pub fn records_waiting(&self) -> usize {
         self.shared.records.len()
+    }
+
+    /// The next dropped packet of the sample.
+    #[must_use]
+    pub fn next_sample(&self) -> Option<DroppedPacket> {
+        self.samples.pop()
+    }
+
+    /// The way to tell workers of bans and sets.
+    #[must_use]
+    pub fn orders(&self) -> &Orders {
+        &self.orders
     }
 
     /// Frames of all packet pools together.
@@ -121,11 +138,17 @@ impl View {
 }
 
 impl Appliance {
-    /// Starts DPDK and the ports of `config`, and prepares its workers. `seed` is the SYN cookies', `keys` sign PROXY headers.
+    /// Starts DPDK and the ports of `config`, and prepares its workers. `filters` are its rules and sets, compiled, `seed` is the SYN
+    /// cookies', `keys` sign PROXY headers.
     ///
     /// # Errors
     /// Whatever keeps devices, memory or threads from starting.
-    pub fn build(config: Arc<Config>, seed: [u8; 32], keys: Arc<KeyRing>) -> Result<Appliance, StartError> {
+    pub fn build(
+        config: Arc<Config>,
+        filters: Filters,
+        seed: [u8; 32],
+        keys: Arc<KeyRing>,
+    ) -> Result<Appliance, StartError> {
         let mut runtime = Runtime::build(&config)?;
         let mut entropy = [0; 48 * 2 + 16];
         getrandom::fill(&mut entropy)
@@ -139,6 +162,9 @@ impl Appliance {
         let rss = (0..config.ports.len()).map(spreads).collect();
         let steer = Arc::new(Steer::new(u8::try_from(count).unwrap_or(u8::MAX), rss));
         let mailboxes = Arc::new(Mailboxes::new(count));
+        let filters = Arc::new(filters);
+        let orders = Orders::new(count, filters.clone(), clock);
+        let samples = sample::queue(&config);
         let stage = Arc::new(Stage::default());
         let drained: Vec<Arc<AtomicBool>> = (0..count).map(|_| Arc::default()).collect();
         let tx_queues: Vec<u16> = runtime.ports().iter().map(|port| port.tx_queues).collect();
@@ -160,6 +186,10 @@ impl Appliance {
                     .collect(),
                 steer: steer.clone(),
                 mailboxes: mailboxes.clone(),
+                filters: filters.clone(),
+                filters_secret: [word(&entropy, 12), word(&entropy, 13)],
+                orders: orders.clone(),
+                samples: samples.clone(),
                 stage: stage.clone(),
                 drained: drained[index].clone(),
             };
@@ -170,6 +200,8 @@ impl Appliance {
             shared,
             pools: runtime.pool_monitors().into(),
             ports: runtime.port_monitors().into(),
+            orders,
+            samples,
             clock,
         };
         Ok(Appliance { runtime, config, view, stage, drained })
@@ -266,6 +298,10 @@ struct Plan {
     senders: Vec<WorkerId>,
     steer: Arc<Steer>,
     mailboxes: Arc<Mailboxes>,
+    filters: Arc<Filters>,
+    filters_secret: [u64; 2],
+    orders: Orders,
+    samples: Samples,
     stage: Arc<Stage>,
     drained: Arc<AtomicBool>,
 }
@@ -284,6 +320,10 @@ impl Plan {
             senders,
             steer,
             mailboxes,
+            filters,
+            filters_secret,
+            orders,
+            samples,
             stage,
             drained,
         } = self;
@@ -304,6 +344,7 @@ impl Plan {
             counters: counters.clone(),
         });
         let stack = Stack::new(Setup {
+            filters: Engine::new(filters, filters_secret, counters.filters.clone()),
             jar: Jar::new(seed, config.cookies.epoch),
             config: config.clone(),
             worker: id,
@@ -318,11 +359,12 @@ impl Plan {
             clock,
             rx,
             services: ServiceMap::new(&config.services),
-            sources: SourceFilter::new(&config.filters.deny, &config.filters.allow),
             stack,
             egress,
             steer,
             mailboxes,
+            orders,
+            sampler: config.sample.as_ref().map(|sample| Sampler::new(sample, samples)),
             counters,
             stage,
             drained,

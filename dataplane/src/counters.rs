@@ -5,6 +5,7 @@ use std::sync::Arc;
 use sluice_config::Config;
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
+use sluice_filters::engine::FilterCounters;
 use sluice_tcpstack::counters::StackCounters;
 
 /// One worker's counters. Aligned so that two workers never share a cache line.
@@ -15,6 +16,10 @@ pub struct WorkerCounters {
     pub ports: Vec<PortCounters>,
     /// Frames dropped, by [`DropReason`]'s index.
     pub drops: [Counter; DropReason::ALL.len()],
+    /// Octets of those that were received, by the same index.
+    pub dropped_bytes: [Counter; DropReason::ALL.len()],
+    /// The filters' own.
+    pub filters: Arc<FilterCounters>,
     /// The stack's own.
     pub stack: Arc<StackCounters>,
     /// ARP and NDP answers, ICMP echo replies.
@@ -59,6 +64,8 @@ impl WorkerCounters {
         WorkerCounters {
             ports: config.ports.iter().map(|_| PortCounters::default()).collect(),
             drops: std::array::from_fn(|_| Counter::default()),
+            dropped_bytes: std::array::from_fn(|_| Counter::default()),
+            filters: Arc::new(FilterCounters::new(config)),
             stack: Arc::new(StackCounters::new(config)),
             local_replies: Counter::default(),
             handed_over: Counter::default(),

@@ -9,11 +9,16 @@ mod egress;
 pub mod error;
 mod mailbox;
 pub mod net;
+mod orders;
 pub mod runtime;
+mod sample;
 pub mod steer;
 mod worker;
 
 pub use appliance::{Appliance, PoolUse, PortSummary, View};
+pub use clock::Clock;
 pub use dpdk::PortStats;
 pub use dpdk::eal::dpdk_version;
 pub use error::StartError;
+pub use orders::{Busy, Orders};
+pub use sample::DroppedPacket;

@@ -2,6 +2,7 @@
 //! neighbours. Bounded queues, one reader each; a full one costs the frame, and a counter.
 
 use crossbeam::queue::ArrayQueue;
+use sluice_filters::addr::Addr;
 use sluice_filters::units::{PortId, WorkerId};
 
 use crate::dpdk::Transfer;
@@ -13,8 +14,12 @@ const CAPACITY: usize = 4096;
 /// One message.
 #[derive(Debug)]
 pub(crate) enum Letter {
-    /// A received frame, for the flow's owner. Its checksums were verified.
-    Received(Transfer, PortId),
+    /// A received frame, for the flow's owner. Its checksums were verified, the filters let it through, and a rule exempted it from
+    /// what they ask later, or none did. `by` is who did all this.
+    Received { frame: Transfer, port: PortId, exempt: Option<u16>, by: WorkerId },
+    /// A segment that was handed over had a valid cookie: for the worker whose filters looked at it. One that is lost costs no more than
+    /// the count of a client, until its next connection.
+    Proved(Addr),
     /// A finished frame, for the worker that serves the port.
     Transmit(Transfer, PortId),
     /// What ARP or NDP told.

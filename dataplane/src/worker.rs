@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
 use sluice_filters::icmp::IcmpError;
+use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{
-    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse, parse_then, src_mac,
+    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, glance, parse, parse_then, src_mac,
 };
 use sluice_tcpstack::stack::{Arrival, Outcome, Stack};
 
@@ -23,7 +24,9 @@ use crate::dpdk::{BURST, Burst, Frame, FreeList, RxQueue};
 use crate::egress::Egress;
 use crate::mailbox::{Letter, Mailboxes};
 use crate::net::{NetAction, REPLY_ROOM};
+use crate::orders::{Order, Orders};
 use crate::runtime::Turn;
+use crate::sample::Sampler;
 use crate::steer::Steer;
 
 /// Frames ahead whose first cache line is called for while one is parsed.
@@ -32,6 +35,8 @@ const PREFETCH: usize = 4;
 const TIMER_BUDGET: usize = 256;
 /// Letters read a turn.
 const MAILBOX_BUDGET: usize = 128;
+/// Orders of the control plane followed a turn.
+const ORDER_BUDGET: usize = 32;
 /// Turns without work before an idle worker naps.
 const IDLE_TURNS: u32 = 1000;
 /// How long it naps.
@@ -83,11 +88,12 @@ pub(crate) struct Worker {
     later: Vec<Later>,
     free: FreeList,
     services: ServiceMap,
-    sources: SourceFilter,
     stack: Stack,
     egress: Egress,
     steer: Arc<Steer>,
     mailboxes: Arc<Mailboxes>,
+    orders: Orders,
+    sampler: Option<Sampler>,
     counters: Arc<WorkerCounters>,
     stage: Arc<Stage>,
     drained: Arc<AtomicBool>,
@@ -113,11 +119,12 @@ pub(crate) struct Parts {
     pub(crate) clock: Clock,
     pub(crate) rx: Vec<Option<RxQueue>>,
     pub(crate) services: ServiceMap,
-    pub(crate) sources: SourceFilter,
     pub(crate) stack: Stack,
     pub(crate) egress: Egress,
     pub(crate) steer: Arc<Steer>,
     pub(crate) mailboxes: Arc<Mailboxes>,
+    pub(crate) orders: Orders,
+    pub(crate) sampler: Option<Sampler>,
     pub(crate) counters: Arc<WorkerCounters>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) drained: Arc<AtomicBool>,
@@ -135,6 +142,7 @@ impl Turn for Worker {
             work += self.receive(PortId(port as u8), now);
         }
         work += self.read_letters(now);
+        work += self.follow_orders();
         self.stack.probe(now, &mut self.egress);
         self.stack.run_timers(now, TIMER_BUDGET, &mut self.egress);
         // A flood's answers leave first, so that they do not stand in the payload's way.
@@ -162,11 +170,12 @@ impl Worker {
             later: Vec::with_capacity(BURST),
             free: FreeList::new(),
             services: parts.services,
-            sources: parts.sources,
             stack: parts.stack,
             egress: parts.egress,
             steer: parts.steer,
             mailboxes: parts.mailboxes,
+            orders: parts.orders,
+            sampler: parts.sampler,
             counters: parts.counters,
             stage: parts.stage,
             drained: parts.drained,
@@ -186,7 +195,7 @@ impl Worker {
         if received == 0 {
             return 0;
         }
-        let octets = self.look(port, received);
+        let octets = self.look(port, received, now);
         if let Some(counters) = self.counters.ports.get(usize::from(port.0)) {
             counters.rx_packets.add(received as u64);
             counters.rx_bytes.add(octets);
@@ -213,17 +222,21 @@ impl Worker {
     }
 
     /// The first pass; returns the octets received.
-    fn look(&mut self, port: PortId, received: usize) -> u64 {
+    fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
         let mut octets = 0;
-        for index in 0..received.min(PREFETCH) {
-            self.burst.prefetch(index);
+        if self.stack.filters.looks_far() {
+            octets += self.look_ahead(port, received, now);
+        } else {
+            for index in 0..received.min(PREFETCH) {
+                self.burst.prefetch(index);
+            }
         }
         for index in 0..received {
             self.burst.prefetch(index + PREFETCH);
             let Some(frame) = self.burst.take(index) else { continue };
             octets += frame.len() as u64;
             if !frame.is_single_segment() {
-                self.discard(frame, DropReason::MultiSegment);
+                self.discard(port, frame, DropReason::MultiSegment);
                 continue;
             }
             let checksums = frame.checksums();
@@ -234,18 +247,39 @@ impl Worker {
                 #[inline(always)]
                 |mut frame, parsed| match parsed {
                     Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
-                        match self.syn(port, &mut frame, &segment) {
+                        match self.syn(port, &mut frame, &segment, now) {
                             Ok(len) => self.reply(port, frame, len),
-                            Err(reason) => self.discard(frame, reason),
+                            Err(reason) => self.discard(port, frame, reason),
                         }
                     }
                     Ok(parsed) => {
                         let hash = self.flow_hash(&parsed);
                         self.later.push(Later { frame, parsed, hash });
                     }
-                    Err(reason) => self.discard(frame, reason),
+                    Err(reason) => self.discard(port, frame, reason),
                 },
             );
+        }
+        octets
+    }
+
+    /// Drops what its source alone condemns, and calls near what the verdicts on the rest will look at; returns the octets dropped.
+    fn look_ahead(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
+        let mut octets = 0;
+        for index in 0..received {
+            self.burst.prefetch(index);
+        }
+        // In a loop of its own: loads overlap only when nothing long stands between them.
+        for index in 0..received {
+            let Some(glimpse) = self.burst.get(index).and_then(|frame| glance(frame.data())) else { continue };
+            if let Some(foregone) = self.stack.filters.foresee(&glimpse, now)
+                && self.services.get(glimpse.dst, glimpse.dst_port).is_some()
+                && let Some(frame) = self.burst.take(index)
+            {
+                octets += frame.len() as u64;
+                let reason = self.stack.filters.forego(foregone, glimpse.ip_length);
+                self.discard(port, frame, reason);
+            }
         }
         octets
     }
@@ -277,10 +311,11 @@ impl Worker {
 
     /// An opening SYN: filters, then the cookie's SYN-ACK in the same frame; returns its length.
     #[inline(always)]
-    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment) -> Result<usize, DropReason> {
+    fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
         let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
-        self.sources.check(segment.key.src)?;
+        self.stack.filters.check(&Facts { segment, frame: frame.data(), service }, now)?;
+        self.stack.filters.answer(segment.key.src, now)?;
         let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
         self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac)
     }
@@ -298,7 +333,7 @@ impl Worker {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
         let service = self.services.get(segment.key.dst, segment.key.dst_port);
         let Some(service) = service else { return self.upstream(port, frame, segment, hash, now) };
-        self.sources.check(segment.key.src)?;
+        self.stack.filters.check(&Facts { segment, frame: frame.data(), service }, now)?;
         let owner = self.steer.client(hash, self.id);
         self.deliver(owner, port, frame, segment, hash, Some(service), now)
     }
@@ -405,7 +440,11 @@ impl Worker {
                 Verdict::Reply(len)
             }
             Ok(NetAction::Consumed) => Verdict::Consumed,
-            Err(reason) => Verdict::Drop(reason),
+            Err(reason) => {
+                // The room behind what was received holds earlier frames' octets, which are none of a sample's.
+                let _ = frame.set_len(received);
+                Verdict::Drop(reason)
+            }
         }
     }
 
@@ -418,10 +457,24 @@ impl Worker {
         }
     }
 
+    /// Counts a received frame of so many octets as dropped.
+    #[inline]
+    fn count_drop(&self, reason: DropReason, len: usize) {
+        self.egress.count_drop(reason);
+        if let Some(octets) = self.counters.dropped_bytes.get(reason.index()) {
+            octets.add(len as u64);
+        }
+    }
+
     /// Drops a frame.
     #[inline]
-    fn discard(&mut self, frame: Frame, reason: DropReason) {
-        self.egress.count_drop(reason);
+    fn discard(&mut self, port: PortId, frame: Frame, reason: DropReason) {
+        self.count_drop(reason, frame.len());
+        if let Some(sampler) = &mut self.sampler {
+            let by_rule = matches!(reason, DropReason::Rule | DropReason::RuleLimit);
+            let rule = self.stack.filters.rule().filter(|_| by_rule);
+            sampler.offer(frame.data(), port, reason, rule, self.last_turn);
+        }
         self.free.push(frame);
     }
 
@@ -433,12 +486,15 @@ impl Worker {
             Verdict::Consumed => self.free.push(frame),
             Verdict::HandOver(owner) => {
                 self.counters.handed_over.bump();
-                if self.mailboxes.post(owner, Letter::Received(frame.into(), port)).is_err() {
+                let len = frame.len();
+                let exempt = self.stack.filters.exempt();
+                let letter = Letter::Received { frame: frame.into(), port, exempt, by: self.id };
+                if self.mailboxes.post(owner, letter).is_err() {
                     self.counters.handover_full.bump();
-                    self.egress.count_drop(DropReason::HandoverFull);
+                    self.count_drop(DropReason::HandoverFull, len);
                 }
             }
-            Verdict::Drop(reason) => self.discard(frame, reason),
+            Verdict::Drop(reason) => self.discard(port, frame, reason),
         }
     }
 
@@ -449,22 +505,62 @@ impl Worker {
             let Some(letter) = self.mailboxes.next(self.id) else { break };
             read += 1;
             match letter {
-                Letter::Received(transfer, port) => {
-                    let mut frame = Frame::from(transfer);
+                Letter::Received { frame, port, exempt, by } => {
+                    let mut frame = Frame::from(frame);
                     let verdict = match parse(frame.data(), RxChecksums::GOOD) {
-                        Ok(parsed) => {
-                            let hash = self.flow_hash(&parsed);
-                            self.judge(port, &mut frame, &parsed, hash, now)
-                        }
+                        Ok(parsed) => self.resume(port, &mut frame, &parsed, exempt, by, now),
                         Err(reason) => Verdict::Drop(reason),
                     };
                     self.apply(port, frame, verdict);
                 }
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
+                Letter::Proved(client) => self.stack.filters.verified(client, now),
             }
         }
         read
+    }
+
+    /// Goes on with a frame that its receiver has looked at and its filters have let through.
+    fn resume(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        parsed: &Parsed,
+        exempt: Option<u16>,
+        by: WorkerId,
+        now: Micros,
+    ) -> Verdict {
+        let hash = self.flow_hash(parsed);
+        let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
+        self.stack.filters.resume(exempt);
+        let service = self.services.get(segment.key.dst, segment.key.dst_port);
+        let delivered = self.deliver(self.id, port, frame, segment, hash, service, now);
+        if let Some(client) = self.stack.filters.proved_client() {
+            let _ = self.mailboxes.post(by, Letter::Proved(client));
+        }
+        match delivered {
+            Ok(verdict) => verdict,
+            Err(reason) => Verdict::Drop(reason),
+        }
+    }
+
+    /// What the control plane wants.
+    fn follow_orders(&mut self) -> usize {
+        let mut followed = 0;
+        while followed < ORDER_BUDGET
+            && let Some(order) = self.orders.next(self.id)
+        {
+            followed += 1;
+            match order {
+                // One there is no room for is counted.
+                Order::Ban { prefix, until, reason } => _ = self.stack.filters.ban(prefix, until, reason),
+                Order::Unban(prefix) => _ = self.stack.filters.unban(prefix),
+                // The control plane holds the old one too, and frees it.
+                Order::Replace(plan) => drop(self.stack.filters.replace(plan)),
+            }
+        }
+        followed
     }
 
     /// Drain and reset, when the appliance stops.
@@ -487,6 +583,7 @@ impl Worker {
     fn account(&mut self, now: Micros, worked: bool) {
         let counters = &self.counters;
         counters.turns.bump();
+        self.stack.filters.sweep(now);
         if self.last_was_busy {
             self.busy = self.busy.saturating_add(now.0.saturating_sub(self.last_turn.0));
         }

@@ -10,9 +10,11 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Instant;
 
 use sluice_config::Service;
+use sluice_filters::engine::Engine;
+use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{self, Opt};
-use sluice_filters::units::ServiceId;
-use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse};
+use sluice_filters::units::{Micros, ServiceId};
+use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, ServiceMap, parse};
 
 /// Distinct frames of each kind, in one buffer. Their stride is that of a packet pool, which spreads headers over cache sets.
 const FRAMES: usize = 256;
@@ -111,10 +113,16 @@ fn parse_only(frame: &[u8], checksums: RxChecksums) -> Result<Parsed, DropReason
 }
 
 #[inline(never)]
-fn filter_only(parsed: &Parsed, sources: &SourceFilter, services: &ServiceMap) -> Result<ServiceId, DropReason> {
+fn filter_only(
+    parsed: &Parsed,
+    frame: &[u8],
+    engine: &mut Engine,
+    services: &ServiceMap,
+) -> Result<ServiceId, DropReason> {
     let Parsed::Tcp(segment) = parsed else { return Err(DropReason::NotTcp) };
-    sources.check(segment.key.src)?;
-    services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)
+    let service = services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
+    engine.check(&Facts { segment, frame, service }, Micros(0))?;
+    Ok(service)
 }
 
 /// Best nanoseconds per packet of many rounds.
@@ -151,23 +159,38 @@ fn table() {
         Buffers::new(&kinds[0]).frames().filter_map(|frame| parse(frame, RxChecksums::default()).ok()).collect();
     println!("\n{:<34} {:>8}", "sources and services", "ns");
     for (services, prefixes) in [(1, 0), (100, 0), (1, 10), (1, 1_000), (1, 100_000)] {
-        let (sources, map) = filters(services, prefixes);
+        let (mut engine, map) = filters(services, prefixes);
         let cost = best(|| {
             for parsed in &parsed {
-                let _ = black_box(filter_only(parsed, &sources, &map));
+                let _ = black_box(filter_only(parsed, &[], &mut engine, &map));
             }
         });
         println!("{:<34} {cost:>8.1}", format!("{services} services, {prefixes} denied prefixes"));
     }
 }
 
+const CONFIG: &str = r#"
+[[port]]
+name = "wan"
+device = "net_null0"
+addresses = ["198.51.100.2/24"]
+[[service]]
+name = "web"
+listen = ["198.51.100.10:443"]
+[[service.upstream]]
+address = "198.51.100.5:80"
+"#;
+
 /// A map of `services` services, one of them the packets' destination, and `prefixes` denied prefixes beside their sources.
-fn filters(services: u32, prefixes: u32) -> (SourceFilter, ServiceMap) {
+fn filters(services: u32, prefixes: u32) -> (Engine, ServiceMap) {
     let deny: Vec<_> = (0..prefixes)
         .map(|i| ipnet::Ipv4Net::new(Ipv4Addr::from(0x5000_0000 + (i << 9)), 24).expect("a prefix").into())
         .collect();
     let listen = (0..services).map(|i| SocketAddr::from((Ipv4Addr::from(0xc633_640a + i), 443)));
-    (SourceFilter::new(&deny, &[]), ServiceMap::new(&listen.map(service).collect::<Vec<_>>()))
+    let mut config = sluice_config::parse("parse_speed.toml", CONFIG).expect("a configuration");
+    config.filters.deny = deny;
+    let engine = Engine::of(&config).expect("no expressions");
+    (engine, ServiceMap::new(&listen.map(service).collect::<Vec<_>>()))
 }
 
 fn service(listen: SocketAddr) -> Service {
@@ -203,7 +226,7 @@ fn service(listen: SocketAddr) -> Service {
 }
 
 fn count_run(name: &str, count: usize) {
-    let (sources, services) = filters(1, 0);
+    let (mut engine, services) = filters(1, 0);
     let (name, filtered) = name.strip_suffix("+filters").map_or((name, false), |name| (name, true));
     let Some(kind) = kinds().into_iter().find(|kind| kind.name == name) else {
         let names: Vec<_> = kinds().iter().map(|kind| kind.name).collect();
@@ -214,7 +237,7 @@ fn count_run(name: &str, count: usize) {
     for frame in buffers.frames().cycle().take(count) {
         let parsed = parse_only(frame, kind.checksums);
         if let (true, Ok(parsed)) = (filtered, black_box(&parsed)) {
-            let _ = black_box(filter_only(parsed, &sources, &services));
+            let _ = black_box(filter_only(parsed, frame, &mut engine, &services));
         }
     }
 }

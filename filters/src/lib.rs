@@ -1,28 +1,35 @@
-//! sluice's only header parser and its stateless verdicts.
+//! sluice's only header parser, and everything that is asked of a packet before memory is spent on its sender.
 //!
 //! [`parse`] turns a frame into a [`Parsed`] that proves its bounds, or into the [`DropReason`] that ends it;
-//! [`sources::SourceFilter`] and [`services::ServiceMap`] say whether a segment's source may speak and whether anybody listens.
-//! [`checksum`] is the one implementation of the Internet checksum. No state, no clock, no allocation per packet.
+//! [`services::ServiceMap`] says whether anybody listens. [`engine`] asks the rest in its order: [`sets`] say where a source stands,
+//! [`memory`] holds bans and limits, [`rules`] are the operator's, [`expression`] runs tcpdump's filters for them.
+//! [`checksum`] is the one implementation of the Internet checksum. No clock, no allocation per packet; all that is remembered is in
+//! [`memory`], of fixed size.
 
 #![forbid(unsafe_code)]
 
 pub mod addr;
 pub mod checksum;
 pub mod counter;
+pub mod engine;
+pub mod expression;
 pub mod icmp;
+pub mod memory;
 mod options;
 mod packet;
 mod parse;
 mod reason;
+pub mod rules;
 pub mod services;
-pub mod sources;
+pub mod sets;
 #[doc(hidden)]
 pub mod testkit;
 pub mod units;
 
+pub use expression::Expression;
 pub use options::{SynOffer, TcpOptions, option_kinds};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
-pub use parse::{parse, parse_then};
+pub use parse::{Glimpse, glance, parse, parse_then};
 pub use reason::DropReason;
 pub use services::ServiceMap;
-pub use sources::{AddressSet, SourceFilter};
+pub use sets::AddressSet;

@@ -41,6 +41,49 @@ const FIRST_MASK: u64 = 0xff00_0000_0000_bfff;
 /// ICMP and ICMPv6: type, code, checksum and four octets that depend on them (RFC 792; RFC 4443 has no shorter message).
 const ICMP_HEADER: usize = 8;
 
+/// What a frame seems to be before it is parsed: nothing of it is verified. Should the parser accept the frame, it will find the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Glimpse {
+    /// IP source.
+    pub src: Addr,
+    /// IP destination.
+    pub dst: Addr,
+    /// TCP destination port.
+    pub dst_port: u16,
+    /// Length of the IP packet, octets.
+    pub ip_length: u16,
+    /// Whether it opens a connection: SYN without ACK.
+    pub opens: bool,
+}
+
+/// Glances at a frame, for what may be decided or called near without its whole headers. None for what is not worth a look: a VLAN
+/// tag, IPv4 options, anything but TCP right behind its IP header.
+#[inline(always)]
+#[must_use]
+pub fn glance(frame: &[u8]) -> Option<Glimpse> {
+    let h = frame.first_chunk::<54>()?;
+    match (u16::from_be_bytes([h[12], h[13]]), h[14]) {
+        (IPV4, 0x45) if h[23] == TCP => Some(Glimpse {
+            src: Addr::v4(u32::from_be_bytes([h[26], h[27], h[28], h[29]])),
+            dst: Addr::v4(u32::from_be_bytes([h[30], h[31], h[32], h[33]])),
+            dst_port: u16::from_be_bytes([h[36], h[37]]),
+            ip_length: u16::from_be_bytes([h[16], h[17]]),
+            opens: Flags(h[47]).is_initial_syn(),
+        }),
+        (IPV6, _) if h[20] == TCP => {
+            let tcp = frame.get(54..)?.first_chunk::<14>()?;
+            Some(Glimpse {
+                src: Addr::v6(*h.get(22..)?.first_chunk()?),
+                dst: Addr::v6(*h.get(38..)?.first_chunk()?),
+                dst_port: u16::from_be_bytes([tcp[2], tcp[3]]),
+                ip_length: u16::from_be_bytes([h[18], h[19]]).saturating_add(40),
+                opens: Flags(tcp[13]).is_initial_syn(),
+            })
+        }
+        _ => None,
+    }
+}
+
 /// Parses a frame, from the Ethernet header and without FCS. Octets after the IP packet are padding.
 ///
 /// # Errors

@@ -81,6 +81,24 @@ reasons! {
     NotAllowed = "not_allowed",
     /// TCP to an address and port where no service listens.
     NotAService = "not_a_service",
+    /// The source is banned.
+    Banned = "banned",
+    /// A rule drops it.
+    Rule = "rule",
+    /// It is over a rule's limit.
+    RuleLimit = "rule_limit",
+    /// More SYNs than `filters.per_address`, `per_subnet` or `per_site` allow its source.
+    SourceSyns = "source_syns",
+    /// More segments of no connection than those allow.
+    SourceFlowlessAcks = "source_flowless_acks",
+    /// More connections than those allow.
+    SourceConnections = "source_connections",
+    /// More packets than those allow.
+    SourcePackets = "source_packets",
+    /// More octets than those allow.
+    SourceBytes = "source_bytes",
+    /// More SYN-ACKs towards the source's prefix than `filters.syn_ack_ceiling` allows.
+    SynAckCeiling = "syn_ack_ceiling",
 
     // Ports and neighbours.
     /// The Ethernet destination is another station's.

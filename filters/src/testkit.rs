@@ -11,6 +11,8 @@
 //! assert_eq!(frame.len(), 14 + 20 + 20 + 8);
 //! ```
 
+pub mod mmdb;
+
 use std::net::{IpAddr, SocketAddr};
 
 use crate::addr::Addr;

@@ -7,7 +7,9 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use sluice_filters::addr::Addr;
 use sluice_filters::testkit::{self, Opt, fix_checksums};
-use sluice_filters::{ChecksumState, Datagram, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
+use sluice_filters::{
+    ChecksumState, Datagram, Flags, Glimpse, Parsed, RxChecksums, Segment, TcpOptions, glance, parse,
+};
 
 /// The ones' complement sum, one word at a time (RFC 1071).
 fn naive_sum(octets: &[u8]) -> u32 {
@@ -68,6 +70,14 @@ fn naive_legal(flags: Flags) -> bool {
 }
 
 fn check_segment(frame: &[u8], segment: &Segment, checksums: RxChecksums) {
+    let glanced = (segment.l2.len == 14).then(|| Glimpse {
+        src: segment.key.src,
+        dst: segment.key.dst,
+        dst_port: segment.key.dst_port,
+        ip_length: (segment.end() - segment.l3()) as u16,
+        opens: segment.flags.is_initial_syn(),
+    });
+    assert_eq!(glance(frame), glanced);
     let ip = usize::from(segment.l2.len);
     assert_eq!(ip, if be16(frame, 12) == 0x8100 { 18 } else { 14 });
     assert_eq!(segment.l2.vlan, if ip == 18 { be16(frame, 14) & 0xfff } else { 0 });

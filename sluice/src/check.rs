@@ -1,22 +1,30 @@
 //! `sluice check`: what a configuration means, or every mistake in it. Touches no device.
 
-use std::io::{self, Write};
+use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::exit::{BAD_CONFIG, FAILED, complain};
+use crate::exit::print;
+use crate::load::{Whole, load};
 
-/// Prints the summary of the configuration at `path`, or its mistakes.
+/// Prints the summary of the configuration at `path`, with what its sets hold, or its mistakes.
 pub fn check(path: &Path) -> ExitCode {
-    let config = match sluice_config::load(path) {
-        Ok(config) => config,
-        Err(mistakes) => return complain(&mistakes, BAD_CONFIG),
-    };
-    let mut out = io::stdout().lock();
-    match out.write_all(config.summary().as_bytes()).and_then(|()| out.flush()) {
-        Ok(()) => ExitCode::SUCCESS,
-        // `sluice check ... | head -1`
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(error) => complain(&format_args!("sluice: cannot write to standard output: {error}"), FAILED),
+    match load(path) {
+        Ok(whole) => print(&describe(&whole)),
+        Err(code) => code,
     }
+}
+
+fn describe(whole: &Whole) -> String {
+    let mut text = whole.config.summary();
+    for (set, held) in whole.config.sets.iter().zip(&whole.filters.sets) {
+        let _ = writeln!(text, "set {}: {} prefixes in {} ranges", set.name, held.prefixes(), held.ranges());
+    }
+    if !whole.config.sets.is_empty() {
+        let _ = writeln!(text, "sources: {} KiB to look them up", whole.filters.plan.memory().div_ceil(1 << 10));
+    }
+    if !whole.bans.is_empty() {
+        let _ = writeln!(text, "bans: {} in the file", whole.bans.len());
+    }
+    text
 }

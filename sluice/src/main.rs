@@ -1,4 +1,5 @@
-//! The `sluice` command: runs the appliance, or checks its configuration or a PROXY header without touching the machine.
+//! The `sluice` command: runs the appliance, or, without touching the machine, checks its configuration, tells what that does to packets,
+//! or looks into PROXY headers.
 //!
 //! Standard output carries what was asked for (start-up lines and the connection log, or the summary); standard error
 //! carries the log and complaints. Exit codes are in [`exit`].
@@ -8,7 +9,10 @@
 mod args;
 mod check;
 mod exit;
+mod explain;
+mod load;
 mod proxy_header;
+mod replay;
 mod run;
 
 use std::process::ExitCode;
@@ -21,6 +25,8 @@ fn main() -> ExitCode {
     match Args::parse().command {
         Command::Run(file) => run::run(&file.config),
         Command::Check(file) => check::check(&file.config),
+        Command::Explain(wanted) => explain::explain(&wanted),
+        Command::Replay(wanted) => replay::replay(&wanted),
         Command::ProxyHeader(ProxyHeader::Verify(wanted)) => proxy_header::verify(&wanted),
     }
 }

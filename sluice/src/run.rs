@@ -1,7 +1,7 @@
 //! `sluice run`: the appliance from start to exit.
 //!
 //! Everything that can be refused is refused before a packet flows: the configuration, the cookie seed, the keys of PROXY
-//! headers, the metrics port and the connection log come before the devices.
+//! headers, sets and rules, the metrics port and the connection log come before the devices.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,6 +9,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use sluice_config::{Config, KeyError, Mode, SeedError};
+use sluice_control::filters::LoadError;
+use sluice_control::filters::bans::{BanFileError, read_bans};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
 use sluice_tcpstack::proxy::{KeyRing, Keys};
@@ -21,6 +23,10 @@ use crate::exit::{BAD_CONFIG, FAILED, complain};
 enum RunError {
     #[error(transparent)]
     Seed(#[from] SeedError),
+    #[error("{0}")]
+    Filters(#[from] LoadError),
+    #[error("{0}")]
+    Bans(#[from] BanFileError),
     #[error(transparent)]
     Keys(#[from] KeyError),
     #[error("the system gives no random numbers for the cookies' seed: {0}")]
@@ -37,26 +43,36 @@ pub fn run(path: &Path) -> ExitCode {
         Ok(config) => Arc::new(config),
         Err(mistakes) => return complain(&mistakes, BAD_CONFIG),
     };
-    match serve(&config) {
+    match serve(path, &config) {
         Ok(()) => ExitCode::SUCCESS,
+        // Its lines name their places, as those of other mistakes in the configuration do.
+        Err(RunError::Filters(error)) => complain(&error, BAD_CONFIG),
+        Err(RunError::Bans(error)) => complain(&error, BAD_CONFIG),
         Err(error) => complain(&format_args!("sluice: {error}"), FAILED),
     }
 }
 
-fn serve(config: &Arc<Config>) -> Result<(), RunError> {
+fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
+    let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
+    // They are laid when the workers run; a file that is not there yet may come later.
+    if let Some(file) = config.bans.as_ref().and_then(|bans| bans.file.as_deref()).filter(|file| file.exists()) {
+        read_bans(file)?;
+    }
     let control = sluice_control::prepare(config)?;
     let keys = key_ring(config)?;
-    let appliance = Appliance::build(Arc::clone(config), seed(config)?, Arc::clone(&keys))?;
+    let appliance = Appliance::build(Arc::clone(config), filters.plan, seed(config)?, Arc::clone(&keys))?;
     let dpdk = sluice_dataplane::dpdk_version().trim_start_matches("DPDK ").to_owned();
     let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), dpdk };
     // Ends when the appliance has.
     let _watch = config.proxy_keys.as_deref().map(|path| sluice_control::keys::watch(path, keys)).transpose()?;
-    let control = control.start(Arc::clone(config), Arc::new(appliance.view()), build)?;
+    let watch = sluice_control::filters::watch(Arc::clone(config), filters.sets, appliance.view().orders().clone())?;
+    let control = control.start(Arc::clone(config), Arc::new(appliance.view()), &watch, build)?;
     if let Err(error) = announce(&mut io::stdout().lock(), config, &appliance.ports()) {
         tracing::warn!(%error, "cannot write the start-up lines to standard output");
     }
     let result = appliance.run();
+    drop(watch);
     // Also after a fault: the connections that ended are on record.
     control.finish();
     Ok(result?)

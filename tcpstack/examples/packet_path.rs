@@ -10,9 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::engine::Engine;
+use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::units::{Micros, PortId, WorkerId};
-use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, SourceFilter, parse_then};
+use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, parse_then};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
@@ -56,6 +58,9 @@ impl Lower for Nothing {
 }
 
 /// A frame with room behind it.
+/// The clock stands still.
+const NOW: Micros = Micros(0);
+
 struct Buffer<'a> {
     octets: &'a mut [u8; 256],
     len: usize,
@@ -75,9 +80,9 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let config = Arc::new(sluice_config::parse("packet_path.toml", CONFIG)?);
     let services = ServiceMap::new(&config.services);
-    let sources = SourceFilter::new(&config.filters.deny, &config.filters.allow);
     let counters = Arc::new(StackCounters::new(&config));
     let mut stack = Stack::new(Setup {
+        filters: Engine::of(&config).expect("no rules"),
         jar: Jar::new([7; 32], config.cookies.epoch),
         worker: WorkerId(0),
         counters,
@@ -136,10 +141,15 @@ fn main() -> Result<(), Box<dyn Error>> {
                     return later.push((segment, stack.hash(&segment.key)));
                 }
                 let service = services.get(segment.key.dst, segment.key.dst_port);
-                let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
+                let Some(service) = service else {
                     dropped += 1;
                     return;
                 };
+                let facts = Facts { segment: &segment, frame: &buffer.octets[..buffer.len], service };
+                if stack.filters.check(&facts, NOW).is_err() || stack.filters.answer(segment.key.src, NOW).is_err() {
+                    dropped += 1;
+                    return;
+                }
                 let answer = stack.answer_syn(buffer.octets, &segment, service, PortId(0), [2, 0, 0, 0, 0, 9]);
                 answered += u64::from(black_box(answer).is_ok());
             },
@@ -147,13 +157,16 @@ fn main() -> Result<(), Box<dyn Error>> {
         for (segment, hash) in later.drain(..) {
             stack.touch(hash);
             let service = services.get(segment.key.dst, segment.key.dst_port);
-            let Some(service) = service.filter(|_| sources.check(segment.key.src).is_ok()) else {
+            let Some(service) = service else {
                 dropped += 1;
                 continue;
             };
+            if stack.filters.check(&Facts { segment: &segment, frame: &buffer[..len], service }, NOW).is_err() {
+                dropped += 1;
+                continue;
+            }
             let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1], unfinished: false };
-            let result =
-                stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), Micros(0), &mut lower);
+            let result = stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), NOW, &mut lower);
             dropped += u64::from(black_box(result).is_err());
         }
     }

@@ -14,9 +14,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use sluice_filters::checksum::Sum;
+use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, PEER_MAC};
 use sluice_filters::units::PortId;
-use sluice_filters::{Parsed, RxChecksums, Segment, ServiceMap, SourceFilter, parse_then};
+use sluice_filters::{Parsed, RxChecksums, Segment, ServiceMap, parse_then};
 use sluice_tcpstack::stack::{Arrival, Outcome};
 
 use self::spliced::{Lab, write_ip};
@@ -48,7 +49,6 @@ type Headers = [u8; HEADERS];
 struct Bench {
     lab: Lab,
     services: ServiceMap,
-    sources: SourceFilter,
     size: usize,
     up: Vec<Headers>,
     down: Vec<Headers>,
@@ -78,7 +78,6 @@ impl Bench {
         Bench {
             lab,
             services: ServiceMap::new(&config.services),
-            sources: SourceFilter::new(&config.filters.deny, &config.filters.allow),
             size,
             up,
             down,
@@ -129,8 +128,11 @@ impl Bench {
             for (index, segment, hash) in self.later.drain(..) {
                 let frame = &mut burst[index];
                 let service = self.services.get(segment.key.dst, segment.key.dst_port);
-                if service.is_some() && self.sources.check(segment.key.src).is_err() {
-                    continue;
+                if let Some(service) = service {
+                    let facts = Facts { segment: &segment, frame, service };
+                    if self.lab.stack.filters.check(&facts, self.lab.now).is_err() {
+                        continue;
+                    }
                 }
                 let arrival = Arrival { port: PortId(u8::from(kind == Kind::Down)), mac: PEER_MAC, unfinished: false };
                 let (now, wire) = (self.lab.now, &mut self.lab.wire);

@@ -559,6 +559,18 @@ impl<'lab> Sluice<'lab> {
         self.process.wait(patience)
     }
 
+    /// Waits until it has logged a line that holds all of `parts`.
+    ///
+    /// # Panics
+    /// When it has not within `patience`; the message holds its output.
+    pub fn logged(&self, parts: &[&str], patience: Duration) {
+        let deadline = Instant::now() + patience;
+        while !self.process.lines(Stream::Err).iter().any(|line| parts.iter().all(|part| line.contains(part))) {
+            assert!(Instant::now() < deadline, "no line with {parts:?} within {patience:?}\n{}", self.process.text());
+            thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Lines it printed to standard output.
     #[must_use]
     pub fn stdout(&self) -> Vec<String> {

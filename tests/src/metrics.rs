@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use sluice_filters::DropReason;
+
 /// One scrape.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Metrics {
@@ -62,6 +64,30 @@ impl Metrics {
             *sums.entry(key).or_insert(0) += sample.value as u64;
         }
         sums
+    }
+
+    /// Packets dropped for this reason.
+    #[must_use]
+    pub fn dropped(&self, reason: DropReason) -> u64 {
+        self.sum("sluice_dropped_packets_total", &[("reason", reason.as_str())])
+    }
+
+    /// Packets that a rule matched.
+    #[must_use]
+    pub fn matched(&self, rule: &str) -> u64 {
+        self.sum("sluice_rule_matched_packets_total", &[("rule", rule)])
+    }
+
+    /// Packets that a rule dropped, or would have dropped.
+    #[must_use]
+    pub fn cut(&self, rule: &str) -> u64 {
+        self.sum("sluice_rule_cut_packets_total", &[("rule", rule)])
+    }
+
+    /// Clients that a rule on trial would have cut.
+    #[must_use]
+    pub fn cut_clients(&self, rule: &str) -> u64 {
+        self.sum("sluice_rule_cut_clients_total", &[("rule", rule)])
     }
 
     fn matching<'a>(&'a self, name: &'a str, labels: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = &'a Sample> {

@@ -159,10 +159,18 @@ impl Ns {
     /// # Errors
     /// As the kernel's `bind` and `connect`.
     pub fn connect_from(&self, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+        self.connect_within(from, to, Duration::from_secs(10))
+    }
+
+    /// As [`Ns::connect_from`], with a patience of one's own: of a SYN that is dropped one hears nothing.
+    ///
+    /// # Errors
+    /// As the kernel's `bind` and `connect`; `TimedOut` when nobody answers in time.
+    pub fn connect_within(&self, from: SocketAddr, to: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
         self.run(|| {
             let socket = Socket::new(Domain::for_address(to), Type::STREAM, Some(Protocol::TCP))?;
             socket.bind(&from.into())?;
-            socket.connect_timeout(&to.into(), Duration::from_secs(10))?;
+            socket.connect_timeout(&to.into(), patience)?;
             Ok(socket.into())
         })
     }

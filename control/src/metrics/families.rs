@@ -59,6 +59,40 @@ families! {
 
     DROPPED: Counter "sluice_dropped_packets_total" ["reason"]
         "Received frames dropped, by the reason.";
+    DROPPED_BYTES: Counter "sluice_dropped_bytes_total" ["reason"]
+        "Octets of received frames dropped, by the reason.";
+    RULE_MATCHED_PACKETS: Counter "sluice_rule_matched_packets_total" ["rule"]
+        "TCP packets that the rule matched.";
+    RULE_MATCHED_BYTES: Counter "sluice_rule_matched_bytes_total" ["rule"]
+        "Octets of the IP packets that the rule matched.";
+    RULE_CUT_PACKETS: Counter "sluice_rule_cut_packets_total" ["rule", "dry_run"]
+        "TCP packets that the rule dropped, or would have dropped.";
+    RULE_CUT_BYTES: Counter "sluice_rule_cut_bytes_total" ["rule", "dry_run"]
+        "Octets of the IP packets that the rule dropped, or would have dropped.";
+    RULE_CUT_CLIENTS: Counter "sluice_rule_cut_clients_total" ["rule"]
+        "Clients proved by a cookie that a rule with dry_run would have cut.";
+    SET_PREFIXES: Gauge "sluice_set_prefixes" ["set"]
+        "Prefixes that the set was made of when it was last read.";
+    SET_LOADED: Gauge "sluice_set_loaded_timestamp_seconds" ["set"]
+        "When the set was last read, seconds since 1970-01-01 UTC.";
+    SET_FAILURES: Counter "sluice_set_load_failures_total" ["set"]
+        "Times the set's files had changed and could not be used.";
+    SETS_MEMORY: Gauge "sluice_sets_memory_bytes" []
+        "Octets of the table in which sources are looked up.";
+    BANS: Gauge "sluice_bans" ["worker"]
+        "Bans that the worker enforces.";
+    BANS_REFUSED: Counter "sluice_bans_refused_total" ["worker"]
+        "Bans that the worker had no room for.";
+    LIMIT_RECORDS: Gauge "sluice_limit_records" ["worker"]
+        "Sources and prefixes whose limits the worker remembers, estimated.";
+    LIMIT_DISPLACED: Counter "sluice_limit_records_displaced_total" ["worker"]
+        "Records given up before they had drained, for others that were worth more.";
+    LIMIT_REFUSED: Counter "sluice_limit_records_refused_total" ["worker"]
+        "Packets of sources that were let through unremembered, for want of a record worth less.";
+    SAMPLE_WRITTEN: Counter "sluice_sample_packets_total" []
+        "Dropped packets written to the sample.";
+    SAMPLE_LOST: Counter "sluice_sample_lost_total" []
+        "Dropped packets of the sample that could not be written.";
     LOCAL_REPLIES: Counter "sluice_local_replies_total" ["worker"]
         "ARP and NDP answers and ICMP echo replies sent.";
 

@@ -18,6 +18,7 @@ use sluice_dataplane::counters::{PortCounters, WorkerCounters};
 use sluice_dataplane::{PoolUse, PortStats};
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
+use sluice_filters::engine::RuleCounters;
 use sluice_tcpstack::counters::{AckResult, DialFailure, Missing, OfferGauges, ServiceCounters, StackCounters};
 use sluice_tcpstack::record::EndCause;
 
@@ -25,6 +26,7 @@ pub use families::{ALL, Family, Kind};
 
 use crate::Source;
 use crate::connlog::LogCounters;
+use crate::filters::{SampleCounters, SetGauges};
 use families as f;
 
 /// The labels of `sluice_build_info`.
@@ -43,6 +45,22 @@ struct Reading<'a> {
     pool: PoolUse,
     records_waiting: usize,
     log: &'a LogCounters,
+    side: &'a FilterSide,
+}
+
+/// What is counted of the filters off the hot path.
+#[derive(Clone, Debug)]
+pub(crate) struct FilterSide {
+    pub(crate) sets: Arc<SetGauges>,
+    pub(crate) sample: Arc<SampleCounters>,
+}
+
+#[cfg(test)]
+impl FilterSide {
+    /// Zeroed counts for the sets of `config`.
+    pub(crate) fn of(config: &Config) -> FilterSide {
+        FilterSide { sets: Arc::new(SetGauges::new(config)), sample: Arc::default() }
+    }
 }
 
 type Read<T> = Box<dyn Fn(&Reading<'_>) -> T + Send + Sync>;
@@ -51,13 +69,20 @@ type Read<T> = Box<dyn Fn(&Reading<'_>) -> T + Send + Sync>;
 pub(crate) struct Exporter {
     source: Arc<dyn Source>,
     log: Arc<LogCounters>,
+    side: FilterSide,
     ports: usize,
     series: Series,
     handle: PrometheusHandle,
 }
 
 impl Exporter {
-    pub(crate) fn new(config: &Config, source: Arc<dyn Source>, log: Arc<LogCounters>, build: BuildInfo) -> Exporter {
+    pub(crate) fn new(
+        config: &Config,
+        source: Arc<dyn Source>,
+        log: Arc<LogCounters>,
+        side: FilterSide,
+        build: BuildInfo,
+    ) -> Exporter {
         let recorder = PrometheusBuilder::new().build_recorder();
         for family in ALL {
             let (name, help) = (family.name.into(), family.help.into());
@@ -80,8 +105,9 @@ impl Exporter {
             series.service(index, &service.name, &upstreams);
         }
         series.appliance();
+        series.filters(config);
         series.connection_log();
-        Exporter { source, log, ports: config.ports.len(), series, handle }
+        Exporter { source, log, side, ports: config.ports.len(), series, handle }
     }
 
     /// Copies every value and renders the text exposition format, version 0.0.4.
@@ -92,6 +118,7 @@ impl Exporter {
             pool: self.source.pool(),
             records_waiting: self.source.records_waiting(),
             log: &self.log,
+            side: &self.side,
         };
         for (counter, read) in &self.series.counters {
             counter.absolute(read(&reading));
@@ -162,7 +189,10 @@ impl Series {
 
     fn worker(&mut self, index: usize) {
         type Field = fn(&WorkerCounters) -> &Counter;
-        const COUNTERS: [(Family, Field); 9] = [
+        const COUNTERS: [(Family, Field); 12] = [
+            (f::BANS_REFUSED, |worker| &worker.filters.bans_refused),
+            (f::LIMIT_DISPLACED, |worker| &worker.filters.records_displaced),
+            (f::LIMIT_REFUSED, |worker| &worker.filters.records_refused),
             (f::LOCAL_REPLIES, |worker| &worker.local_replies),
             (f::SYN_COOKIES, |worker| &worker.stack.cookies_sent),
             (f::CHALLENGE_ACKS, |worker| &worker.stack.challenge_acks),
@@ -173,7 +203,9 @@ impl Series {
             (f::HANDOVER_FULL, |worker| &worker.handover_full),
             (f::POOL_EMPTY, |worker| &worker.pool_empty),
         ];
-        const GAUGES: [(Family, Field); 8] = [
+        const GAUGES: [(Family, Field); 10] = [
+            (f::BANS, |worker| &worker.filters.bans),
+            (f::LIMIT_RECORDS, |worker| &worker.filters.records),
             (f::FLOW_ENTRIES, |worker| &worker.stack.flow_entries),
             (f::TIME_WAIT, |worker| &worker.stack.time_wait),
             (f::SOURCE_PORTS, |worker| &worker.stack.source_ports),
@@ -239,12 +271,35 @@ impl Series {
     fn appliance(&mut self) {
         for (at, reason) in DropReason::ALL.into_iter().enumerate() {
             self.counter(&f::DROPPED, [reason.as_str()], move |r| r.sum(|worker| worker.drops[at].get()));
+            self.counter(&f::DROPPED_BYTES, [reason.as_str()], move |r| r.sum(|w| w.dropped_bytes[at].get()));
         }
         for (at, result) in AckResult::ALL.into_iter().enumerate() {
             self.counter(&f::COOKIE_ACKS, [result.as_str()], move |r| r.stack(|stack| stack.cookie_acks[at].get()));
         }
         self.gauge(&f::POOL_IN_USE, [], |r| r.pool.in_use as f64);
         self.gauge(&f::POOL_CAPACITY, [], |r| r.pool.capacity as f64);
+    }
+
+    fn filters(&mut self, config: &Config) {
+        for (index, rule) in config.rules.iter().enumerate() {
+            let sum = move |r: &Reading<'_>, field: fn(&RuleCounters) -> &Counter| {
+                r.sum(|worker| field(&worker.filters.rules[index]).get())
+            };
+            let (name, dry) = (rule.name.as_str(), if rule.dry_run { "true" } else { "false" });
+            self.counter(&f::RULE_MATCHED_PACKETS, [name], move |r| sum(r, |rule| &rule.matched_packets));
+            self.counter(&f::RULE_MATCHED_BYTES, [name], move |r| sum(r, |rule| &rule.matched_bytes));
+            self.counter(&f::RULE_CUT_PACKETS, [name, dry], move |r| sum(r, |rule| &rule.cut_packets));
+            self.counter(&f::RULE_CUT_BYTES, [name, dry], move |r| sum(r, |rule| &rule.cut_bytes));
+            self.counter(&f::RULE_CUT_CLIENTS, [name], move |r| sum(r, |rule| &rule.clients));
+        }
+        for (index, set) in config.sets.iter().enumerate() {
+            self.gauge(&f::SET_PREFIXES, [&set.name], move |r| r.side.sets.sets[index].prefixes.get() as f64);
+            self.gauge(&f::SET_LOADED, [&set.name], move |r| r.side.sets.sets[index].loaded.get() as f64);
+            self.counter(&f::SET_FAILURES, [&set.name], move |r| r.side.sets.sets[index].failures.get());
+        }
+        self.gauge(&f::SETS_MEMORY, [], |r| r.side.sets.memory.get() as f64);
+        self.counter(&f::SAMPLE_WRITTEN, [], |r| r.side.sample.written.get());
+        self.counter(&f::SAMPLE_LOST, [], |r| r.side.sample.lost.get());
     }
 
     fn connection_log(&mut self) {

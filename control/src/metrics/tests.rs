@@ -5,7 +5,7 @@ use crate::fake::{self, Fake};
 
 fn exporter(fake: Fake) -> Exporter {
     let build = BuildInfo { version: "0.1.0".into(), dpdk: "22.11.7".into() };
-    Exporter::new(&fake::config(), Arc::new(fake), Arc::default(), build)
+    Exporter::new(&fake::config(), Arc::new(fake), Arc::default(), FilterSide::of(&fake::config()), build)
 }
 
 /// Every sample of a scrape: name and labels as written, and the value.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use sluice_config::Mode;
 use sluice_filters::addr::Addr;
+use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
@@ -89,7 +90,13 @@ impl Stack {
                 self.probed(index, segment, &options, now, net)
             }
             Some(FlowRef::Linger(index)) => self.lingering(index, inbound, frame, now, net),
-            None => self.unknown(inbound, frame, now, net),
+            None => {
+                // An upstream's late segments are no client's.
+                if service.is_some() {
+                    self.filters.flowless(segment.key.src, now)?;
+                }
+                self.unknown(inbound, frame, now, net)
+            }
         }
     }
 
@@ -117,7 +124,12 @@ impl Stack {
             FlowRef::Linger(_) | FlowRef::Probe(_) => return Err(reason),
         };
         // A cookie can be guessed in 2^23 tries, which is not to end a session in use. A client that is really back tries again.
-        if ours == cookie || silent < IN_USE || self.check(inbound.segment).is_none() {
+        if ours == cookie || silent < IN_USE {
+            return Err(reason);
+        }
+        // Nor to be tried at any other pace than where there is no flow.
+        self.filters.flowless(inbound.segment.key.src, now)?;
+        if self.check(inbound.segment).is_none() {
             return Err(reason);
         }
         match flow {
@@ -143,12 +155,12 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let Some(answer) = self.lingers.answer(index, inbound.segment) else {
-            if inbound.service.is_some()
-                && !self.lingers.same_handshake(index, inbound.segment)
-                && self.check(inbound.segment).is_some()
-            {
-                self.forget_linger(index);
-                return self.unknown(inbound, frame, now, net);
+            if inbound.service.is_some() && !self.lingers.same_handshake(index, inbound.segment) {
+                self.filters.flowless(inbound.segment.key.src, now)?;
+                if self.check(inbound.segment).is_some() {
+                    self.forget_linger(index);
+                    return self.unknown(inbound, frame, now, net);
+                }
             }
             return Err(DropReason::NoFlow);
         };
@@ -178,6 +190,12 @@ impl Stack {
             self.count_ack(AckResult::Draining);
             self.refuse(segment, way, net);
             return Err(DropReason::Draining);
+        }
+        self.filters.verified(segment.key.src, now);
+        if let Err(reason) = self.filters.open(&Facts { segment, frame, service }, now) {
+            self.count_ack(AckResult::Limit);
+            self.refuse(segment, way, net);
+            return Err(reason);
         }
         // Behind a proxy stand many clients; its header tells which.
         let counted = (!self.trusts(service, segment.key.src)).then_some(segment.key.src);

@@ -24,6 +24,7 @@ use siphasher::sip::SipHasher13;
 use sluice_config::{Config, Mode, Service};
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::counter::Counter;
+use sluice_filters::engine::Engine;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Segment};
 
@@ -89,6 +90,8 @@ pub struct Setup {
     pub counters: Arc<StackCounters>,
     /// What it shares with the other workers.
     pub shared: Arc<Shared>,
+    /// What is asked of clients before memory is spent on them.
+    pub filters: Engine,
     /// The cookies' key ring.
     pub jar: Jar,
     /// Secret octets of this worker's own.
@@ -122,6 +125,8 @@ pub enum Outcome {
 
 /// One worker's TCP.
 pub struct Stack {
+    /// What is asked of clients: by the worker when a segment arrives, by the stack before it opens a session.
+    pub filters: Engine,
     // A copy of this worker's own: its count of owners is touched for every session served.
     pub(crate) config: Rc<Config>,
     pub(crate) worker: WorkerId,
@@ -223,7 +228,7 @@ impl Stack {
     /// A stack without connections.
     #[must_use]
     pub fn new(setup: Setup) -> Stack {
-        let Setup { config, worker, counters, shared, jar, entropy, mtus, now } = setup;
+        let Setup { config, worker, counters, shared, filters, jar, entropy, mtus, now } = setup;
         let word = |at: usize| {
             let mut octets = [0; 8];
             octets.copy_from_slice(&entropy[at * 8..at * 8 + 8]);
@@ -252,6 +257,7 @@ impl Stack {
         let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
         let balancers = config.services.iter().map(Balancer::new).collect();
         let mut stack = Stack {
+            filters,
             worker,
             counters,
             shared,
@@ -425,6 +431,7 @@ impl Stack {
     /// Brings the gauges up to date; a few times a second is enough.
     pub fn publish(&mut self, now: Micros) {
         self.source_ports.reap(now);
+        self.filters.publish(now);
         self.counters.flow_entries.set(self.flows.len() as u64);
         self.counters.time_wait.set(self.lingers.len() as u64);
         self.refresh_offers();

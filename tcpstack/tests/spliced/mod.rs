@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sluice_config::Config;
 use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::engine::Engine;
 use sluice_filters::testkit::{OUR_MAC, Opt, PEER_MAC, TcpBuilder, ethernet, tcp};
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
@@ -157,6 +158,7 @@ impl Lab {
         let counters = Arc::new(StackCounters::new(&config));
         let now = Micros(1_000_000);
         let stack = Stack::new(Setup {
+            filters: Engine::of(&config).expect("no rules"),
             jar: Jar::new([7; 32], config.cookies.epoch),
             worker: WorkerId(0),
             counters: counters.clone(),

@@ -21,20 +21,20 @@ both_modes![
 const MIB: u64 = 1 << 20;
 
 /// Frames that reached the appliance's interface on the client's side, whether sluice was quick enough for them or not.
-fn arrived(lab: &Lab) -> u64 {
+pub fn arrived(lab: &Lab) -> u64 {
     let shown = lab.appliance.sh("cat /proc/net/dev");
     let line = shown.lines().find_map(|line| line.trim().strip_prefix("p0:")).expect("p0 is there");
     line.split_whitespace().nth(1).and_then(|packets| packets.parse().ok()).expect("a number of packets")
 }
 
 /// Frames sluice received on one port, or on all.
-fn received(metrics: &Metrics, port: Option<&str>) -> u64 {
+pub fn received(metrics: &Metrics, port: Option<&str>) -> u64 {
     let port: Vec<_> = port.map(|port| ("port", port)).into_iter().collect();
     metrics.sum("sluice_port_rx_packets_total", &port)
 }
 
 /// What sluice says became of packets that belong to no session.
-fn accounted(metrics: &Metrics) -> u64 {
+pub fn accounted(metrics: &Metrics) -> u64 {
     metrics.sum("sluice_dropped_packets_total", &[])
         + metrics.sum("sluice_syn_cookies_sent_total", &[])
         + metrics.sum("sluice_local_replies_total", &[])

@@ -28,6 +28,8 @@ macro_rules! both_modes {
 mod basics;
 mod crowds;
 mod endings;
+mod filter_files;
+mod filters;
 mod floods;
 mod headers;
 mod legs;

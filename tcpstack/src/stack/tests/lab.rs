@@ -4,6 +4,7 @@
 use std::collections::VecDeque;
 
 use sluice_filters::addr::Addr;
+
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::{Flags, Parsed, RxChecksums, parse};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
@@ -217,6 +218,7 @@ impl Lab {
         let now = Micros(1_000_000);
         let services = config.services.iter().flat_map(|s| s.listen.clone()).collect();
         let stack = Stack::new(Setup {
+            filters: Engine::of(&config).unwrap(),
             jar: Jar::new([7; 32], config.cookies.epoch),
             config,
             worker: WorkerId(0),

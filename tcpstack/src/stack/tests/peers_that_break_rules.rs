@@ -176,6 +176,39 @@ fn a_client_back_from_a_crash_replaces_its_old_connection() {
 }
 
 #[test]
+fn guesses_at_the_cookie_of_a_known_flow_are_limited_like_those_without_one() {
+    let mut lab = Lab::new(&format!("{RAW}\n[filters.per_address]\nflowless_acks = \"3/min burst 3\"\n"));
+    lab.client_answers = false;
+    let server = lab.server.listen(80);
+    let mut hand = Hand::shake(&mut lab);
+    assert!(lab.run(100, |lab| lab.server.get(server).may_send()));
+    lab.idle(1_100);
+    lab.drops.clear();
+    for _ in 0..4 {
+        hand.says(&mut lab, Flags::ACK, 1 << 30, 1 << 30, b"");
+    }
+    let guess = lab.drops[0];
+    assert_ne!(guess, DropReason::SourceFlowlessAcks);
+    let limited = DropReason::SourceFlowlessAcks;
+    assert_eq!(lab.drops, [guess, guess, limited, limited], "the handshake's own was the first of three");
+
+    // The same when the connection is over.
+    lab.now.0 += 60_000_000;
+    lab.server.get(server).close();
+    lab.idle(20);
+    hand.ack = hand.ack.wrapping_add(1);
+    hand.says(&mut lab, Flags::FIN | Flags::ACK, 0, 0, b"");
+    lab.idle(50);
+    assert_eq!(lab.stack.sessions(), 0);
+    lab.drops.clear();
+    for _ in 0..4 {
+        hand.says(&mut lab, Flags::ACK, 1 << 30, 1 << 30, b"");
+    }
+    let no_flow = DropReason::NoFlow;
+    assert_eq!(lab.drops, [no_flow, no_flow, no_flow, limited]);
+}
+
+#[test]
 fn a_fin_whose_ack_was_lost_is_acknowledged_from_time_wait() {
     let (mut lab, mut hand, server) = with_hand();
     lab.server.get(server).close();

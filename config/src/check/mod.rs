@@ -4,15 +4,20 @@
 //! Checks that conclude from something's absence (no route, no such port) are left out while the list they would search was
 //! read with mistakes: their verdict would be a consequence, not a mistake.
 
+mod rules;
+
 use std::collections::HashMap;
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 
 use crate::address;
 use crate::error::{Diagnostics, Located, nearest, quoted};
-use crate::model::{Config, Filters, Limits, Metrics, Mode, Port, ProxyProtocol, Route, Service, Upstream};
+use crate::model::{
+    Bans, Config, ConnectionLog, Filters, Limits, Metrics, Mode, Port, ProxyProtocol, Route, Sample, Service, Upstream,
+};
 use crate::schema::{Draft, PortDraft, RouteDraft, ServiceDraft};
 
 /// Checks the draft; the configuration, if `diag` holds no mistake afterwards.
@@ -36,7 +41,9 @@ pub(crate) fn check(draft: Draft, diag: &mut Diagnostics<'_>) -> Option<Config> 
     for service in &draft.services {
         check_service(&draft, service, diag);
     }
+    rules::check(&draft, diag);
     contradicting_filters(&draft, diag);
+    sample_file(&draft, diag);
     if let Some(metrics) = &draft.metrics
         && is_ours(&draft, metrics.value.ip())
     {
@@ -216,16 +223,32 @@ fn check_route(draft: &Draft, route: &RouteDraft, diag: &mut Diagnostics<'_>) {
 }
 
 fn unknown_port(draft: &Draft, port: &Located<String>, diag: &mut Diagnostics<'_>) {
-    if !draft.ports_sound {
-        return;
+    if draft.ports_sound {
+        unknown(port, "port", draft.ports.iter().map(|p| p.name.value.as_str()), diag);
     }
-    let names = || draft.ports.iter().map(|p| p.name.value.as_str());
-    let listed: Vec<String> = names().map(quoted).collect();
-    let remedy = match nearest(&port.value, names()) {
-        Some(meant) => format!("did you mean {}? Ports are {}", quoted(meant), listed.join(", ")),
-        None => format!("ports are {}", listed.join(", ")),
+}
+
+/// Notes a name that none of the `known` ones is; they are what the file calls `what`.
+fn unknown<'d>(
+    name: &Located<String>,
+    what: &str,
+    known: impl Iterator<Item = &'d str> + Clone,
+    diag: &mut Diagnostics<'_>,
+) {
+    /// Names listed in a message.
+    const LISTED: usize = 20;
+    let mut listed: Vec<String> = known.clone().take(LISTED).map(quoted).collect();
+    let more = known.clone().count().saturating_sub(LISTED);
+    if more > 0 {
+        listed.push(format!("{more} more"));
+    }
+    let listed = listed.join(", ");
+    let remedy = match nearest(&name.value, known) {
+        _ if listed.is_empty() => format!("add a [[{what}]] with name = {}", quoted(&name.value)),
+        Some(meant) => format!("did you mean {}? The {what}s are {listed}", quoted(meant)),
+        None => format!("the {what}s are {listed}"),
     };
-    diag.wrong(port, format!("there is no port {}", quoted(&port.value)), remedy);
+    diag.wrong(name, format!("there is no {what} {}", quoted(&name.value)), remedy);
 }
 
 /// Whether the appliance answers for `ip`.
@@ -376,8 +399,8 @@ fn check_upstream(draft: &Draft, upstream: &Located<SocketAddr>, diag: &mut Diag
 }
 
 fn contradicting_filters(draft: &Draft, diag: &mut Diagnostics<'_>) {
-    let allowed: HashMap<&IpNet, usize> = draft.allow.iter().map(|net| (&net.value, net.at)).collect();
-    for deny in &draft.deny {
+    let allowed: HashMap<&IpNet, usize> = draft.filters.allow.iter().map(|net| (&net.value, net.at)).collect();
+    for deny in &draft.filters.deny {
         if let Some(allow) = allowed.get(&deny.value) {
             let line = diag.line(*allow);
             let found = format!("\"{}\" stands in filters.allow too (line {line}), which wins", deny.value);
@@ -386,7 +409,37 @@ fn contradicting_filters(draft: &Draft, diag: &mut Diagnostics<'_>) {
     }
 }
 
-/// The draft without its places. `None` only if a route's port is unknown, which a check has noted by then.
+/// Notes a sample file that something else uses.
+fn sample_file(draft: &Draft, diag: &mut Diagnostics<'_>) {
+    let Some(sample) = &draft.sample else { return };
+    let file = &sample.file;
+    let full = sample_of_before(&file.value);
+    let bans = draft.bans.as_ref().and_then(|bans| bans.file.as_ref()).map(|bans| (&bans.value, "bans.file"));
+    let log = match &draft.log.connections {
+        ConnectionLog::File(path) => Some((path, "log.connections")),
+        ConnectionLog::Stdout | ConnectionLog::Off => None,
+    };
+    let sets = draft.sets.iter().flat_map(|set| &set.files).map(|path| (&path.value, "a list of a [[set]]"));
+    for (path, what) in bans.into_iter().chain(log).chain(sets) {
+        if *path == file.value {
+            diag.wrong(file, format!("is {what} too"), "write a file of its own: it is overwritten");
+            return;
+        } else if *path == full {
+            let found = format!("is renamed to {} when it is full, which is {what}", full.display());
+            diag.wrong(file, found, "write another name");
+            return;
+        }
+    }
+}
+
+/// Where a full sample file goes.
+fn sample_of_before(file: &Path) -> PathBuf {
+    let mut name = file.as_os_str().to_owned();
+    name.push(".1");
+    PathBuf::from(name)
+}
+
+/// The draft without its places. `None` only if a rule or a route names something unknown, which a check has noted by then.
 fn finish(draft: Draft) -> Option<Config> {
     let port_of = |name: &str| draft.ports.iter().position(|p| p.name.value == name);
     let routes = draft
@@ -394,22 +447,23 @@ fn finish(draft: Draft) -> Option<Config> {
         .iter()
         .map(|route| Some(Route { to: route.to.value, via: route.via.value, port: port_of(&route.port.value)? }));
     let routes = routes.collect::<Option<Vec<_>>>()?;
-    let strip = |filters: Vec<Located<IpNet>>| filters.into_iter().map(|net| net.value).collect();
+    let strip = |nets: Vec<Located<IpNet>>| nets.into_iter().map(|net| net.value).collect();
+    let rules = draft.rules.iter().map(|rule| rules::finish(rule, &draft)).collect::<Option<Vec<_>>>()?;
     Some(Config {
         runtime: draft.runtime,
         routes,
         ports: draft.ports.into_iter().map(finish_port).collect(),
         services: draft.services.into_iter().map(finish_service).collect(),
-        sets: Vec::new(),
-        rules: Vec::new(),
-        filters: Filters {
-            deny: strip(draft.deny),
-            allow: strip(draft.allow),
-            icmp_rate: draft.icmp_rate,
-            ..Filters::default()
-        },
-        bans: None,
-        sample: None,
+        sets: draft.sets.into_iter().map(rules::finish_set).collect(),
+        rules,
+        filters: Filters { deny: strip(draft.filters.deny), allow: strip(draft.filters.allow), ..draft.filters.rest },
+        bans: draft.bans.map(|bans| Bans { file: bans.file.map(|file| file.value), capacity: bans.capacity }),
+        sample: draft.sample.map(|sample| Sample {
+            file: sample.file.value,
+            rate: sample.rate,
+            snap: sample.snap,
+            max_size: sample.max_size,
+        }),
         cookies: draft.cookies,
         proxy_keys: draft.proxy_keys,
         metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),

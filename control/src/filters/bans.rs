@@ -1,0 +1,532 @@
+//! Bans: who is shut out, until when, and why. The book is the Rust interface; the file is one of those who write into it.
+//!
+//! A ban is of an address or a prefix; the longest that holds a source counts. The file has one a line: `PREFIX UNTIL REASON...`, where
+//! UNTIL is `never` or a time in RFC 3339 (`2026-12-01T00:00:00Z`), and the reason is free text and may be left out. `#` begins a comment.
+
+use std::collections::HashMap;
+use std::fmt::Debug;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use ipnet::IpNet;
+use sluice_dataplane::{Busy, Orders};
+use thiserror::Error;
+
+use crate::stamp::Stamp;
+
+/// Largest file, octets: some two million bans with their reasons.
+const LARGEST: u64 = 256 << 20;
+/// Characters kept of a reason.
+const REASON: usize = 120;
+/// How long workers may take to read their orders before one is given again, and how often that is tried.
+const AGAIN: Duration = Duration::from_millis(1);
+const TRIES: usize = 5_000;
+
+/// One ban.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ban {
+    /// Whom it shuts out.
+    pub prefix: IpNet,
+    /// Until when; none = for good.
+    pub until: Option<SystemTime>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Why a ban was not laid or lifted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
+pub enum BanError {
+    /// As many are in force as there is room for.
+    #[error("{0} bans are in force, as many as there is room for; lift some, or raise bans.capacity")]
+    Full(usize),
+    /// The workers did not read their orders in time.
+    #[error(transparent)]
+    Busy(#[from] Busy),
+}
+
+/// Who carries bans out: the workers.
+pub trait Enforcer: Debug + Send + Sync {
+    /// Bans `prefix` until then.
+    ///
+    /// # Errors
+    /// [`Busy`]: later.
+    fn ban(&self, prefix: IpNet, until: SystemTime) -> Result<(), Busy>;
+    /// Lifts the ban of exactly this prefix.
+    ///
+    /// # Errors
+    /// [`Busy`]: later.
+    fn unban(&self, prefix: IpNet) -> Result<(), Busy>;
+}
+
+impl Enforcer for Orders {
+    fn ban(&self, prefix: IpNet, until: SystemTime) -> Result<(), Busy> {
+        Orders::ban(self, prefix, until, 0)
+    }
+
+    fn unban(&self, prefix: IpNet) -> Result<(), Busy> {
+        Orders::unban(self, prefix)
+    }
+}
+
+/// Who laid a ban.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Caller,
+    File,
+}
+
+/// All bans in force. Shared by whoever lays them.
+#[derive(Debug)]
+pub struct BanBook<E: Enforcer = Orders> {
+    capacity: usize,
+    enforcer: E,
+    bans: Mutex<HashMap<IpNet, (Ban, Origin)>>,
+}
+
+/// For bans without an end: later than any clock of the workers reads.
+fn end(until: Option<SystemTime>) -> SystemTime {
+    until.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(100 * 365 * 86_400))
+}
+
+impl<E: Enforcer> BanBook<E> {
+    /// An empty book with room for `capacity` bans.
+    #[must_use]
+    pub fn new(capacity: u32, enforcer: E) -> BanBook<E> {
+        BanBook { capacity: usize::try_from(capacity).unwrap_or(usize::MAX), enforcer, bans: Mutex::default() }
+    }
+
+    /// Lays a ban, in place of an earlier one of the same prefix. It is in force within a turn of the workers.
+    ///
+    /// # Errors
+    /// [`BanError::Full`], or [`BanError::Busy`] when the workers do not answer; nothing has changed then.
+    pub fn ban(&self, ban: Ban) -> Result<(), BanError> {
+        self.lay(ban, Origin::Caller)
+    }
+
+    /// Lifts the ban of exactly this prefix; whether there was one.
+    ///
+    /// # Errors
+    /// [`BanError::Busy`] when the workers do not answer; the ban is in force still.
+    pub fn unban(&self, prefix: IpNet) -> Result<bool, BanError> {
+        let prefix = prefix.trunc();
+        let mut bans = self.lock();
+        if !bans.contains_key(&prefix) {
+            return Ok(false);
+        }
+        patiently(|| self.enforcer.unban(prefix))?;
+        bans.remove(&prefix);
+        Ok(true)
+    }
+
+    /// The bans in force, in no order.
+    #[must_use]
+    pub fn list(&self) -> Vec<Ban> {
+        let now = SystemTime::now();
+        let bans = self.lock();
+        bans.values().map(|(ban, _)| ban).filter(|ban| ban.until.is_none_or(|until| until > now)).cloned().collect()
+    }
+
+    /// Forgets what has run out, and has the workers forget it: by themselves they might do so too late for another ban to find room.
+    pub fn sweep(&self) {
+        let now = SystemTime::now();
+        let ended = |ban: &Ban| ban.until.is_some_and(|until| until <= now);
+        let prefixes: Vec<IpNet> =
+            self.lock().iter().filter(|(_, (ban, _))| ended(ban)).map(|(prefix, _)| *prefix).collect();
+        for prefix in prefixes {
+            let mut bans = self.lock();
+            // It may have been laid anew since.
+            if bans.get(&prefix).is_some_and(|(ban, _)| ended(ban)) {
+                if patiently(|| self.enforcer.unban(prefix)).is_err() {
+                    return;
+                }
+                bans.remove(&prefix);
+            }
+        }
+    }
+
+    fn has_room(&self) -> bool {
+        self.lock().len() < self.capacity
+    }
+
+    fn lay(&self, ban: Ban, origin: Origin) -> Result<(), BanError> {
+        let ban = Ban { prefix: ban.prefix.trunc(), ..ban };
+        let mut bans = self.lock();
+        if bans.len() >= self.capacity && !bans.contains_key(&ban.prefix) {
+            return Err(BanError::Full(bans.len()));
+        }
+        patiently(|| self.enforcer.ban(ban.prefix, end(ban.until)))?;
+        bans.insert(ban.prefix, (ban, origin));
+        Ok(())
+    }
+
+    /// Makes the file's bans what `wanted` are: the rest of those it laid is lifted. Returns how many were laid and lifted.
+    fn adopt(&self, wanted: Vec<Ban>) -> Result<(usize, usize), BanError> {
+        let gone: Vec<IpNet> = {
+            let keep: std::collections::HashSet<IpNet> = wanted.iter().map(|ban| ban.prefix).collect();
+            let bans = self.lock();
+            let ours = bans.iter().filter(|(_, (_, origin))| *origin == Origin::File);
+            ours.map(|(prefix, _)| *prefix).filter(|prefix| !keep.contains(prefix)).collect()
+        };
+        for prefix in &gone {
+            self.unban(*prefix)?;
+        }
+        let mut laid = 0;
+        for ban in wanted {
+            if self.lock().get(&ban.prefix).is_none_or(|(known, _)| *known != ban) {
+                self.lay(ban, Origin::File)?;
+                laid += 1;
+            }
+        }
+        Ok((laid, gone.len()))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpNet, (Ban, Origin)>> {
+        self.bans.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives an order until the workers have room for it.
+fn patiently(order: impl Fn() -> Result<(), Busy>) -> Result<(), Busy> {
+    for _ in 0..TRIES {
+        if order().is_ok() {
+            return Ok(());
+        }
+        std::thread::sleep(AGAIN);
+    }
+    order()
+}
+
+/// What is wrong with a file of bans.
+#[derive(Debug, Error)]
+pub enum BanFileError {
+    /// It cannot be read.
+    #[error("bans.file: {}: {source}; name a file that sluice may read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// It is too large.
+    #[error("bans.file: {} is larger than {} MiB; remove bans that have run out", path.display(), LARGEST >> 20)]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line is not a ban.
+    #[error("bans.file: {}:{line}: {found}; write PREFIX UNTIL REASON, as in \"192.0.2.7 2026-12-01T00:00:00Z scanner\"", path.display())]
+    Line {
+        /// The file.
+        path: PathBuf,
+        /// From 1.
+        line: usize,
+        /// What stands there.
+        found: String,
+    },
+}
+
+/// Reads a file of bans. Of several bans of one prefix the last counts.
+///
+/// # Errors
+/// Names the file and the first line that is not a ban.
+pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
+    let unreadable = |source| BanFileError::Unreadable { path: path.to_owned(), source };
+    // Asked before opening: to open a pipe would wait for a writer.
+    let about = std::fs::metadata(path).map_err(unreadable)?;
+    if !about.is_file() {
+        return Err(unreadable(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")));
+    }
+    let mut octets = Vec::new();
+    File::open(path).map_err(unreadable)?.take(LARGEST + 1).read_to_end(&mut octets).map_err(unreadable)?;
+    if about.len().max(octets.len() as u64) > LARGEST {
+        return Err(BanFileError::TooLarge { path: path.to_owned() });
+    }
+    let mut bans: HashMap<IpNet, Ban> = HashMap::new();
+    for (number, line) in octets.split(|octet| *octet == b'\n').enumerate() {
+        let text = String::from_utf8_lossy(line);
+        let text = text.split('#').next().unwrap_or_default().trim();
+        if text.is_empty() {
+            continue;
+        }
+        let ban = parse(text).map_err(|found| BanFileError::Line { path: path.to_owned(), line: number + 1, found })?;
+        bans.insert(ban.prefix, ban);
+    }
+    Ok(bans.into_values().collect())
+}
+
+fn parse(text: &str) -> Result<Ban, String> {
+    let shown = |text: &str| format!("{:?}", text.chars().take(60).collect::<String>());
+    let (prefix, rest) = first_word(text);
+    let (until, reason) = first_word(rest);
+    let reason: String = reason.chars().take(REASON).collect();
+    let prefix: IpNet = prefix
+        .parse()
+        .or_else(|_| prefix.parse::<std::net::IpAddr>().map(IpNet::from))
+        .map_err(|_| format!("{} is no address or prefix", shown(prefix)))?;
+    if let IpNet::V6(net) = prefix
+        && net.prefix_len() >= 96
+        && net.addr().to_ipv4_mapped().is_some()
+    {
+        return Err(format!("{prefix} is IPv4-mapped, which holds no address of any packet"));
+    }
+    let until = match until {
+        "" => return Err(format!("{} lacks the time at which the ban ends", shown(text))),
+        "never" => None,
+        time => Some(humantime::parse_rfc3339_weak(time).map_err(|_| format!("{} is no time", shown(time)))?),
+    };
+    Ok(Ban { prefix: prefix.trunc(), until, reason })
+}
+
+/// The first word of a text that begins with one, and what follows the blanks behind it.
+fn first_word(text: &str) -> (&str, &str) {
+    let (word, rest) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
+    (word, rest.trim_start())
+}
+
+/// The file of bans as it was last seen.
+pub(super) struct BanFile<E: Enforcer = Orders> {
+    path: PathBuf,
+    book: Arc<BanBook<E>>,
+    /// None before the first look, and when it is to be read again.
+    seen: Option<Result<Stamp, io::ErrorKind>>,
+    /// There was no room for all of it.
+    wants_room: bool,
+}
+
+impl<E: Enforcer> BanFile<E> {
+    pub(super) fn new(path: PathBuf, book: Arc<BanBook<E>>) -> BanFile<E> {
+        BanFile { path, book, seen: None, wants_room: false }
+    }
+
+    /// Reads the file if it is not as it was.
+    pub(super) fn look(&mut self) {
+        self.book.sweep();
+        if self.wants_room && self.book.has_room() {
+            self.seen = None;
+        }
+        let stamp = Stamp::of(&self.path);
+        if self.seen.replace(stamp) == Some(stamp) {
+            return;
+        }
+        let now = SystemTime::now();
+        let current = |ban: &Ban| ban.until.is_none_or(|until| until > now);
+        let result = read_bans(&self.path).map(|bans| self.book.adopt(bans.into_iter().filter(current).collect()));
+        self.wants_room = matches!(result, Ok(Err(BanError::Full(_))));
+        match result {
+            Ok(Ok((laid, lifted))) => tracing::info!(laid, lifted, "the file of bans is in force"),
+            Ok(Err(error)) => {
+                // Looked at again in a second, or when there is room.
+                if !self.wants_room {
+                    self.seen = None;
+                }
+                tracing::warn!(%error, "not all bans of the file are in force");
+            }
+            Err(error) => tracing::warn!(%error, "the bans stay as they were"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    /// Workers that note their orders, and may be busy.
+    #[derive(Debug, Default)]
+    struct Notes {
+        orders: Mutex<Vec<String>>,
+        busy: Mutex<usize>,
+    }
+
+    impl Notes {
+        fn take(&self, order: String) -> Result<(), Busy> {
+            let mut busy = self.busy.lock().unwrap();
+            if *busy > 0 {
+                *busy -= 1;
+                return Err(Busy);
+            }
+            self.orders.lock().unwrap().push(order);
+            Ok(())
+        }
+    }
+
+    impl Enforcer for Arc<Notes> {
+        fn ban(&self, prefix: IpNet, _: SystemTime) -> Result<(), Busy> {
+            self.take(format!("ban {prefix}"))
+        }
+
+        fn unban(&self, prefix: IpNet) -> Result<(), Busy> {
+            self.take(format!("unban {prefix}"))
+        }
+    }
+
+    fn book(capacity: u32) -> (Arc<BanBook<Arc<Notes>>>, Arc<Notes>) {
+        let notes = Arc::new(Notes::default());
+        (Arc::new(BanBook::new(capacity, notes.clone())), notes)
+    }
+
+    fn orders(notes: &Notes) -> Vec<String> {
+        let mut orders = std::mem::take(&mut *notes.orders.lock().unwrap());
+        orders.sort();
+        orders
+    }
+
+    fn ban(prefix: &str) -> Ban {
+        Ban { prefix: prefix.parse().unwrap(), until: None, reason: "test".into() }
+    }
+
+    #[test]
+    fn bans_are_laid_listed_and_lifted() {
+        let (book, notes) = book(10);
+        book.ban(ban("192.0.2.77/24")).unwrap();
+        assert_eq!(book.list(), [ban("192.0.2.0/24")]);
+        assert_eq!(book.unban("192.0.2.0/24".parse().unwrap()), Ok(true));
+        assert_eq!(book.unban("192.0.2.0/24".parse().unwrap()), Ok(false));
+        assert_eq!(orders(&notes), ["ban 192.0.2.0/24", "unban 192.0.2.0/24"]);
+        assert!(book.list().is_empty());
+    }
+
+    #[test]
+    fn no_more_bans_are_laid_than_there_is_room_for() {
+        let (book, notes) = book(1);
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(book.ban(ban("192.0.3.0/24")), Err(BanError::Full(1)));
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(orders(&notes).len(), 2);
+    }
+
+    #[test]
+    fn bans_that_have_ended_are_neither_listed_nor_in_the_way() {
+        let (book, _) = book(1);
+        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        assert!(book.list().is_empty());
+        book.sweep();
+        book.ban(ban("192.0.3.0/24")).unwrap();
+    }
+
+    #[test]
+    fn workers_forget_a_ban_that_has_ended_before_another_takes_its_place() {
+        let (book, notes) = book(1);
+        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        book.sweep();
+        book.ban(ban("192.0.3.0/24")).unwrap();
+        assert_eq!(*notes.orders.lock().unwrap(), ["ban 192.0.2.0/24", "unban 192.0.2.0/24", "ban 192.0.3.0/24"]);
+    }
+
+    #[test]
+    fn a_file_with_more_bans_than_there_is_room_for_is_read_again_when_there_is_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 never\n192.0.2.2 never\n").unwrap();
+        let (book, notes) = book(2);
+        book.ban(ban("198.18.0.0/15")).unwrap();
+        let mut file = BanFile::new(path, book.clone());
+        file.look();
+        assert_eq!((orders(&notes).len(), file.seen.is_some()), (2, true));
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
+        book.unban("198.18.0.0/15".parse().unwrap()).unwrap();
+        file.look();
+        assert_eq!(orders(&notes).len(), 2, "one lifted, one laid");
+        assert_eq!(book.list().len(), 2);
+    }
+
+    #[test]
+    fn busy_workers_are_asked_again() {
+        let (book, notes) = book(1);
+        *notes.busy.lock().unwrap() = 3;
+        book.ban(ban("192.0.2.0/24")).unwrap();
+        assert_eq!(orders(&notes), ["ban 192.0.2.0/24"]);
+    }
+
+    #[test]
+    fn a_file_has_a_ban_a_line() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(
+            &path,
+            "# by hand\n192.0.2.7 never\n\n  2001:db8:7::/48\t2026-12-01T00:00:00Z   many words # why\r\n192.0.2.7/32 never again\n",
+        )
+        .unwrap();
+        let mut bans = read_bans(&path).unwrap();
+        bans.sort_by_key(|ban| ban.prefix);
+        let until = humantime::parse_rfc3339("2026-12-01T00:00:00Z").unwrap();
+        assert_eq!(
+            bans,
+            [
+                Ban { reason: "again".into(), ..ban("192.0.2.7/32") },
+                Ban { prefix: "2001:db8:7::/48".parse().unwrap(), until: Some(until), reason: "many words".into() },
+            ]
+        );
+    }
+
+    #[test]
+    fn columns_may_stand_apart_by_any_blanks() {
+        for line in ["192.0.2.7 never why so", "192.0.2.7   never  why so", "192.0.2.7\t\tnever \twhy so"] {
+            assert_eq!(parse(line), Ok(Ban { reason: "why so".into(), ..ban("192.0.2.7/32") }), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_bans_without_an_end_is_refused_and_a_pipe_waits_for_nobody() {
+        let error = read_bans(Path::new("/dev/zero")).unwrap_err().to_string();
+        assert!(error.contains("/dev/zero: not a regular file; name a file"), "{error}");
+        let dir = tempfile::tempdir().unwrap();
+        assert!(read_bans(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+    }
+
+    #[test]
+    fn a_wrong_line_is_named_with_its_remedy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        for (line, found) in [
+            ("192.0.2.300 never", "\"192.0.2.300\" is no address or prefix"),
+            ("192.0.2.1", "\"192.0.2.1\" lacks the time"),
+            ("::ffff:192.0.2.1 never", "::ffff:192.0.2.1/128 is IPv4-mapped"),
+            ("192.0.2.1 tomorrow", "\"tomorrow\" is no time"),
+            ("\u{1b}[2J never", "\"\\u{1b}[2J\" is no address"),
+        ] {
+            fs::write(&path, format!("192.0.2.7 never\n{line}\n")).unwrap();
+            let error = read_bans(&path).unwrap_err().to_string();
+            let place = format!("bans.file: {}:2: {found}", path.display());
+            assert!(error.starts_with(&place) && error.contains("; write PREFIX UNTIL"), "{error}");
+        }
+        assert!(read_bans(&dir.path().join("none")).unwrap_err().to_string().contains("; name a file"));
+    }
+
+    #[test]
+    fn a_changed_file_lays_what_is_new_and_lifts_what_is_gone_and_nothing_of_others() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        let put = |text: &str| {
+            let new = path.with_extension("new");
+            fs::write(&new, text).unwrap();
+            fs::rename(new, &path).unwrap();
+        };
+        let (book, notes) = book(100);
+        book.ban(ban("198.18.0.0/15")).unwrap();
+        let mut file = BanFile::new(path.clone(), book.clone());
+        put("192.0.2.1 never\n192.0.2.2 never\n192.0.2.3 2020-01-01T00:00:00Z ended long ago\n");
+        file.look();
+        assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32", "ban 198.18.0.0/15"]);
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
+        put("192.0.2.2 never\n2001:db8::/32 never\n");
+        file.look();
+        assert_eq!(orders(&notes), ["ban 2001:db8::/32", "unban 192.0.2.1/32"]);
+        put("192.0.2.2 never\nnonsense\n");
+        file.look();
+        assert_eq!(orders(&notes), [""; 0], "a broken file changes nothing");
+        fs::remove_file(&path).unwrap();
+        file.look();
+        assert_eq!((orders(&notes), book.list().len()), (vec![], 3), "neither does a missing one");
+        put("");
+        file.look();
+        assert_eq!(orders(&notes), ["unban 192.0.2.2/32", "unban 2001:db8::/32"]);
+        assert_eq!(book.list(), [ban("198.18.0.0/15")]);
+    }
+}

@@ -1,0 +1,263 @@
+//! A capture's packets through the appliance's parser, filters, limits and cookies, on the capture's own clock.
+//!
+//! Octets that the capture did not keep are taken for zeroes, and checksums over them for right.
+//!
+//! What is real: the parser, the address sets, rules, limits and bans of the configuration, and the cookies. What is not there: ports and
+//! neighbours (MAC addresses and VLANs are not compared), sessions, upstreams, and `service.limits`. All packets meet one worker; several
+//! would each keep the limits per source for themselves.
+//!
+//! A capture was rarely taken on an appliance with the same cookie seed. So a client's ACK counts as an answer to our SYN-ACK when the
+//! capture has that client's SYN, which was answered, and, where the capture has the server's own SYN-ACK, acknowledges that one: its
+//! acknowledgment number is then replaced by our cookie's and the cookie is checked. An ACK out of nowhere has no such excuse. Connections
+//! that were open before the capture began are known by the server's segments in it.
+
+mod connections;
+mod diff;
+mod report;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use sluice_config::Config;
+use sluice_filters::engine::{Engine, FilterCounters, Plan, Trace, Unseen};
+use sluice_filters::rules::Facts;
+use sluice_filters::units::{Micros, Seq};
+use sluice_filters::{DropReason, Parsed, RxChecksums, Segment, ServiceMap, parse};
+use sluice_tcpstack::cookie::{Jar, Offer};
+
+use self::connections::{Connections, Known};
+use crate::filters::bans::Ban;
+
+pub use self::diff::{Change, Diff};
+pub use self::report::{Line, Report, RuleLine};
+
+/// What became of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Outcome {
+    /// A SYN that is answered with a cookie.
+    Answered,
+    /// A cookie that is right: a connection opens.
+    Opened,
+    /// A segment of an open connection.
+    Connection,
+    /// ARP and ICMP, which the appliance serves itself.
+    Local,
+    /// Sent by a service: what the appliance would send.
+    FromService,
+    /// Dropped for this reason, as an index into [`DropReason::ALL`], by this rule.
+    Dropped(u8, Option<u16>),
+}
+
+impl Outcome {
+    /// Whether the packet was dropped.
+    #[must_use]
+    pub fn is_drop(self) -> bool {
+        matches!(self, Outcome::Dropped(..))
+    }
+
+    /// Why, if it was dropped.
+    #[must_use]
+    pub fn reason(self) -> Option<DropReason> {
+        match self {
+            Outcome::Dropped(reason, _) => DropReason::ALL.get(usize::from(reason)).copied(),
+            _ => None,
+        }
+    }
+
+    /// As tables show it.
+    #[must_use]
+    pub fn describe(self, config: &Config) -> String {
+        match self {
+            Outcome::Answered => "SYN answered with a cookie".into(),
+            Outcome::Opened => "cookie right, connection opens".into(),
+            Outcome::Connection => "part of a connection".into(),
+            Outcome::Local => "ARP or ICMP, served by the appliance".into(),
+            Outcome::FromService => "sent by a service, not judged".into(),
+            Outcome::Dropped(_, rule) => {
+                let reason = self.reason().map_or("", DropReason::as_str);
+                match rule.and_then(|rule| config.rules.get(usize::from(rule))) {
+                    Some(rule) => format!("dropped: {reason} {:?}", rule.name),
+                    None => format!("dropped: {reason}"),
+                }
+            }
+        }
+    }
+}
+
+/// One configuration's appliance, without ports and upstreams.
+pub struct Replay {
+    config: Arc<Config>,
+    services: ServiceMap,
+    engine: Engine,
+    counters: Arc<FilterCounters>,
+    jar: Jar,
+    connections: Connections,
+    /// The first packet's time.
+    began: Option<Duration>,
+    now: Micros,
+    /// Those that wait for the first packet's time.
+    bans: Vec<Ban>,
+    /// A packet that the capture cut short, filled up with zeroes.
+    whole: Vec<u8>,
+}
+
+/// The clock of the first packet: late enough for the clock to have no past that wraps.
+const START: Micros = Micros(1_000_000);
+/// Longest frame, octets.
+pub(crate) const LONGEST: usize = 65_535 + 18;
+/// The secret of tables that nobody attacks.
+const SECRET: [u64; 2] = [0x7265_706c_6179, 0x736c_7569_6365];
+
+impl Replay {
+    /// For a configuration with its compiled filters, its cookies' seed and its bans.
+    #[must_use]
+    pub fn new(config: Arc<Config>, plan: Plan, seed: [u8; 32], bans: Vec<Ban>) -> Replay {
+        let counters = Arc::new(FilterCounters::new(&config));
+        Replay {
+            services: ServiceMap::new(&config.services),
+            engine: Engine::new(Arc::new(plan), SECRET, Arc::clone(&counters)),
+            counters,
+            jar: Jar::new(seed, config.cookies.epoch),
+            connections: Connections::new(),
+            began: None,
+            now: START,
+            bans,
+            whole: Vec::new(),
+            config,
+        }
+    }
+
+    /// Lays the bans that are in force at the first packet's time.
+    fn lay_bans(&mut self, begin: Duration) {
+        // A capture may say that it was taken when no clock of ours will ever be.
+        let left = |until: SystemTime| until.duration_since(UNIX_EPOCH).ok()?.checked_sub(begin);
+        for ban in std::mem::take(&mut self.bans) {
+            if let Some(left) = ban.until.map_or(Some(Duration::MAX), left) {
+                // One there is no room for is not enforced by an appliance either.
+                let _ = self.engine.ban(ban.prefix, START.after(left), 0);
+            }
+        }
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Arc<Config> {
+        &self.config
+    }
+
+    /// The filters in force.
+    #[must_use]
+    pub fn plan(&self) -> &Plan {
+        self.engine.plan()
+    }
+
+    /// What the rules counted.
+    #[must_use]
+    pub fn counters(&self) -> &FilterCounters {
+        &self.counters
+    }
+
+    /// Takes the next packet: an Ethernet frame, of `wire_len` octets when it was sent.
+    pub fn packet(&mut self, time: Duration, frame: &[u8], wire_len: u32) -> Outcome {
+        self.packet_traced(time, frame, wire_len, &mut Unseen)
+    }
+
+    /// [`Replay::packet`] with its steps told.
+    pub fn packet_traced(&mut self, time: Duration, frame: &[u8], wire_len: u32, trace: &mut impl Trace) -> Outcome {
+        self.tick(time);
+        let len = (wire_len as usize).min(LONGEST);
+        let verdict = if frame.len() < len {
+            let mut whole = std::mem::take(&mut self.whole);
+            whole.clear();
+            whole.extend_from_slice(frame);
+            whole.resize(len, 0);
+            // A checksum over octets that the capture did not keep says nothing.
+            let verdict = self.judge(&whole, RxChecksums::GOOD, trace);
+            self.whole = whole;
+            verdict
+        } else {
+            self.judge(frame, RxChecksums::default(), trace)
+        };
+        match verdict {
+            Ok(outcome) => outcome,
+            Err(reason) => {
+                let by_rule = matches!(reason, DropReason::Rule | DropReason::RuleLimit);
+                let rule = self.engine.rule().filter(|_| by_rule);
+                Outcome::Dropped(u8::try_from(reason.index()).unwrap_or(u8::MAX), rule)
+            }
+        }
+    }
+
+    /// Follows the capture's clock, which may step back but takes us nowhere then.
+    fn tick(&mut self, time: Duration) {
+        if self.began.is_none() {
+            self.lay_bans(time);
+        }
+        let began = *self.began.get_or_insert(time);
+        let elapsed = time.saturating_sub(began);
+        self.now = self.now.max(START.after(elapsed));
+        self.jar.tick(time);
+        self.engine.sweep(self.now);
+    }
+
+    fn judge<T: Trace>(&mut self, frame: &[u8], checksums: RxChecksums, trace: &mut T) -> Result<Outcome, DropReason> {
+        let segment = match parse(frame, checksums)? {
+            Parsed::Tcp(segment) => segment,
+            Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_) => return Ok(Outcome::Local),
+        };
+        let key = segment.key;
+        let Some(service) = self.services.get(key.dst, key.dst_port) else {
+            if self.services.get(key.src, key.src_port).is_some() {
+                self.connections.heard_service(&segment, self.now);
+                return Ok(Outcome::FromService);
+            }
+            return Err(DropReason::NotAService);
+        };
+        let facts = Facts { segment: &segment, frame, service };
+        self.engine.check_traced(&facts, self.now, trace)?;
+        if segment.flags.is_initial_syn() {
+            self.engine.answer_traced(key.src, self.now, trace)?;
+            self.connections.answered(&segment, self.now);
+            return Ok(Outcome::Answered);
+        }
+        if self.connections.take(&segment, self.now) {
+            return Ok(Outcome::Connection);
+        }
+        self.unknown(&facts, trace)
+    }
+
+    fn unknown<T: Trace>(&mut self, facts: &Facts<'_>, trace: &mut T) -> Result<Outcome, DropReason> {
+        let segment = facts.segment;
+        self.engine.flowless_traced(segment.key.src, self.now, trace)?;
+        let flags = segment.flags;
+        if !flags.ack() || flags.syn() || flags.rst() {
+            return Err(DropReason::NoFlow);
+        }
+        if self.offer(segment, facts.frame).is_none() {
+            return Err(DropReason::BadCookie);
+        }
+        self.engine.verified(segment.key.src, self.now);
+        self.engine.open_traced(facts, self.now, trace)?;
+        self.connections.opened(segment, self.now);
+        Ok(Outcome::Opened)
+    }
+
+    /// What the cookie says that an ACK brings, or would bring had the client talked to us.
+    fn offer(&self, segment: &Segment, frame: &[u8]) -> Option<Offer> {
+        let isn = Seq(segment.seq.0.wrapping_sub(1));
+        let as_captured = self.jar.check(&segment.key, isn, segment.ack);
+        as_captured.or_else(|| {
+            let Known { isn: known, answer, .. } = self.connections.handshake(&segment.key)?;
+            let answers = known == isn && answer.is_none_or(|answer| answer.plus(1) == segment.ack);
+            if !answers {
+                return None;
+            }
+            let options = segment.options(frame);
+            let offer = Offer { mss: options.mss.unwrap_or(1_460), wscale: None, sack: false };
+            let cookie = self.jar.mint(&segment.key, isn, offer);
+            self.jar.check(&segment.key, isn, cookie.plus(1))
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! What the commands that touch no device read of a configuration: the file, its sets and rules, its bans.
+
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use sluice_config::Config;
+use sluice_control::filters::bans::{Ban, read_bans};
+use sluice_control::filters::{self, Loaded};
+
+use crate::exit::{BAD_CONFIG, complain};
+
+/// A configuration with everything that decides about packets.
+pub struct Whole {
+    pub config: Arc<Config>,
+    pub filters: Loaded,
+    pub bans: Vec<Ban>,
+}
+
+impl Whole {
+    /// The cookies' seed; none when it is drawn at each start. Complains when there is one that cannot be read.
+    pub fn seed(&self) -> Result<Option<[u8; 32]>, ExitCode> {
+        let file = self.config.cookies.seed_file.as_deref();
+        file.map(sluice_config::read_seed).transpose().map_err(|error| complain(&error, BAD_CONFIG))
+    }
+}
+
+/// Reads the configuration at `path` and every file that its filters need, or complains.
+pub fn load(path: &Path) -> Result<Whole, ExitCode> {
+    let wrong = |error: &dyn std::fmt::Display| complain(error, BAD_CONFIG);
+    let config = Arc::new(sluice_config::load(path).map_err(|mistakes| wrong(&mistakes))?);
+    // One stands for all workers here, and has the whole of what they share.
+    let filters = filters::load(&path.display().to_string(), &config, 1).map_err(|error| wrong(&error))?;
+    let file = config.bans.as_ref().and_then(|bans| bans.file.as_deref());
+    // The appliance starts without it, too.
+    let bans = match file.filter(|file| file.exists()).map(read_bans).transpose() {
+        Ok(bans) => bans.unwrap_or_default(),
+        Err(error) => return Err(wrong(&error)),
+    };
+    Ok(Whole { config, filters, bans })
+}

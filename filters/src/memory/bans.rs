@@ -117,8 +117,6 @@ impl<const N: usize> Lengths<N> {
     }
 }
 
-/// Prefix lengths whose slots [`Bans::touch`] calls for.
-const TOUCHED: usize = 2;
 /// Tags that one probe reads.
 const GROUP: usize = 8;
 
@@ -221,17 +219,6 @@ impl Bans {
             }
         }
         None
-    }
-
-    /// Brings near what [`Bans::lookup`] will read first for `addr`, so that the misses of several lookups overlap.
-    #[inline]
-    pub fn touch(&self, addr: Addr) {
-        for prefix in self.covering(addr).take(TOUCHED) {
-            let home = self.home(self.hash(&prefix));
-            // Plain loads nobody uses would be removed; these are kept.
-            std::hint::black_box((self.tags.get(home), self.tag_at(home)));
-            std::hint::black_box(self.entries.get(home).map(|entry| entry.len));
-        }
     }
 
     /// The prefixes of `addr` that may be banned, longest first.

@@ -7,6 +7,9 @@ use std::collections::{BTreeMap, HashSet};
 
 use super::{Conversation, Heard, Leg, Legs, Rule, Violation, segments, unreadable};
 
+/// Segments for which one acknowledgment may be recorded a tick too late.
+const SWAPS: u64 = 2_000;
+
 /// What one end of a leg has sent on it.
 #[derive(Debug, Default)]
 struct Sent {
@@ -28,6 +31,10 @@ struct Sent {
     clock: Option<u32>,
     /// Acknowledgments without data whose clock was behind.
     late: usize,
+    /// Segments with a clock.
+    clocked: u64,
+    /// Acknowledgments among them that were excused as misrecorded.
+    swapped: u64,
     /// How far it has acknowledged the other end's stream.
     acked: Option<i64>,
     /// Up to where it was willing to take the other end's stream.
@@ -196,16 +203,25 @@ impl Checker<'_> {
         if offset < sent.highest {
             return;
         }
+        sent.clocked += 1;
         let newest = *sent.clock.get_or_insert(value);
         if value.wrapping_sub(newest).cast_signed() >= 0 {
             sent.clock = Some(value);
             return;
         }
         // Acknowledgments that overtook each other before they reached sluice leave it in the order they came.
-        let excused = heard.payload.is_empty() && !heard.fin && {
+        let bare = heard.payload.is_empty() && !heard.fin;
+        let mut excused = bare && {
             sent.late += 1;
             sent.late <= source
         };
+        // Where two processors of an end's kernel send at the turn of a tick, a recorder beside them may have seen another order than the
+        // wire did: a few acknowledgments in a long transfer.
+        if forwarded && bare && !excused && value.wrapping_add(1) == newest && sent.swapped < sent.clocked / SWAPS {
+            sent.late -= 1;
+            sent.swapped += 1;
+            excused = true;
+        }
         if forwarded && !excused {
             let octets = heard.payload.len();
             self.breach(Rule::ClockForward, format!("TSval {value} after {newest}, {octets} octets"));

@@ -435,6 +435,14 @@ pub enum Action {
     Limit(Limit),
 }
 
+impl Action {
+    /// Whether it limits connections: then its rule is asked when one opens, not when a segment arrives.
+    #[must_use]
+    pub fn is_on_connections(&self) -> bool {
+        matches!(self, Action::Limit(limit) if limit.of == Measure::Connections)
+    }
+}
+
 /// A rule's limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limit {

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use sluice_config::Config;
-use sluice_control::filters::bans::{Ban, read_bans};
+use sluice_control::filters::bans::{Ban, configured_bans};
 use sluice_control::filters::{self, Loaded};
 
 use crate::exit::{BAD_CONFIG, complain};
@@ -31,11 +31,6 @@ pub fn load(path: &Path) -> Result<Whole, ExitCode> {
     let config = Arc::new(sluice_config::load(path).map_err(|mistakes| wrong(&mistakes))?);
     // One stands for all workers here, and has the whole of what they share.
     let filters = filters::load(&path.display().to_string(), &config, 1).map_err(|error| wrong(&error))?;
-    let file = config.bans.as_ref().and_then(|bans| bans.file.as_deref());
-    // The appliance starts without it, too.
-    let bans = match file.filter(|file| file.exists()).map(read_bans).transpose() {
-        Ok(bans) => bans.unwrap_or_default(),
-        Err(error) => return Err(wrong(&error)),
-    };
+    let bans = configured_bans(&config).map_err(|error| wrong(&error))?;
     Ok(Whole { config, filters, bans })
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use sluice_config::{Config, KeyError, Mode, SeedError};
 use sluice_control::filters::LoadError;
-use sluice_control::filters::bans::{BanFileError, read_bans};
+use sluice_control::filters::bans::{BanFileError, configured_bans};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
 use sluice_tcpstack::proxy::{KeyRing, Keys};
@@ -55,10 +55,8 @@ pub fn run(path: &Path) -> ExitCode {
 fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
-    // They are laid when the workers run; a file that is not there yet may come later.
-    if let Some(file) = config.bans.as_ref().and_then(|bans| bans.file.as_deref()).filter(|file| file.exists()) {
-        read_bans(file)?;
-    }
+    // They are laid when the workers run.
+    configured_bans(config)?;
     let control = sluice_control::prepare(config)?;
     let keys = key_ring(config)?;
     let appliance = Appliance::build(Arc::clone(config), filters.plan, seed(config)?, Arc::clone(&keys))?;

@@ -151,7 +151,7 @@ impl Lines {
                 Step::Rule(at, did) if *at == index => Some(*did),
                 _ => None,
             });
-            let at_opening = matches!(&rule.action, Action::Limit(limit) if limit.of == Measure::Connections);
+            let at_opening = rule.action.is_on_connections();
             let text = match (taken, naive::mismatch(plan.rules(), index, rule, sets, facts)) {
                 (Some(did), _) => {
                     let holder = why::holder(&rule.matches.source, config, sets, facts.segment.key.src);

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use ipnet::IpNet;
+use sluice_config::Config;
 use sluice_dataplane::{Busy, Orders};
 use thiserror::Error;
 
@@ -226,6 +227,15 @@ pub enum BanFileError {
         /// What stands there.
         found: String,
     },
+}
+
+/// Reads the file of bans that `config` names. There is none without one, nor before it exists: it may come later.
+///
+/// # Errors
+/// As [`read_bans`].
+pub fn configured_bans(config: &Config) -> Result<Vec<Ban>, BanFileError> {
+    let file = config.bans.as_ref().and_then(|bans| bans.file.as_deref());
+    file.filter(|file| file.exists()).map_or(Ok(Vec::new()), read_bans)
 }
 
 /// Reads a file of bans. Of several bans of one prefix the last counts.

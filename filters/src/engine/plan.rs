@@ -325,6 +325,7 @@ impl SourceTable {
             Standing { allowed: false, denied: true } => Some(Foregone::Denied),
             _ => {
                 let rows: &Rows = rows.as_ref()?;
+                let on_arrival = |rule: &Rule| !rule.action.is_on_connections();
                 let asked = |rule: &usize| rows.is_set(class, *rule) && config.rules.get(*rule).is_some_and(on_arrival);
                 let first = (0..config.rules.len()).find(asked)?;
                 let drops = config.rules.get(first).is_some_and(drops_sources);
@@ -339,11 +340,6 @@ impl SourceTable {
             map,
         }))
     }
-}
-
-/// Whether a rule is asked about segments, not about connections that open.
-fn on_arrival(rule: &Rule) -> bool {
-    !matches!(&rule.action, Action::Limit(limit) if limit.of == Measure::Connections)
 }
 
 /// Whether a rule drops whatever its sources send.

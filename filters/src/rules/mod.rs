@@ -24,7 +24,7 @@ mod residue;
 #[cfg(test)]
 mod tests;
 
-use sluice_config::{Action, Config, Measure, Mistake, Rule};
+use sluice_config::{Config, Mistake, Rule};
 
 use self::column::{Column, Field, SynField, columns, syn_columns};
 use self::residue::Residue;
@@ -113,12 +113,10 @@ impl Rules {
             return Err(mistakes);
         }
         let rules = &config.rules;
-        let of_connections =
-            |rule: &Rule| matches!(&rule.action, Action::Limit(limit) if limit.of == Measure::Connections);
         Ok(Rules {
             words: words(rules.len()),
-            arrival: mask(rules, |rule| !of_connections(rule)),
-            opening: mask(rules, of_connections),
+            arrival: mask(rules, |rule| !rule.action.is_on_connections()),
+            opening: mask(rules, |rule| rule.action.is_on_connections()),
             columns: columns(rules, config.services.len()),
             syn_columns: syn_columns(rules),
             on_options: mask(rules, column::on_options),

@@ -7,8 +7,8 @@ use sluice_filters::Flags;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 
-use super::window::Half;
-use super::{End, NOT_CONNECTED, Splice, State, coarse, flow};
+use super::forward::reset_by;
+use super::{Certain, End, NOT_CONNECTED, Splice, State, coarse, flow};
 use crate::net::Lower;
 use crate::record::EndCause;
 use crate::segment::BareSegment;
@@ -19,6 +19,12 @@ use crate::stack::{Side, Stack, send_bare};
 
 /// A session looks after itself at least four times in the time it takes to notice that an end is gone.
 const LOOKS: u32 = 4;
+/// Both ends closed, but a forged segment makes it doubtful: over when nothing is heard for so long.
+const DOUBTFUL_CLOSE: Duration = Duration::from_secs(2);
+/// A RST went by that may be a forger's: its sender is asked after so long, then after twice the time, ...
+const DOUBT_FIRST: Duration = Duration::from_secs(1);
+/// ... and the session is over when it is not heard for so long. A living end answers, and one that is gone sends a RST that fits.
+const DOUBT_LAST: Duration = Duration::from_secs(8);
 
 /// When `limit` has passed since the coarse moment `since`, which lies before `now`.
 fn after(since: u32, limit: Duration, now: Micros) -> Micros {
@@ -41,31 +47,28 @@ impl Splice {
                 first = (at, cause);
             }
         };
-        if !timeouts.first_data.is_zero() && self.client.octets_since(self.base(Side::Client)) == 0 {
+        if !timeouts.first_data.is_zero() && self.upstream.acknowledged_since(self.base(Side::Client)) == 0 {
             consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
         }
         if !self.is_connected() {
             return first;
         }
         consider(after(self.upstream.heard, timeouts.upstream_idle, now), EndCause::UpstreamIdle);
-        // Something waits for its acknowledgment, and its sender repeats it: what a forger made us believe, nobody repeats.
-        let repeats = |sender: &Half, peer: &Half| {
-            sender.outstanding(peer)
-                && sender.heard != peer.heard
-                && later(sender.heard, peer.heard, now) == sender.heard
-        };
-        let gone =
-            |sender: &Half, peer: &Half| after(later(sender.waiting, peer.heard, now), timeouts.unacknowledged, now);
-        if repeats(&self.upstream, &self.client) {
-            consider(gone(&self.upstream, &self.client), EndCause::ClientTimeout);
+        for (side, gone) in [(Side::Client, EndCause::UpstreamTimeout), (Side::Upstream, EndCause::ClientTimeout)] {
+            let (me, _) = self.ends_of(side);
+            // Its sender repeats what waits for an answer: what a forger made us believe, nobody repeats.
+            if self.state.has(State::waits(side)) && me.heard != self.waiting {
+                consider(after(self.waiting, timeouts.unacknowledged, now), gone);
+            }
+            if self.state.has(State::reset(side)) {
+                consider(after(me.heard, DOUBT_LAST, now), reset_by(side));
+            }
         }
-        if repeats(&self.client, &self.upstream) {
-            consider(gone(&self.client, &self.upstream), EndCause::UpstreamTimeout);
-        }
-        let half_closed = (self.state.fin(Side::Client) && !self.client.outstanding(&self.upstream))
-            || (self.state.fin(Side::Upstream) && !self.upstream.outstanding(&self.client));
-        if half_closed {
+        if self.client.finished() || self.upstream.finished() {
             consider(after(self.moved, timeouts.half_closed, now), EndCause::HalfClosed);
+        }
+        if self.closed() == Some(Certain(false)) {
+            consider(after(later(self.client.heard, self.upstream.heard, now), DOUBTFUL_CLOSE, now), EndCause::Closed);
         }
         first
     }
@@ -76,15 +79,82 @@ impl Splice {
         (reset.flags, reset.window, reset.timestamp) = (Flags::RST | Flags::ACK, 0, None);
         reset
     }
+
+    /// What the end of `side` still has to hear when the session ends for `cause`.
+    fn left(&self, side: Side, cause: EndCause) -> Left {
+        if cause == EndCause::Closed {
+            Left::Closed
+        } else if cause == reset_by(side) && !self.state.has(State::reset(side)) {
+            Left::Silent
+        } else {
+            Left::Reset
+        }
+    }
+
+    /// Whether the end of `side` was told of the end by the other one: a RST that fits went by.
+    fn told(&self, side: Side, cause: EndCause) -> bool {
+        let other = side.other();
+        cause == reset_by(other) && !self.state.has(State::reset(other))
+    }
+
+    /// Where the other end was, for what is left of the connection with the end of `side`. After a reset `side` may acknowledge
+    /// anything that went by.
+    fn last_word(&self, side: Side, ends: (End, End), left: Left) -> BareSegment {
+        let mut ack = self.bare_ack(side, ends);
+        if left != Left::Closed {
+            let (_, peer) = self.ends_of(side);
+            ack.seq = peer.snd_max;
+        }
+        ack
+    }
 }
 
 impl Stack {
     /// Arms the session's timer for the first limit it would break.
     pub(super) fn wait_for_splice(&mut self, index: u32, settings: &Service, now: Micros) {
         if let Some(splice) = self.splices.get(index) {
-            let (at, _) = splice.deadline(&settings.timeouts, now);
-            let look = if splice.is_connected() { now.after(settings.timeouts.unacknowledged / LOOKS) } else { at };
-            self.splice_wheel.arm(index, at.min(look));
+            let (mut at, _) = splice.deadline(&settings.timeouts, now);
+            if splice.is_connected() {
+                at = at.min(now.after(settings.timeouts.unacknowledged / LOOKS));
+            }
+            for side in [Side::Client, Side::Upstream] {
+                if splice.state.has(State::reset(side)) {
+                    let (me, _) = splice.ends_of(side);
+                    let elapsed = Duration::from_micros(u64::from(coarse(now).wrapping_sub(me.heard)) << 10);
+                    // Coarse moments are two units apart from the true ones at most.
+                    at = at.min(now.after(elapsed.max(DOUBT_FIRST) + Duration::from_micros(2 << 10)));
+                }
+            }
+            self.splice_wheel.arm(index, at);
+        }
+    }
+
+    /// A RST went by in the name of `side` that may be a forger's: it will be asked.
+    pub(super) fn doubt(&mut self, side: Side, index: u32, now: Micros) {
+        let config = self.config.clone();
+        let Some(splice) = self.splices.get_mut(index) else { return };
+        splice.state.set(State::reset(side));
+        let (me, _) = splice.halves(side);
+        me.heard = coarse(now);
+        if splice.opening.is_none()
+            && let Some(settings) = config.services.get(usize::from(splice.service.0))
+        {
+            self.wait_for_splice(index, settings, now);
+        }
+    }
+
+    /// Asks the ends that may have reset the connection whether they are there: with a keep-alive in the other one's name, which
+    /// a living end acknowledges and a dead one answers with a RST (RFC 9293 sections 3.8.4 and 3.10.7.1).
+    fn ask_doubtful<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
+        let Some(splice) = self.splices.get(index) else { return };
+        for (side, ends) in [(Side::Client, (client, listen)), (Side::Upstream, (upstream, ours))] {
+            let (me, _) = splice.ends_of(side);
+            if splice.state.has(State::reset(side)) && now >= after(me.heard, DOUBT_FIRST, now) {
+                let mut probe = splice.bare_ack(side, ends);
+                probe.seq = Seq(probe.seq.0.wrapping_sub(1));
+                send_bare(&probe, splice.way(side), net);
+            }
         }
     }
 
@@ -100,6 +170,7 @@ impl Stack {
         } else if opening {
             self.opening_due(index, settings, now, net);
         } else {
+            self.ask_doubtful(index, now, net);
             self.wait_for_splice(index, settings, now);
         }
     }
@@ -117,20 +188,15 @@ impl Stack {
             let key = flow(upstream, ours);
             let hash = self.flows.hash(&key);
             self.flows.remove(hash, &key);
-            let left = match cause {
-                EndCause::Closed => Left::Closed,
-                EndCause::UpstreamReset => Left::Silent,
-                _ => Left::Reset,
-            };
+            let left = splice.left(Side::Upstream, cause);
             if let Some(isn) = splice.dialling() {
                 // The upstream may hold a half-open connection, which the number after our SYN ends.
                 let mut reset = splice.reset_towards(Side::Upstream, (upstream, ours));
                 (reset.seq, reset.ack, reset.flags) = (isn.plus(1), Seq(0), Flags::RST);
                 self.counters.resets_sent.bump();
                 send_bare(&reset, splice.way(Side::Upstream), net);
-            } else if left == Left::Reset && cause != EndCause::ClientReset {
-                self.counters.resets_sent.bump();
-                send_bare(&splice.reset_towards(Side::Upstream, (upstream, ours)), splice.way(Side::Upstream), net);
+            } else if left == Left::Reset && !splice.told(Side::Upstream, cause) {
+                self.reset_end(&splice, Side::Upstream, (upstream, ours), net);
             }
             let rest = match left {
                 Left::Silent => Rest::None,
@@ -140,7 +206,7 @@ impl Stack {
             };
             self.source_ports.release(lease, rest, now);
             if left != Left::Silent && splice.is_connected() {
-                let ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+                let ack = splice.last_word(Side::Upstream, (upstream, ours), left);
                 let entry = Lingers::made(ack, splice.dial_isn(), left, splice.way(Side::Upstream), hash, now);
                 self.keep_linger(entry);
             }
@@ -148,20 +214,28 @@ impl Stack {
         self.flows.remove(client_hash, &client_key);
         // A client that came back from the same port takes this very place.
         if cause != EndCause::ClientRestarted {
-            let left = match cause {
-                EndCause::Closed => Left::Closed,
-                EndCause::ClientReset => Left::Silent,
-                _ => Left::Reset,
-            };
-            if left == Left::Reset && cause != EndCause::UpstreamReset {
-                self.counters.resets_sent.bump();
-                send_bare(&splice.reset_towards(Side::Client, (client, listen)), splice.way(Side::Client), net);
+            let left = splice.left(Side::Client, cause);
+            if left == Left::Reset && !splice.told(Side::Client, cause) {
+                self.reset_end(&splice, Side::Client, (client, listen), net);
             }
-            let ack = splice.bare_ack(Side::Client, (client, listen));
+            let ack = splice.last_word(Side::Client, (client, listen), left);
             let entry = Lingers::made(ack, splice.cookie, left, splice.way(Side::Client), client_hash, now);
             self.keep_linger(entry);
         }
         self.report_splice(&splice, client_key, Some(flow(upstream, ours)), cause, now);
+    }
+
+    /// Tells the end of `side` that the connection is over. A RST must have the very number it waits for (RFC 5961 section 3.2): the one
+    /// it acknowledged, or the one behind what is on its way to it.
+    fn reset_end<N: Lower>(&mut self, splice: &Splice, side: Side, ends: (End, End), net: &mut N) {
+        let (me, peer) = splice.ends_of(side);
+        let mut reset = splice.reset_towards(side, ends);
+        self.counters.resets_sent.bump();
+        send_bare(&reset, splice.way(side), net);
+        if me.ack != peer.snd_max {
+            reset.seq = peer.snd_max;
+            send_bare(&reset, splice.way(side), net);
+        }
     }
 
     /// Ends a session that could not go on in terminate mode, and whose dial is already given back.
@@ -179,8 +253,7 @@ impl Stack {
             End { addr: client_key.src, port: client_key.src_port },
             End { addr: client_key.dst, port: client_key.dst_port },
         );
-        self.counters.resets_sent.bump();
-        send_bare(&splice.reset_towards(Side::Client, ends), splice.way(Side::Client), net);
+        self.reset_end(splice, Side::Client, ends, net);
         self.report_splice(splice, client_key, None, cause, now);
     }
 
@@ -202,8 +275,8 @@ impl Stack {
             connected: (splice.connected != NOT_CONNECTED)
                 .then(|| Micros(splice.opened.0.saturating_add(u64::from(splice.connected)))),
             // What was held for an upstream that never accepted went nowhere.
-            to_upstream: if splice.is_connected() { splice.octets(Side::Client) } else { 0 },
-            to_client: splice.octets(Side::Upstream),
+            to_upstream: if splice.is_connected() { splice.acknowledged(Side::Client) } else { 0 },
+            to_client: splice.acknowledged(Side::Upstream),
         };
         self.report(&ended, cause, now);
     }

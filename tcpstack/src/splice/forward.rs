@@ -16,8 +16,8 @@ use sluice_filters::checksum::{self, Sum};
 use sluice_filters::units::{Micros, PortId, Seq};
 use sluice_filters::{DropReason, Flags, Segment};
 
-use super::window::{Gate, Passing};
-use super::{End, Splice, State, coarse, fin_of};
+use super::window::{Gate, Noted, Passing};
+use super::{Certain, End, Splice, State, coarse};
 use crate::net::{Lower, Way};
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
@@ -25,6 +25,9 @@ use crate::stack::dial::SourcePorts;
 use crate::stack::ingress::Inbound;
 use crate::stack::{CHALLENGE_PAUSE, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
+
+/// A piece of a segment that is cut for a small path has so much payload at least, whatever the path.
+const PIECE_MIN: usize = 256;
 
 /// What the congestion bits of TOS and traffic class are called: ECN is never negotiated by a cookie.
 const ECN: u8 = 0b11;
@@ -41,6 +44,12 @@ pub struct Forward {
 }
 
 impl Forward {
+    /// Bytes of the IP packet.
+    #[inline]
+    fn packet_len(&self) -> usize {
+        self.ip.size().wrapping_add(usize::from(self.ip.len))
+    }
+
     /// Before anything was forwarded.
     pub(crate) const NONE: Forward = Forward {
         way: Way::Neighbor { port: PortId(0), id: 0 },
@@ -115,33 +124,68 @@ impl Splice {
         }
     }
 
-    /// Takes in a segment that passed; the octets of payload that are new.
+    /// Judges a segment of `side`'s.
     #[inline]
-    pub(super) fn note(&mut self, side: Side, passing: &Passing, now: u32) -> u32 {
+    pub(super) fn judge(&mut self, side: Side, passing: &Passing) -> Gate {
+        if self.client.is_lost() {
+            return self.resume(side, passing);
+        }
         let base = self.base(side);
+        let (me, peer) = self.ends_of(side);
+        me.judge(peer, passing, base)
+    }
+
+    /// Takes up a connection of which nothing is known but its ends and constants, from one segment.
+    #[cold]
+    fn resume(&mut self, side: Side, passing: &Passing) -> Gate {
+        let flags = passing.flags;
+        if flags.rst() {
+            // Who knows the numbers judges it.
+            return Gate::DoubtfulReset;
+        }
+        if flags.syn() {
+            return Gate::Drop(DropReason::SynOnFlow);
+        }
+        if !flags.ack() {
+            return Gate::Drop(DropReason::BadAck);
+        }
         let (me, peer) = self.halves(side);
-        let acknowledged = me.ack;
-        let mut new = me.note(peer, passing, base, now);
-        if new > 0 || me.ack != acknowledged {
+        me.resume(peer, passing);
+        Gate::Pass
+    }
+
+    /// Takes in a segment that passed; what it changed.
+    #[inline]
+    pub(super) fn note(&mut self, side: Side, passing: &Passing, now: u32) -> Noted {
+        let other = side.other();
+        let peer_base = self.base(other);
+        let (me, peer) = self.halves(side);
+        let noted = me.note(peer, passing, peer_base, now);
+        // It is alive, and it answers what the other end sent.
+        self.state.clear(State::reset(side));
+        self.state.clear(State::waits(other));
+        if passing.occupies() && !self.state.has(State::waits(side)) {
+            self.state.set(State::waits(side));
+            self.waiting = now;
+        }
+        if noted.acknowledged > 0 {
             self.moved = now;
         }
-        let fin = fin_of(side);
-        if self.state.has(fin) && !passing.flags.fin() && passing.payload > 0 {
-            let (me, _) = self.halves(side);
-            // Payload where the FIN was said to be: it was not this sender's.
-            if passing.end() == me.snd_max {
-                self.state.clear(fin);
-            }
+        if noted.fin {
+            self.note_fin(side, now);
         }
-        if passing.flags.fin() && !self.state.has(fin) {
-            let answers_fin = self.state.has(State::CLIENT_FIN) && !self.client.outstanding(&self.upstream);
-            if side == Side::Upstream && !answers_fin {
-                self.state.set(State::UPSTREAM_FIRST);
-            }
-            self.state.set(fin);
-            new = new.saturating_sub(1);
+        noted
+    }
+
+    /// A FIN was seen, acknowledged or taken back.
+    #[cold]
+    fn note_fin(&mut self, side: Side, now: u32) {
+        self.moved = now;
+        if !self.upstream.fin_seen() {
+            self.state.clear(State::UPSTREAM_FIRST);
+        } else if side == Side::Upstream && !self.client.finished() && !self.upstream.finished() {
+            self.state.set(State::UPSTREAM_FIRST);
         }
-        new
     }
 
     /// Rewrites a segment of `side`'s, from its TCP header on, for the other end. `ends` are where it goes from and to.
@@ -197,22 +241,20 @@ impl Splice {
         }
     }
 
-    /// An ACK in the name of the other end that tells `side` where it is.
+    /// An ACK in the name of the other end that tells `side` where it is. Its number is the one that `side` has acknowledged: one that
+    /// was only seen may be a forger's.
     pub(super) fn bare_ack(&self, side: Side, ends: (End, End)) -> BareSegment {
-        let (me, peer) = match side {
-            Side::Client => (&self.client, &self.upstream),
-            Side::Upstream => (&self.upstream, &self.client),
-        };
+        let (me, peer) = self.ends_of(side);
         let (to, from) = ends;
-        let (seq, ack, value, shift) = match side {
-            Side::Client => (peer.snd_max, peer.ack, peer.timestamp.wrapping_add(self.ts_delta), self.promised_shift),
-            Side::Upstream => (peer.snd_max, Seq(peer.ack.0.wrapping_sub(self.seq_delta)), peer.timestamp, peer.shift),
+        let (ack, value, shift) = match side {
+            Side::Client => (peer.ack, peer.timestamp.wrapping_add(self.ts_delta), self.promised_shift),
+            Side::Upstream => (Seq(peer.ack.0.wrapping_sub(self.seq_delta)), peer.timestamp, peer.shift),
         };
         let window = peer.window().wrapping_shr(u32::from(shift));
         BareSegment {
             key: super::flow(to, from),
             direction: Direction::ToPeer,
-            seq,
+            seq: me.ack,
             ack,
             flags: Flags::ACK,
             window: u16::try_from(window).unwrap_or(u16::MAX),
@@ -259,17 +301,14 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
         let marks = Marks::of(segment, frame);
         let passing = splice.passing(side, segment, &marks);
-        let finished = splice.state.fin(side);
-        let (me, peer) = splice.halves(side);
-        let gate = me.judge(peer, &passing, finished);
+        let gate = splice.judge(side, &passing);
         if gate != Gate::Pass {
             return self.unfit(side, index, gate, inbound, frame, now, net);
         }
         let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
-        let before = splice.state;
-        let new = splice.note(side, &passing, coarse(now));
+        let noted = splice.note(side, &passing, coarse(now));
         if side == Side::Client {
-            (splice.port, splice.mac) = (arrival.port, arrival.mac);
+            (splice.client.port, splice.mac) = (arrival.port, arrival.mac);
         }
         let ends = match side {
             Side::Client => upstream_ends(&self.source_ports, splice),
@@ -279,15 +318,19 @@ impl Stack {
         splice.rewrite(side, &received, tcp, ends);
         self.forward = forward(splice, side, segment, ends);
         if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
+            // What one end acknowledges, the other has sent.
             match side {
-                Side::Client => counters.bytes_to_upstream.add(u64::from(new)),
-                Side::Upstream => counters.bytes_to_client.add(u64::from(new)),
+                Side::Client => counters.bytes_to_client.add(u64::from(noted.acknowledged)),
+                Side::Upstream => counters.bytes_to_upstream.add(u64::from(noted.acknowledged)),
             }
         }
-        if splice.closed() {
-            self.end_spliced(index, EndCause::Closed, now, net);
-        } else if before != splice.state {
-            self.closing(index, now);
+        let path = splice.path(side.other());
+        if noted.fin {
+            self.closing(index, now, net);
+        }
+        if self.forward.packet_len() > usize::from(path) {
+            resegment(&self.forward, segment, frame, path, net);
+            return Ok(Outcome::Consumed);
         }
         Ok(Outcome::Forward)
     }
@@ -320,7 +363,7 @@ impl Stack {
                 return Ok(Outcome::Consumed);
             }
             Gate::Challenge(reason) => (reason, true),
-            Gate::Reset => {
+            Gate::Reset | Gate::DoubtfulReset => {
                 let marks = Marks::of(segment, frame);
                 let ends = match side {
                     Side::Client => (ours, upstream),
@@ -330,11 +373,11 @@ impl Stack {
                 let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
                 splice.rewrite(side, &received, tcp, ends);
                 self.forward = forward(splice, side, segment, ends);
-                let cause = match side {
-                    Side::Client => EndCause::ClientReset,
-                    Side::Upstream => EndCause::UpstreamReset,
-                };
-                self.end_spliced(index, cause, now, net);
+                if gate == Gate::Reset {
+                    self.end_spliced(index, reset_by(side), now, net);
+                } else {
+                    self.doubt(side, index, now);
+                }
                 return Ok(Outcome::Forward);
             }
         };
@@ -364,6 +407,17 @@ impl Stack {
         send_bare(&ack, way, net);
     }
 
+    /// Discards what the tracker knows of every connected spliced session but its ends and constants, as another process that takes the
+    /// sessions over would find them. Each starts anew from its next segment.
+    pub fn lose_tracking(&mut self) {
+        for index in self.splices.indices_from(0).collect::<Vec<_>>() {
+            if let Some(splice) = self.splices.get_mut(index).filter(|splice| splice.opening.is_none()) {
+                splice.client.lose();
+                splice.upstream.lose();
+            }
+        }
+    }
+
     /// The client, where it connected to, and our end and the upstream's of the session.
     pub(super) fn ends(&self, index: u32) -> Option<(End, End, End, End)> {
         let splice = self.splices.get(index)?;
@@ -371,27 +425,71 @@ impl Stack {
         Some((splice.client_end(), listen_end(&self.listens, splice), ours, upstream))
     }
 
-    /// An end sent its FIN: the time for the other one begins.
+    /// Something is new of a FIN: the connection may be over, or the time for the other end's begins.
     #[cold]
-    fn closing(&mut self, index: u32, now: Micros) {
-        if let Some(splice) = self.splices.get(index)
-            && let Some(settings) = self.config.services.get(usize::from(splice.service.0))
-        {
-            self.splice_wheel.arm_sooner(index, now.after(settings.timeouts.half_closed));
+    fn closing<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let config = self.config.clone();
+        let Some(splice) = self.splices.get(index) else { return };
+        if splice.closed() == Some(Certain(true)) {
+            self.end_spliced(index, EndCause::Closed, now, net);
+        } else if let Some(settings) = config.services.get(usize::from(splice.service.0)) {
+            self.wait_for_splice(index, settings, now);
         }
+    }
+}
+
+/// Sends a rewritten segment on in pieces that fit a path of `mtu` bytes: its sender cannot be told of so small a path. `frame` holds
+/// what `forward` says, `segment` is what it was before.
+#[cold]
+fn resegment<N: Lower>(forward: &Forward, segment: &Segment, frame: &[u8], mtu: u16, net: &mut N) {
+    let Forward { way, l4, ip } = *forward;
+    let header_len = usize::from(segment.tcp_len);
+    let Some(tcp) = frame.get(l4..l4.wrapping_add(usize::from(ip.len))) else { return };
+    let Some((header, payload)) = tcp.split_at_checked(header_len) else { return };
+    let room = usize::from(mtu).saturating_sub(ip.size().wrapping_add(header_len)).max(PIECE_MIN);
+    let pieces = payload.chunks(room);
+    let last = pieces.len().saturating_sub(1);
+    for (number, piece) in pieces.enumerate() {
+        let len = header_len.wrapping_add(piece.len());
+        let Ok(ip) = u16::try_from(len).map(|len| IpHeader { len, ..ip }) else { return };
+        net.send(way, ip.size().wrapping_add(len), |packet| {
+            ip.write(packet);
+            let Some(tcp) = packet.get_mut(ip.size()..) else { return };
+            let Some((head, rest)) = tcp.split_at_mut_checked(header_len) else { return };
+            head.copy_from_slice(header);
+            rest.copy_from_slice(piece);
+            if let Some((fixed, _)) = head.split_first_chunk_mut::<20>() {
+                let [_, _, _, _, a, b, c, d, _, _, _, _, _, flags, ..] = fixed;
+                let seq = Seq(u32::from_be_bytes([*a, *b, *c, *d]));
+                let offset = number.wrapping_mul(room) as u32;
+                [*a, *b, *c, *d] = seq.plus(offset).0.to_be_bytes();
+                if number != last {
+                    *flags &= !(Flags::FIN | Flags::PSH).0;
+                }
+            }
+            checksum::fill_tcp(tcp, ip.src, ip.dst);
+        });
+    }
+}
+
+/// Why a session ends that `side` reset.
+pub(super) fn reset_by(side: Side) -> EndCause {
+    match side {
+        Side::Client => EndCause::ClientReset,
+        Side::Upstream => EndCause::UpstreamReset,
     }
 }
 
 /// Where the client connected to.
 #[inline]
 fn listen_end(listens: &[End], splice: &Splice) -> End {
-    listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 })
+    listens.get(usize::from(splice.listen)).copied().unwrap_or(End { addr: splice.client_addr, port: 0 })
 }
 
 /// Our end towards the upstream, and the upstream.
 #[inline]
 fn upstream_ends(pairs: &SourcePorts, splice: &Splice) -> (End, End) {
-    let (source, upstream) = pairs.pair(splice.pair);
+    let (source, upstream) = pairs.pair(u32::from(splice.pair));
     (End { addr: source, port: splice.our_port }, upstream)
 }
 
@@ -417,8 +515,9 @@ mod tests {
     use sluice_filters::{Parsed, RxChecksums, TcpOptions, parse};
 
     use super::super::NOT_CONNECTED;
+    use super::super::PATH_UNKNOWN;
     use super::super::opening::change;
-    use super::super::window::Half;
+    use super::super::window::{Half, Start};
     use super::*;
 
     const ENDS: [[&str; 4]; 4] = [
@@ -436,7 +535,8 @@ mod tests {
     /// A connected session between these ends.
     fn splice(ends: [&str; 4], seq_delta: u32, ts_delta: u32) -> Splice {
         let [client, listen, ours, upstream] = ends.map(end);
-        let half = Half::new(Seq(0), Seq(0), 65_535, 7, 0, 0);
+        let start = Start { first: Seq(0), ack: Seq(0), window: 65_535, shift: 7, timestamp: 0 };
+        let half = Half::new(start, PortId(0), 0);
         Splice {
             client_addr: client.addr,
             client_port: NonZeroU16::new(client.port).unwrap(),
@@ -449,17 +549,18 @@ mod tests {
             change: change(client, listen, ours, upstream),
             state: State::default(),
             promised_shift: 7,
-            port: PortId(0),
             mac: [0; 6],
-            hop_port: PortId(0),
             hop: 0,
             client: half,
             upstream: half,
+            client_path: PATH_UNKNOWN,
+            upstream_path: PATH_UNKNOWN,
             isn: Seq(0),
             cookie: Seq(0),
             opened: Micros(0),
             connected: NOT_CONNECTED,
             moved: 0,
+            waiting: 0,
             challenged: 0,
             opening: None,
         }

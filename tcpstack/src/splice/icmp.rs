@@ -10,7 +10,7 @@ use sluice_filters::addr::FlowKey;
 use sluice_filters::icmp::{self, IcmpError, IcmpKind};
 use sluice_filters::units::{Micros, Seq};
 
-use super::flow;
+use super::{Splice, flow};
 use crate::counters::DialFailure;
 use crate::net::Lower;
 use crate::stack::{FlowRef, Side, Stack};
@@ -18,8 +18,11 @@ use crate::stack::{FlowRef, Side, Stack};
 /// The least MTU of each family (RFC 791 section 3.2, RFC 8200 section 5).
 const MTU_MIN_V4: u32 = 68;
 const MTU_MIN_V6: u32 = 1_280;
-/// What an upstream is told at least: it remembers a path's MTU for all connections to us, whichever client's router spoke.
+/// The smallest path to a client that an upstream is told of: it remembers a path's MTU for all connections to us, whichever client's
+/// router spoke. What does not fit a smaller one is cut (`resegment`).
 const MTU_MIN_UPSTREAM: u32 = 1_280;
+/// Segments are cut for no IPv4 path below this one: Linux's own minimum (`net.ipv4.route.min_pmtu`).
+const CUT_MIN_V4: u32 = 552;
 const IP_HEADER_DIFFERENCE: u32 = 20;
 
 impl Stack {
@@ -72,8 +75,13 @@ impl Stack {
             // Nothing that fits was too big.
             IcmpKind::TooBig(mtu) if mtu >= u32::from(error.len) => return Err(DropReason::BadIcmp),
             IcmpKind::TooBig(mtu) => {
-                let mtu = translated_mtu(mtu, error.key.src.is_v4(), v4);
-                IcmpKind::TooBig(if sender == Side::Upstream { mtu.max(MTU_MIN_UPSTREAM) } else { mtu })
+                let path_v4 = error.key.src.is_v4();
+                let told = told_mtu(mtu, path_v4, v4, sender);
+                // Smaller than its sender may be told: this flow's segments are cut for the path.
+                if mtu != 0 && translated_mtu(mtu, path_v4, v4) < told {
+                    splice.narrow(receiver, mtu, path_v4);
+                }
+                IcmpKind::TooBig(told)
             }
             unreachable @ IcmpKind::Unreachable(_) => unreachable,
         };
@@ -84,14 +92,39 @@ impl Stack {
     }
 }
 
-/// A link's MTU as the other family's packets feel it.
-fn translated_mtu(mtu: u32, from_v4: bool, to_v4: bool) -> u32 {
-    match (from_v4, to_v4) {
-        (true, true) if mtu == 0 => 0,
-        (true, true) => mtu.max(MTU_MIN_V4),
-        (false, false) => mtu.max(MTU_MIN_V6),
-        (true, false) => mtu.saturating_add(IP_HEADER_DIFFERENCE).max(MTU_MIN_V6),
-        (false, true) => mtu.saturating_sub(IP_HEADER_DIFFERENCE).max(MTU_MIN_V4),
+/// What the `sender` of a packet that met a path of `mtu` bytes is told. The limits are those of the family that the number is of: the
+/// path's before it is translated, the sender's after that.
+fn told_mtu(mtu: u32, path_v4: bool, sender_v4: bool, sender: Side) -> u32 {
+    if mtu == 0 && path_v4 && sender_v4 {
+        return 0;
+    }
+    let least = match sender {
+        Side::Client if path_v4 => MTU_MIN_V4,
+        Side::Client => MTU_MIN_V6,
+        Side::Upstream => MTU_MIN_UPSTREAM,
+    };
+    let least_told = if sender_v4 { MTU_MIN_V4 } else { MTU_MIN_V6 };
+    translated_mtu(mtu.max(least), path_v4, sender_v4).max(least_told)
+}
+
+/// A path's MTU as the other family's packets feel it.
+fn translated_mtu(mtu: u32, path_v4: bool, sender_v4: bool) -> u32 {
+    match (path_v4, sender_v4) {
+        (true, false) => mtu.saturating_add(IP_HEADER_DIFFERENCE),
+        (false, true) => mtu.saturating_sub(IP_HEADER_DIFFERENCE),
+        (true, true) | (false, false) => mtu,
+    }
+}
+
+impl Splice {
+    /// Segments to the end of `side` are cut for a path of `mtu` bytes from now on.
+    fn narrow(&mut self, side: Side, mtu: u32, v4: bool) {
+        let least = if v4 { CUT_MIN_V4 } else { MTU_MIN_V6 };
+        let path = u16::try_from(mtu.max(least)).unwrap_or(u16::MAX);
+        match side {
+            Side::Client => self.client_path = self.client_path.min(path),
+            Side::Upstream => self.upstream_path = self.upstream_path.min(path),
+        }
     }
 }
 
@@ -110,11 +143,26 @@ mod tests {
 
     #[test]
     fn mtus_grow_and_shrink_with_the_header_of_the_family() {
-        assert_eq!(translated_mtu(1_400, true, true), 1_400);
-        assert_eq!(translated_mtu(0, true, true), 0);
-        assert_eq!(translated_mtu(1_400, true, false), 1_420);
-        assert_eq!(translated_mtu(600, true, false), 1_280);
-        assert_eq!(translated_mtu(1_400, false, true), 1_380);
-        assert_eq!(translated_mtu(1_000, false, false), 1_280);
+        let to_client = |mtu, path_v4, sender_v4| told_mtu(mtu, path_v4, sender_v4, Side::Client);
+        assert_eq!(to_client(1_400, true, true), 1_400);
+        assert_eq!(to_client(0, true, true), 0);
+        assert_eq!(to_client(1_400, true, false), 1_420);
+        assert_eq!(to_client(600, true, false), 1_280);
+        assert_eq!(to_client(1_400, false, true), 1_380);
+        assert_eq!(to_client(1_000, false, false), 1_280);
+        assert_eq!(to_client(1_000, false, true), 1_260);
+        assert_eq!(to_client(40, true, true), 68);
+    }
+
+    #[test]
+    fn an_upstream_is_told_no_path_below_1280_in_the_clients_family() {
+        let to_upstream = |mtu, path_v4, sender_v4| told_mtu(mtu, path_v4, sender_v4, Side::Upstream);
+        assert_eq!(to_upstream(600, true, true), 1_280);
+        assert_eq!(to_upstream(1_299, true, true), 1_299);
+        assert_eq!(to_upstream(600, true, false), 1_300);
+        for mtu in 1_280..1_300 {
+            assert_eq!(to_upstream(mtu, false, true), mtu - 20, "an IPv6 client behind {mtu}");
+        }
+        assert_eq!(to_upstream(1_280, false, false), 1_280);
     }
 }

@@ -22,7 +22,7 @@ use std::num::NonZeroU16;
 use std::time::Duration;
 
 use sluice_filters::addr::{Addr, FlowKey};
-use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
+use sluice_filters::units::{Micros, Seq, ServiceId};
 
 use self::opening::Opening;
 use self::window::Half;
@@ -41,6 +41,10 @@ fn coarse(now: Micros) -> u32 {
 /// No upstream has accepted yet.
 const NOT_CONNECTED: u32 = u32::MAX;
 
+/// Whether something is beyond doubt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Certain(bool);
+
 /// One spliced connection. Numbers are the client's; the upstream's own lie `seq_delta` and `ts_delta` behind.
 pub(crate) struct Splice {
     client_addr: Addr,
@@ -49,9 +53,9 @@ pub(crate) struct Splice {
     /// Our source port towards the upstream; 0 while there is none.
     our_port: u16,
     /// Index into the stack's listening ends.
-    listen: u32,
+    listen: u16,
     /// Index into the stack's pairs of source and upstream address.
-    pair: u32,
+    pair: u16,
     service: ServiceId,
     /// What the client sees of the upstream's sequence numbers, less the upstream's own.
     seq_delta: u32,
@@ -62,13 +66,16 @@ pub(crate) struct Splice {
     state: State,
     /// The window shift our SYN-ACK promised.
     promised_shift: u8,
-    /// The client's way back.
-    port: PortId,
+    /// The station behind the client's port that its newest segment came from.
     mac: [u8; 6],
-    hop_port: PortId,
-    hop: u32,
+    /// The neighbour behind the upstream's port.
+    hop: u16,
     client: Half,
     upstream: Half,
+    /// The largest IP packet that fits the path to the client, as far as it is known to be smaller than its sender may be told.
+    client_path: u16,
+    /// The same of the path to the upstream.
+    upstream_path: u16,
     /// The client's first number.
     isn: Seq,
     /// Our first number towards the client.
@@ -76,8 +83,10 @@ pub(crate) struct Splice {
     opened: Micros,
     /// Microseconds from then until the upstream accepted.
     connected: u32,
-    /// When payload last moved, or an end closed, in coarse time.
+    /// When payload was last acknowledged, or an end closed, in coarse time.
     moved: u32,
+    /// When the end that [`State`] says is waiting first sent what has had no answer, in coarse time.
+    waiting: u32,
     /// When a challenge last went out, in coarse time modulo a minute.
     challenged: u16,
     /// Until the upstream has acknowledged all that comes from us.
@@ -89,10 +98,10 @@ pub(crate) struct Splice {
 struct State(u8);
 
 impl State {
-    /// The client's FIN went by.
-    const CLIENT_FIN: State = State(1);
-    /// The upstream's FIN went by.
-    const UPSTREAM_FIN: State = State(2);
+    /// The client sent what must be answered, and the upstream has not been heard since.
+    const CLIENT_WAITS: State = State(1);
+    /// The same with the ends exchanged.
+    const UPSTREAM_WAITS: State = State(2);
     /// The upstream closed before the client's FIN was acknowledged: it keeps the TIME-WAIT.
     const UPSTREAM_FIRST: State = State(4);
     /// Both ends send timestamps.
@@ -101,6 +110,10 @@ impl State {
     const ECHOES_OURS: State = State(16);
     /// An end was challenged once at least.
     const CHALLENGED: State = State(32);
+    /// A RST in the client's name went by that may be a forger's, and the client was not heard since.
+    const CLIENT_RESET: State = State(64);
+    /// The same of the upstream's.
+    const UPSTREAM_RESET: State = State(128);
 
     #[inline]
     fn has(self, bit: State) -> bool {
@@ -117,19 +130,27 @@ impl State {
         self.0 &= !bit.0;
     }
 
+    /// Of `side`: what it sent waits for an answer.
     #[inline]
-    fn fin(self, side: Side) -> bool {
-        self.has(fin_of(side))
+    fn waits(side: Side) -> State {
+        match side {
+            Side::Client => State::CLIENT_WAITS,
+            Side::Upstream => State::UPSTREAM_WAITS,
+        }
+    }
+
+    /// Of `side`: a RST that may be its own went by.
+    #[inline]
+    fn reset(side: Side) -> State {
+        match side {
+            Side::Client => State::CLIENT_RESET,
+            Side::Upstream => State::UPSTREAM_RESET,
+        }
     }
 }
 
-#[inline]
-fn fin_of(side: Side) -> State {
-    match side {
-        Side::Client => State::CLIENT_FIN,
-        Side::Upstream => State::UPSTREAM_FIN,
-    }
-}
+/// Nothing is known of a path too small for its sender.
+const PATH_UNKNOWN: u16 = u16::MAX;
 
 impl Splice {
     /// The end of `side`, then the other one.
@@ -150,22 +171,35 @@ impl Splice {
         }
     }
 
-    /// Payload octets that `side` has sent, retransmissions not counted.
-    fn octets(&self, side: Side) -> u64 {
-        let half = match side {
-            Side::Client => &self.client,
-            Side::Upstream => &self.upstream,
-        };
-        half.octets_since(self.base(side)).saturating_sub(u64::from(self.state.fin(side)))
+    /// Bytes of `side`'s payload that the other end has acknowledged.
+    fn acknowledged(&self, side: Side) -> u64 {
+        let (me, peer) = self.ends_of(side);
+        peer.acknowledged_since(self.base(side)).saturating_sub(u64::from(me.finished()))
     }
 
-    /// Both FINs went by and were acknowledged.
+    /// The end of `side`, then the other one, to look at.
+    fn ends_of(&self, side: Side) -> (&Half, &Half) {
+        match side {
+            Side::Client => (&self.client, &self.upstream),
+            Side::Upstream => (&self.upstream, &self.client),
+        }
+    }
+
+    /// The largest IP packet for the path to the end of `side`.
     #[inline]
-    fn closed(&self) -> bool {
-        let both = State::CLIENT_FIN.0 | State::UPSTREAM_FIN.0;
-        self.state.0 & both == both
-            && !self.client.outstanding(&self.upstream)
-            && !self.upstream.outstanding(&self.client)
+    fn path(&self, side: Side) -> u16 {
+        match side {
+            Side::Client => self.client_path,
+            Side::Upstream => self.upstream_path,
+        }
+    }
+
+    /// Both FINs were acknowledged; whether beyond doubt.
+    #[inline]
+    fn closed(&self) -> Option<Certain> {
+        let both = self.client.finished() && self.upstream.finished();
+        let doubtful = self.client.finish_is_doubtful() || self.upstream.finish_is_doubtful();
+        both.then_some(Certain(!doubtful))
     }
 
     /// How long the client has been silent, as far as coarse time tells.
@@ -186,14 +220,14 @@ impl Splice {
 
     fn way(&self, side: Side) -> Way {
         match side {
-            Side::Client => Way::Reply { port: self.port, mac: self.mac },
-            Side::Upstream => Way::Neighbor { port: self.hop_port, id: self.hop },
+            Side::Client => Way::Reply { port: self.client.port, mac: self.mac },
+            Side::Upstream => Way::Neighbor { port: self.upstream.port, id: u32::from(self.hop) },
         }
     }
 
     /// The source port, while the session has one.
     fn lease(&self) -> Option<Lease> {
-        (self.our_port != 0).then_some(Lease { space: self.pair as usize, port: self.our_port })
+        (self.our_port != 0).then_some(Lease { space: usize::from(self.pair), port: self.our_port })
     }
 }
 
@@ -256,7 +290,7 @@ impl Splices {
     pub(crate) fn touch(&self, index: u32) {
         if let Some(Some(splice)) = self.entries.get(index as usize) {
             let Splice { client_addr, client, upstream, client_port, .. } = splice;
-            std::hint::black_box((client_addr.hi, client.snd_max, upstream.snd_max, client_port));
+            std::hint::black_box((client_addr.hi, client.heard, upstream.port, client_port));
         }
     }
 }
@@ -283,8 +317,8 @@ mod tests {
     fn touching_a_session_brings_all_of_its_cache_lines_in() {
         let touched = [
             offset_of!(Splice, client_addr.hi),
-            offset_of!(Splice, client.snd_max),
-            offset_of!(Splice, upstream.snd_max),
+            offset_of!(Splice, client.heard),
+            offset_of!(Splice, upstream.port),
             offset_of!(Splice, client_port),
         ];
         for start in (0..64).step_by(align_of::<Option<Splice>>()) {

@@ -23,8 +23,8 @@ use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions
 
 use super::forward::{Marks, Received, forward};
 use super::promise::{Accepted, Source};
-use super::window::{Gate, Half};
-use super::{End, NOT_CONNECTED, Splice, State, coarse};
+use super::window::{Gate, Half, Start};
+use super::{End, NOT_CONNECTED, PATH_UNKNOWN, Splice, State, coarse};
 use crate::cookie::Offer;
 use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
@@ -135,7 +135,7 @@ impl Splice {
             seq: self.isn.plus(1),
             ack: self.cookie.plus(1),
             flags: Flags::ACK,
-            window: u16::try_from(self.client.window() >> self.client.shift).unwrap_or(u16::MAX),
+            window: self.client.window_field(),
             timestamp: self.state.has(State::TIMESTAMPS).then_some((self.client.timestamp, echo)),
             ttl: segment::TTL,
         };
@@ -179,7 +179,7 @@ impl Stack {
         let header = self.header(settings, segment.key.remote(), segment.key.local(), evidence);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
-        let listen = *self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?;
+        let listen = u16::try_from(*self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?).ok()?;
         let profile = self.offers.get(usize::from(service.0))?;
         let shift = offer.wscale.unwrap_or(0);
         let timestamp = options.timestamp.map(|(value, _)| value);
@@ -220,17 +220,32 @@ impl Stack {
             change: 0,
             state,
             promised_shift: window_shift,
-            port: arrival.port,
             mac: arrival.mac,
-            hop_port: arrival.port,
             hop: 0,
-            client: Half::new(isn.plus(1), cookie.plus(1), window, shift, stamp, clock),
-            upstream: Half::new(cookie.plus(1), isn.plus(1), u32::from(profile.window), 0, 0, clock),
+            client: Half::new(
+                Start { first: isn.plus(1), ack: cookie.plus(1), window, shift, timestamp: stamp },
+                arrival.port,
+                clock,
+            ),
+            upstream: Half::new(
+                Start {
+                    first: cookie.plus(1),
+                    ack: isn.plus(1),
+                    window: u32::from(profile.window),
+                    shift: 0,
+                    timestamp: 0,
+                },
+                arrival.port,
+                clock,
+            ),
+            client_path: PATH_UNKNOWN,
+            upstream_path: PATH_UNKNOWN,
             isn,
             cookie,
             opened: now,
             connected: NOT_CONNECTED,
             moved: clock,
+            waiting: clock,
             challenged: 0,
             opening: Some(Box::new(opening)),
         })?;
@@ -284,17 +299,21 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
         let marks = Marks::of(segment, frame);
         let passing = splice.passing(Side::Client, segment, &marks);
-        match splice.client.judge(&splice.upstream, &passing, splice.state.fin(Side::Client)) {
+        match splice.judge(Side::Client, &passing) {
             Gate::Pass => {}
+            // Nobody judges it yet. The client that sent it answers a challenge with a RST that fits.
+            Gate::DoubtfulReset => {
+                return self.unfit(Side::Client, index, Gate::Challenge(DropReason::BadRst), inbound, frame, now, net);
+            }
             Gate::Reset => {
                 self.end_spliced(index, EndCause::ClientReset, now, net);
                 return Ok(Outcome::Consumed);
             }
             gate => return self.unfit(Side::Client, index, gate, inbound, frame, now, net),
         }
-        (splice.port, splice.mac) = (arrival.port, arrival.mac);
+        (splice.client.port, splice.mac) = (arrival.port, arrival.mac);
         if !passing.occupies() {
-            splice.note(Side::Client, &passing, coarse(now));
+            let _ = splice.note(Side::Client, &passing, coarse(now));
             return Ok(Outcome::Consumed);
         }
         let Some(opening) = &mut splice.opening else { return Err(DropReason::NoFlow) };
@@ -316,7 +335,7 @@ impl Stack {
             self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
         }
-        splice.note(Side::Client, &passing, coarse(now));
+        let _ = splice.note(Side::Client, &passing, coarse(now));
         self.advance_opening(index, now, net);
         Ok(Outcome::Consumed)
     }
@@ -354,11 +373,17 @@ impl Stack {
         opening.pause = RESEND_FIRST;
         opening.quick = 0;
         splice.our_port = target.lease.port;
-        splice.pair = target.lease.space as u32;
-        (splice.hop_port, splice.hop) = match target.route.way {
-            Way::Neighbor { port, id } => (port, id),
+        let place = |index: usize| u16::try_from(index).ok();
+        let (port, hop) = match target.route.way {
+            Way::Neighbor { port, id } => (port, id as usize),
             Way::Reply { port, .. } => (port, 0),
         };
+        let (Some(pair), Some(hop)) = (place(target.lease.space), place(hop)) else {
+            // More pairs of addresses, or next hops, than a session can name.
+            self.end_spliced(index, EndCause::Internal, now, net);
+            return;
+        };
+        (splice.pair, splice.hop, splice.upstream.port) = (pair, hop, port);
         if self.flows.insert(target.hash, &target.key, FlowRef::Splice(Side::Upstream, index).value()).is_err() {
             self.end_spliced(index, EndCause::Internal, now, net);
             return;
@@ -387,7 +412,7 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let Stage::Dialing { target, .. } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.
-        let client_mtu = mtus.get(usize::from(splice.port.0)).copied().unwrap_or(1500);
+        let client_mtu = mtus.get(usize::from(splice.client.port.0)).copied().unwrap_or(1500);
         let mss = opening
             .offer
             .mss
@@ -507,12 +532,12 @@ impl Stack {
         // The header takes its share of the window, and a SYN's window is not scaled.
         let window = u32::from(segment.window).saturating_sub(header_len);
         let shift = if opening.offer.wscale.is_some() { options.wscale.unwrap_or(0) } else { 0 };
-        let promised = splice.upstream;
-        splice.upstream = Half::new(splice.cookie.plus(1), splice.isn.plus(1), window, shift, theirs, clock);
-        // The client was told of a window before anyone knew this one.
-        if splice.upstream.edge.precedes(promised.edge) {
-            splice.upstream.edge = promised.edge;
-        }
+        let port = splice.upstream.port;
+        splice.upstream = Half::new(
+            Start { first: splice.cookie.plus(1), ack: splice.isn.plus(1), window, shift, timestamp: theirs },
+            port,
+            clock,
+        );
         opening.stage = Stage::Greeting;
         opening.pause = RESEND_FIRST;
         let held = std::mem::take(&mut opening.held);
@@ -527,9 +552,6 @@ impl Stack {
             self.send_header(index, now, net);
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
-        if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
-            counters.bytes_to_upstream.add(splice.octets(Side::Client));
-        }
         for Held { segment, mut frame } in held {
             let marks = Marks::of(&segment, &frame);
             let received = Received { segment: &segment, marks, unfinished: false };
@@ -610,9 +632,8 @@ impl Stack {
             return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
         }
         if !segment.ack.precedes(first) {
-            if splice.upstream.judge(&splice.client, &splice.passing(Side::Upstream, segment, &Marks::default()), false)
-                == Gate::Pass
-            {
+            let passing = splice.passing(Side::Upstream, segment, &Marks::default());
+            if splice.judge(Side::Upstream, &passing) == Gate::Pass {
                 self.opened_spliced(index, now);
             }
             return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
@@ -629,10 +650,8 @@ impl Stack {
         raised.window = u16::try_from(u32::from(segment.window).saturating_sub(short)).unwrap_or(0);
         let marks = Marks::of(segment, frame);
         let passing = splice.passing(Side::Upstream, &raised, &marks);
-        if splice.upstream.judge(&splice.client, &passing, splice.state.fin(Side::Upstream)) == Gate::Pass
-            && !passing.occupies()
-        {
-            splice.note(Side::Upstream, &passing, coarse(now));
+        if splice.judge(Side::Upstream, &passing) == Gate::Pass && !passing.occupies() {
+            let _ = splice.note(Side::Upstream, &passing, coarse(now));
             if let Some(opening) = splice.opening.as_deref_mut() {
                 opening.duplicates = opening.duplicates.saturating_add(1);
                 if opening.duplicates == DUPLICATES {
@@ -749,7 +768,7 @@ impl Stack {
         let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
         let key = super::flow(
             splice.client_end(),
-            self.listens.get(splice.listen as usize).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),
+            self.listens.get(usize::from(splice.listen)).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),
         );
         let hash = self.flows.hash(&key);
         let service = Some(splice.service);

@@ -182,6 +182,16 @@ pub(crate) enum Side {
     Upstream,
 }
 
+impl Side {
+    #[inline]
+    pub(crate) fn other(self) -> Side {
+        match self {
+            Side::Client => Side::Upstream,
+            Side::Upstream => Side::Client,
+        }
+    }
+}
+
 /// What a flow table value points to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum FlowRef {

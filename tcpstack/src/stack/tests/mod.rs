@@ -7,4 +7,5 @@ mod peers_that_break_rules;
 mod sessions;
 mod spliced;
 mod spliced_by_hand;
+mod spliced_claims;
 mod spliced_found_by_review;

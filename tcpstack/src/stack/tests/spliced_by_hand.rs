@@ -310,8 +310,9 @@ fn blind_segments_are_refused_by_name_and_the_session_lives() {
         assert_eq!(talk.dropped(), Some(reason), "{flags:?} {seq:x} {ack:x}");
         assert!(talk.sent().iter().all(to_client), "nothing reaches the upstream");
     }
+    // Timestamps are for the end hosts to compare: they do it exactly.
     talk.client_stamped(Flags::ACK, 0, 0, b"late", 400, 0);
-    assert_eq!(talk.dropped(), Some(DropReason::StaleTimestamp));
+    assert_eq!(talk.one().3, b"late");
     // The true client goes on.
     talk.client(Flags::ACK, 0, 0, b"hello");
     assert_eq!(talk.one().3, b"hello");
@@ -326,7 +327,8 @@ fn a_challenge_says_where_the_other_end_is_and_challenges_are_few() {
         talk.client(Flags::RST, 100, 0, b"");
     }
     let (_, challenge, options, _) = talk.one();
-    assert_eq!((challenge.flags, challenge.seq), (Flags::ACK, Seq(talk.cookie).plus(4)));
+    // What the client has acknowledged: what was only seen may be a forger's.
+    assert_eq!((challenge.flags, challenge.seq), (Flags::ACK, Seq(talk.cookie).plus(1)));
     assert_eq!(challenge.ack, Seq(ISN).plus(1));
     assert_eq!(options.timestamp.map(|(_, echo)| echo), Some(510));
     talk.wait_ms(600);
@@ -335,25 +337,27 @@ fn a_challenge_says_where_the_other_end_is_and_challenges_are_few() {
 }
 
 #[test]
-fn an_exact_reset_passes_with_the_other_ends_numbers() {
+fn a_reset_at_the_acknowledged_number_ends_the_session() {
     let mut talk = Talk::connected(PINNED);
     talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.upstream(Flags::ACK, 0, 5, b"");
     talk.sent();
     talk.client(Flags::RST, 5, 0, b"");
     let (way, reset, ..) = talk.one();
     assert!(matches!(way, Way::Neighbor { .. }));
     assert_eq!((reset.flags, reset.seq), (Flags::RST, Seq(ISN).plus(6)));
     assert_eq!(talk.lab.ended(EndCause::ClientReset), 1);
-    // The upstream had missed what came before, and asks: the answer is exact.
-    talk.upstream(Flags::ACK, 0, 0, b"");
+    // The upstream did not get it, and asks: the answer is exact.
+    talk.upstream(Flags::ACK, 0, 5, b"");
     let (_, again, ..) = talk.one();
-    assert_eq!((again.flags, again.seq), (Flags::RST, Seq(ISN).plus(1)));
+    assert_eq!((again.flags, again.seq), (Flags::RST, Seq(ISN).plus(6)));
 }
 
 #[test]
 fn a_late_copy_of_the_first_segment_opens_no_second_session() {
     let mut talk = Talk::connected(PINNED);
     talk.client(Flags::ACK, 0, 0, b"pay");
+    talk.upstream(Flags::ACK, 0, 3, b"");
     talk.sent();
     talk.client(Flags::RST, 3, 0, b"");
     talk.sent();

@@ -11,7 +11,7 @@ use super::lab::*;
 use super::spliced_by_hand::*;
 
 /// A session in which the client has sent a hundred octets, all acknowledged.
-fn settled() -> Talk {
+pub(super) fn settled() -> Talk {
     let mut talk = Talk::connected(PINNED);
     talk.client(Flags::ACK, 0, 0, &[b'a'; 100]);
     talk.upstream(Flags::ACK, 0, 100, b"");
@@ -19,12 +19,12 @@ fn settled() -> Talk {
     talk
 }
 
-fn v1() -> String {
+pub(super) fn v1() -> String {
     format!("{PINNED}\nproxy_protocol = \"v1\"")
 }
 
 /// A client's segment, no options.
-fn plain(talk: &mut Talk, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
+pub(super) fn plain(talk: &mut Talk, flags: Flags, seq: u32, ack: u32, payload: &[u8]) {
     let frame = tcp(HAND, SERVICE)
         .flags(flags)
         .seq(ISN.wrapping_add(1).wrapping_add(seq))

@@ -374,6 +374,7 @@ impl Stack {
                 splice.rewrite(side, &received, tcp, ends);
                 self.forward = forward(splice, side, segment, ends);
                 if gate == Gate::Reset {
+                    splice.state.clear(State::reset(side));
                     self.end_spliced(index, reset_by(side), now, net);
                 } else {
                     self.doubt(side, index, now);

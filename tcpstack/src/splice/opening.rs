@@ -629,7 +629,24 @@ impl Stack {
             return Ok(Outcome::Consumed);
         }
         if segment.flags.rst() {
-            return self.spliced_connected(Side::Upstream, index, inbound, frame, now, net);
+            let mut raised = *segment;
+            // The client knows nothing of the header.
+            if segment.flags.ack() && segment.ack.precedes(first) {
+                raised.ack = first;
+                if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
+                    let mut patch = Patch::new(tcp);
+                    patch.set(8, first.0);
+                    patch.finish();
+                }
+            }
+            return self.spliced_connected(
+                Side::Upstream,
+                index,
+                Inbound { segment: &raised, ..inbound },
+                frame,
+                now,
+                net,
+            );
         }
         if !segment.ack.precedes(first) {
             let passing = splice.passing(Side::Upstream, segment, &Marks::default());

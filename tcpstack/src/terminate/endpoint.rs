@@ -126,11 +126,14 @@ impl Leg {
         older && !segment.flags.rst() && !segment.flags.syn() && silent_for < TIMESTAMP_LIFE
     }
 
-    /// Keeps the timestamp to echo: the peer's newest at or before what we acknowledged (RFC 7323 section 4.3).
+    /// Keeps the timestamp to echo: the peer's newest that spans what we acknowledged last (RFC 7323 section 4.3). A segment that lies
+    /// before that is no part of the window any more: anyone can send one, with any timestamp (step R3 before R2 there).
     fn note_timestamp(&mut self, segment: &Segment, options: &TcpOptions, opening: bool) {
         let Some((value, _)) = options.timestamp else { return };
         let newer = self.peer_timestamp.is_some_and(|recent| value.wrapping_sub(recent) as i32 >= 0);
-        if opening || (newer && !self.guard.rcv_ack().precedes(segment.seq)) {
+        let expected = self.guard.rcv_ack();
+        let spans = !expected.precedes(segment.seq) && !segment.seq_end().precedes(expected);
+        if opening || (newer && spans) {
             self.peer_timestamp = Some(value);
         }
     }

@@ -9,7 +9,9 @@
 //! 5. a RST counts only with the exact sequence number; another one inside the window gets a challenge ACK (RFC 5961 section 3.2);
 //! 6. a FIN beyond the advertised window is stripped with the payload it follows;
 //! 8. a SYN on a connection gets a challenge ACK (RFC 5961 section 4.2);
-//! 9. a segment outside the window changes nothing here: one beyond it, or from long ago, gets a challenge ACK (RFC 9293 section
+//! 9. while nothing but our FIN waits for its acknowledgment, no ACK counts as a duplicate: at the third, smoltcp would stop its timer
+//!    and send nothing, ever;
+//! 10. a segment outside the window changes nothing here: one beyond it, or from long ago, gets a challenge ACK (RFC 9293 section
 //!    3.10.7.4), one that was received already is fed only so that smoltcp acknowledges it again.
 
 #![cfg_attr(
@@ -66,6 +68,8 @@ pub(crate) struct Guard {
     synchronized: bool,
     /// We called for the close of our sending half.
     closing: bool,
+    /// Rule 9: the last bit of the window that was fed last.
+    fed: bool,
 }
 
 impl Guard {
@@ -82,6 +86,7 @@ impl Guard {
             fin_end: None,
             synchronized: false,
             closing: false,
+            fed: false,
         }
     }
 
@@ -99,6 +104,7 @@ impl Guard {
             fin_end: None,
             synchronized: true,
             closing: false,
+            fed: false,
         }
     }
 
@@ -194,6 +200,11 @@ impl Guard {
         }
         if self.closing && self.peer_window == 0 {
             set_ack_and_window(tcp, self.snd_una, 1);
+        }
+        if self.fin_end == Some(self.snd_una.plus(1)) && self.snd_una != self.snd_max {
+            // An ACK with another window than before is no duplicate (RFC 5681 section 2), and there is nothing left that it would limit.
+            self.fed = !self.fed;
+            set_ack_and_window(tcp, self.snd_una, 2 | u16::from(self.fed));
         }
         if flags.fin() && self.rcv_edge.precedes(end) {
             clear_fin(tcp);

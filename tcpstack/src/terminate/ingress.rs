@@ -27,6 +27,10 @@ impl Stack {
         if endpoint.reset {
             return Err(DropReason::NoFlow);
         }
+        if segment.flags.rst() && endpoint.finished() {
+            // Both FINs are acknowledged. The peer forgot the connection, and answers a late segment of ours (RFC 1337).
+            return Err(DropReason::BadRst);
+        }
         if segment.flags.rst() {
             // So that the guard knows the newest ACK: a RST must match it exactly.
             endpoint.emit(&mut self.interfaces, now, net);

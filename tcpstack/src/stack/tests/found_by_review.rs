@@ -1,6 +1,6 @@
 //! What a hostile reading of the stack found, each once a fault.
 
-use sluice_filters::testkit::tcp;
+use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::{Flags, Parsed, RxChecksums, Segment, parse};
 
 use super::super::*;
@@ -252,4 +252,80 @@ fn sessions_with_nothing_to_send_are_not_served_again_and_again() {
         lab.stack.serve(lab.now, &mut lab.below);
     }
     assert_eq!(lab.stack.dirty.len(), 0, "an idle session stays on the list while there is no room");
+}
+
+#[test]
+fn a_fin_alone_on_its_way_is_sent_again_whatever_acks_come() {
+    let (mut lab, mut hand, server) = with_hand();
+    lab.server.get(server).send_slice(b"0123456789").unwrap();
+    lab.server.get(server).close();
+    turns(&mut lab, 20);
+    assert!(last_to_client(&mut lab).iter().any(|segment| segment.flags.fin()));
+    // The client has the payload and says so more than once; the FIN was lost.
+    hand.ack = hand.ack.wrapping_add(10);
+    for _ in 0..6 {
+        hand.says(&mut lab, Flags::ACK, 0, 0, b"");
+        turns(&mut lab, 1);
+    }
+    turns(&mut lab, 2_000);
+    let fins: Vec<_> = last_to_client(&mut lab).into_iter().filter(|segment| segment.flags.fin()).collect();
+    assert!(!fins.is_empty(), "the client waits for the end for ever");
+    assert!(fins.iter().all(|fin| fin.seq_end().0 == hand.ack.wrapping_add(1)));
+}
+
+#[test]
+fn an_old_segment_sets_no_timestamp() {
+    let mut lab = Lab::new(RAW);
+    lab.client_answers = false;
+    let server = lab.server.listen(80);
+    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
+        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
+        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
+    };
+    lab.receive(&stamped(Flags::SYN, 9_999, 0, 1_000, b""));
+    let (_, packet) = lab.below.sent.pop_back().unwrap();
+    let ack = read(&packet).0.seq.0.wrapping_add(1);
+    lab.receive(&stamped(Flags::ACK, 10_000, ack, 1_001, b"one "));
+    lab.stack.serve(lab.now, &mut lab.below);
+    // Behind the window, as a forger's who knows it roughly may be; also one that ends just before it.
+    for (seq, payload) in [(4_000, &b"x"[..]), (9_000, b""), (10_003, b"")] {
+        lab.receive(&stamped(Flags::ACK, seq, ack, 1_000 + (1 << 30), payload));
+        lab.stack.serve(lab.now, &mut lab.below);
+    }
+    lab.drops.clear();
+    lab.receive(&stamped(Flags::ACK, 10_004, ack, 1_002, b"two"));
+    assert_eq!(lab.drops, []);
+    let mut got = Vec::new();
+    assert!(lab.run(100, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"one two"
+    }));
+}
+
+#[test]
+fn a_reset_from_an_upstream_that_has_closed_in_order_is_no_reset() {
+    let (mut lab, hand, server) = with_hand();
+    lab.server.get(server).send_slice(b"goodbye").unwrap();
+    lab.server.get(server).close();
+    hand.says(&mut lab, Flags::ACK | Flags::FIN, 0, 0, b"");
+    let mut last = None;
+    for _ in 0..50 {
+        lab.turn();
+        lab.client.wire.incoming.clear();
+        last = lab.server.wire.incoming.back().cloned().or(last);
+        lab.now.0 += 1_000;
+    }
+    // Both FINs went to and fro there. A late segment of ours finds nobody.
+    let last = read(&last.unwrap()).0;
+    let from = last.key.local().to_string();
+    let reset = tcp(&*from, &*last.key.remote().to_string()).flags(Flags::RST).seq(last.ack.0).build();
+    lab.receive(&reset);
+    assert_eq!(lab.drops.pop(), Some(DropReason::BadRst));
+    turns(&mut lab, 5);
+    assert_eq!(lab.ended(EndCause::UpstreamReset), 0);
+    let hand = Hand { next: hand.next.wrapping_add(1), ack: hand.ack.wrapping_add(8) };
+    hand.says(&mut lab, Flags::ACK, 0, 0, b"");
+    turns(&mut lab, 5);
+    assert_eq!(lab.ended(EndCause::Closed), 1);
 }

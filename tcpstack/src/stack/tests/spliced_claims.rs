@@ -382,3 +382,14 @@ fn a_segment_without_numbers_that_fit_is_refused_before_it_can_claim() {
     plain(&mut talk, FIN, 0x2000_0000, 0, b"x");
     assert_eq!(talk.dropped(), Some(DropReason::OutOfWindow));
 }
+
+#[test]
+fn a_reset_before_the_header_arrived_acknowledges_nothing_the_client_does_not_know() {
+    let mut talk = Talk::connected(&v1());
+    talk.sent();
+    talk.upstream(Flags(Flags::RST.0 | Flags::ACK.0), 0, 0, b"");
+    let sent = talk.sent();
+    let reset = sent.iter().find(|sent| to_client(sent)).unwrap();
+    assert_eq!((reset.1.seq, reset.1.ack), (Seq(talk.cookie).plus(1), Seq(ISN).plus(1)));
+    assert_eq!(talk.lab.ended(EndCause::UpstreamReset), 1);
+}

@@ -14,7 +14,7 @@ use self::model::world::{Report, World};
 /// Connections of one test, unless the environment says otherwise.
 const CONNECTIONS: u64 = 20_000;
 
-const SLUICE: Settings = Settings { plain: false, forger: false, repeats: false, modes: Modes::Both };
+const SLUICE: Settings = Settings { plain: false, forger: false, repeats: false, modes: Modes::Both, hook: None };
 
 /// Runs worlds until there were connections enough; fails when one of them did.
 fn run(name: &str, settings: Settings) {

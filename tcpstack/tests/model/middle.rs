@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_config::Config;
@@ -19,6 +19,8 @@ use sluice_tcpstack::record::SessionRecord;
 use sluice_tcpstack::stack::{Arrival, Forward, Outcome, Setup, Shared, Stack};
 
 use super::Time;
+use super::plan::Modes;
+use super::random::Random;
 use super::wire::L3;
 
 /// A service of the stack's, and the only upstream it has.
@@ -40,31 +42,35 @@ pub enum HeaderKind {
     V2,
 }
 
-/// Services, and so connections at once.
-pub const PLACES: usize = 288;
+/// Services of one stack. Few, since the first dial of each upstream looks at every port for every service.
+pub const PLACES: usize = 8;
 
-/// Every combination, thrice.
-pub static ALL: LazyLock<Vec<Place>> = LazyLock::new(|| {
+/// Services of all kinds; each seed has others.
+pub fn places(random: &mut Random, modes: Modes) -> Vec<Place> {
     (0..PLACES)
         .map(|n| Place {
-            splice: n % 3 != 0,
-            header: [HeaderKind::Off, HeaderKind::V1, HeaderKind::V2][n / 3 % 3],
-            client_v4: n / 9 % 2 == 0,
-            upstream_v4: n / 18 % 2 == 0,
-            timestamps: n / 36 % 2 == 0,
-            on_data: n / 72 % 4 == 3,
-            scale: [7, 0, 10, 14][n / 72 % 4],
+            splice: match modes {
+                Modes::Both => n % 2 == 0,
+                Modes::Splice => true,
+                Modes::Terminate => false,
+            },
+            header: random.pick(&[HeaderKind::Off, HeaderKind::V1, HeaderKind::V2]),
+            client_v4: random.percent(50),
+            upstream_v4: random.percent(50),
+            timestamps: random.percent(60),
+            on_data: random.percent(15),
+            scale: random.pick(&[0, 7, 7, 10, 14]),
         })
         .collect()
-});
+}
 
 impl Place {
-    /// Where clients connect to number `n`.
+    /// Where the service that is number `n` listens.
     pub fn service(&self, n: usize) -> (Addr, u16) {
         (if self.client_v4 { Addr::v4(0xc633_640a) } else { v6(0x2001_0db8_0000_0000, 0x10) }, 1_000 + n as u16)
     }
 
-    /// The client's address and port.
+    /// Where client number `n` connects from.
     pub fn client(&self, n: usize) -> (Addr, u16) {
         let address = if self.client_v4 { Addr::v4(0xcb00_7107) } else { v6(0x2001_0db8_0000_0001, 7) };
         (address, 10_000 + n as u16)
@@ -79,10 +85,10 @@ impl Place {
         (address, 80)
     }
 
-    /// What the upstream finds in front of the client's payload.
+    /// What the upstream finds in front of client `n`'s payload.
     pub fn header(&self, n: usize) -> Vec<u8> {
         let socket = |(address, port): (Addr, u16)| SocketAddr::new(address.to_ip(), port);
-        let (client, service) = (socket(self.client(n)), socket(self.service(n)));
+        let (client, service) = (socket(self.client(n)), socket(self.service(n % PLACES)));
         match self.header {
             HeaderKind::Off => Vec::new(),
             HeaderKind::V1 => {
@@ -112,7 +118,7 @@ fn v6(hi: u64, lo: u64) -> Addr {
     Addr { hi, lo }
 }
 
-static CONFIG: LazyLock<Arc<Config>> = LazyLock::new(|| {
+fn config(places: &[Place]) -> Arc<Config> {
     let mut text = String::from(
         r#"
 [[port]]
@@ -126,7 +132,7 @@ device = "net_null1"
 addresses = ["10.0.0.2/8", "fd00::2/64"]
 "#,
     );
-    for (n, place) in ALL.iter().enumerate() {
+    for (n, place) in places.iter().enumerate() {
         let socket = |(address, port): (Addr, u16)| SocketAddr::new(address.to_ip(), port);
         let header = match place.header {
             HeaderKind::Off => "off",
@@ -137,7 +143,7 @@ addresses = ["10.0.0.2/8", "fd00::2/64"]
         let connect = if place.on_data { "on-data" } else { "on-accept" };
         text += &format!(
             "[[service]]\nname = \"s{n}\"\nlisten = [\"{}\"]\nmode = \"{mode}\"\nproxy_protocol = \"{header}\"\n\
-             connect = \"{connect}\"\nlimits = {{ connections = 8 }}\ntimeouts = {{ connect = \"1h\", \
+             connect = \"{connect}\"\nlimits = {{ connections = 1000 }}\ntimeouts = {{ connect = \"1h\", \
              client_idle = \"24h\", upstream_idle = \"24h\", half_closed = \"24h\", unacknowledged = \"24h\" }}\n",
             socket(place.service(n))
         );
@@ -150,7 +156,10 @@ addresses = ["10.0.0.2/8", "fd00::2/64"]
         text += &format!("[[service.upstream]]\naddress = \"{}\"\n", socket(place.upstream(n)));
     }
     Arc::new(sluice_config::parse("model.toml", &text).unwrap_or_else(|errors| panic!("{errors}")))
-});
+}
+
+/// Records that wait to be read.
+const RECORDS: usize = 4096;
 
 /// The layers below: everything is reachable, and what was sent is kept for the legs.
 #[derive(Default)]
@@ -206,17 +215,15 @@ pub struct Sluice {
     pub stack: Stack,
     shared: Arc<Shared>,
     below: Below,
-    services: &'static HashMap<(Addr, u16), ServiceId>,
+    services: HashMap<(Addr, u16), ServiceId>,
     now: Micros,
 }
 
-static SERVICES: LazyLock<HashMap<(Addr, u16), ServiceId>> =
-    LazyLock::new(|| ALL.iter().enumerate().map(|(n, place)| (place.service(n), ServiceId(n as u16))).collect());
-
 impl Sluice {
-    pub fn new(now: Time) -> Sluice {
-        let config = CONFIG.clone();
-        let shared = Arc::new(Shared::new(&config, [1, 2], 4 * PLACES, Arc::default()));
+    pub fn new(now: Time, places: &[Place]) -> Sluice {
+        let config = config(places);
+        let services = places.iter().enumerate().map(|(n, place)| (place.service(n), ServiceId(n as u16))).collect();
+        let shared = Arc::new(Shared::new(&config, [1, 2], RECORDS, Arc::default()));
         let now = Micros(now);
         let stack = Stack::new(Setup {
             filters: Engine::of(&config).expect("no rules"),
@@ -229,7 +236,7 @@ impl Sluice {
             now,
             config,
         });
-        Sluice { stack, shared, below: Below::default(), services: &SERVICES, now }
+        Sluice { stack, shared, below: Below::default(), services, now }
     }
 
     /// Begins a turn, and does what time asks for.

@@ -1,5 +1,8 @@
 //! One connection as its seed has it: both ends' habits, what they say, how they take leave, and what the way does to it.
 
+use sluice_filters::addr::FlowKey;
+use sluice_tcpstack::stack::Stack;
+
 use super::Time;
 use super::app::{Leave, Script};
 use super::engine::{Habits, MS, Repack, SECOND};
@@ -18,7 +21,12 @@ pub struct Settings {
     pub repeats: bool,
     /// What the modes are: terminated only, spliced only, or both.
     pub modes: Modes,
+    /// Called before each segment that the stack gets.
+    pub hook: Option<Hook>,
 }
+
+/// May do to the stack what life does: forget what a session's tracking knows, to begin with the `key`'s next segment anew.
+pub type Hook = fn(stack: &mut Stack, key: &FlowKey, random: &mut Random);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Modes {
@@ -56,7 +64,13 @@ impl Plan {
         let random = Random::new(seed);
         let legs = legs(&mut random.fork(1));
         let client = habits(&mut random.fork(2), place, place.client_v4);
-        let server = habits(&mut random.fork(3), place, place.upstream_v4);
+        let mut server = habits(&mut random.fork(3), place, place.upstream_v4);
+        let mut lesser = random.fork(7);
+        if place.splice && !lesser.percent(5) {
+            // It accepts what was promised in its name. The others' connections fall back to terminate mode.
+            server.wscale = Some(server.wscale.unwrap_or(0));
+            (server.sack, server.timestamps) = (true, place.timestamps);
+        }
         let mut way = random.fork(4);
         let isn = |way: &mut Random| {
             // Near the wrap, often.

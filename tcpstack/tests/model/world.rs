@@ -2,23 +2,27 @@
 //! connection when it is over.
 
 use std::cmp::Reverse;
-use std::collections::BinaryHeap;
+use std::collections::{BinaryHeap, HashMap};
 
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::icmp::{IcmpError, IcmpKind};
 use sluice_filters::{DropReason, Parsed, RxChecksums, parse};
 use sluice_tcpstack::record::{EndCause, SessionRecord};
-use sluice_tcpstack::stack::Stack;
 
 use super::Time;
 use super::app::App;
 use super::engine::{Emitted, End, MS, SECOND, State, Tcp, reset_for};
 use super::forger::{Forged, Forger, Message};
 use super::leg::{Kind, Leg};
-use super::middle::{ALL, PLACES, Place, Sluice};
-use super::plan::{Modes, Plan, Settings, Welcome};
+use super::middle::{PLACES, Place, Sluice, places};
+use super::plan::{Plan, Settings, Welcome};
+use super::random::Random;
 use super::wire::{Pattern, Seg, shown};
 
+/// Connections of one world.
+pub const CONNECTIONS: usize = 320;
+/// Client number 0's port.
+const FIRST_PORT: usize = 10_000;
 /// When the stack is made.
 const BEGIN: Time = SECOND;
 /// A connection that has not ended by then never will.
@@ -52,6 +56,8 @@ struct Connection {
     /// Whom the server talks to.
     server_peer: (Addr, u16),
     syns: u32,
+    /// Times it fell back to terminate mode.
+    falls: u32,
     legs: [Leg; 4],
     wakes: [Option<Time>; 2],
     forger: Option<Forger>,
@@ -80,9 +86,6 @@ pub struct Report {
     pub failures: Vec<Failure>,
 }
 
-/// Called with the stack and the flow of each segment about to be handed to it.
-pub type Hook = fn(&mut Stack, &FlowKey, u64);
-
 pub struct World {
     settings: Settings,
     sluice: Option<Sluice>,
@@ -98,8 +101,11 @@ pub struct World {
     trace: bool,
     report: Report,
     scratch: Vec<(bool, Vec<u8>)>,
-    /// Before each segment that the stack gets: where a session's tracking may be forgotten.
-    pub hook: Option<Hook>,
+    /// Whose segment the stack has before it.
+    current: Option<usize>,
+    /// Whose dial an upstream's port of ours belongs to.
+    dials: HashMap<FlowKey, usize>,
+    random: Random,
 }
 
 /// Connection `n`'s own seed.
@@ -108,12 +114,13 @@ fn seed_of(seed: u64, n: usize) -> u64 {
 }
 
 impl World {
-    /// A run of one connection at each place, or of `only` one, which is traced.
+    /// A run, or of `only` one of its connections, which is traced.
     pub fn new(seed: u64, settings: Settings, only: Option<usize>) -> World {
+        let places = places(&mut Random::new(seed), settings.modes);
         let mut world = World {
             settings,
-            sluice: (!settings.plain).then(|| Sluice::new(BEGIN)),
-            connections: Vec::with_capacity(PLACES),
+            sluice: (!settings.plain).then(|| Sluice::new(BEGIN, &places)),
+            connections: Vec::with_capacity(CONNECTIONS),
             events: BinaryHeap::new(),
             order: 0,
             frames: Vec::new(),
@@ -125,16 +132,13 @@ impl World {
             trace: only.is_some(),
             report: Report::default(),
             scratch: Vec::new(),
-            hook: None,
+            current: None,
+            dials: HashMap::new(),
+            random: Random::new(seed).fork(30),
         };
-        for n in 0..PLACES {
-            let place = ALL[n];
-            let wanted = match settings.modes {
-                Modes::Both => true,
-                Modes::Terminate => !place.splice,
-                Modes::Splice => place.splice,
-            };
-            if !wanted || only.is_some_and(|only| only != n) {
+        for n in 0..CONNECTIONS {
+            let place = places[n % PLACES];
+            if only.is_some_and(|only| only != n) {
                 world.connections.push(None);
                 continue;
             }
@@ -150,6 +154,7 @@ impl World {
                 apps: (App::new(plan.scripts.0.clone()), App::new(plan.scripts.1.clone())),
                 server_peer: (Addr::v4(0), 0),
                 syns: 0,
+                falls: 0,
                 legs,
                 wakes: [None; 2],
                 forger: settings.forger.then(|| Forger::new(plan.random.fork(20))),
@@ -259,9 +264,9 @@ impl World {
         let Some(connection) = &self.connections[n] else { return };
         let Connection { place, .. } = connection;
         let (src, dst) = match (server, self.settings.plain) {
-            (false, _) => (place.client(n), place.service(n)),
-            (true, true) => (place.service(n), place.client(n)),
-            (true, false) => (place.upstream(n), connection.server_peer),
+            (false, _) => (place.client(n), place.service(n % PLACES)),
+            (true, true) => (place.service(n % PLACES), place.client(n)),
+            (true, false) => (place.upstream(n % PLACES), connection.server_peer),
         };
         let stream = 2 * n as u64 + u64::from(server);
         let payload = emitted.from.map_or(&[0][..], |from| Pattern::at(stream, from));
@@ -346,10 +351,11 @@ impl World {
             self.carry(n, if from_client { 2 } else { 1 }, &seg, frame);
             return;
         };
-        if let (Some(hook), Ok(Parsed::Tcp(segment))) = (self.hook, parse(&frame, RxChecksums::GOOD)) {
-            hook(&mut sluice.stack, &segment.key, self.order);
+        if let (Some(hook), Ok(Parsed::Tcp(segment))) = (self.settings.hook, parse(&frame, RxChecksums::GOOD)) {
+            hook(&mut sluice.stack, &segment.key, &mut self.random);
         }
         let before = self.trace.then(|| frame.clone());
+        self.current = Some(n);
         let result = sluice.receive(&mut frame, from_client);
         if let (Some(before), Err(reason)) = (before, result)
             && let Ok(Parsed::Tcp(segment)) = parse(&before, RxChecksums::GOOD)
@@ -360,6 +366,7 @@ impl World {
         }
         self.keep(frame);
         self.collect();
+        self.current = None;
     }
 
     /// Puts what the stack sent on its legs, and files the records.
@@ -378,7 +385,7 @@ impl World {
     }
 
     fn file(&mut self, record: SessionRecord) {
-        let n = usize::from(record.service.0);
+        let n = usize::from(record.client.port()).wrapping_sub(FIRST_PORT);
         if self.trace {
             eprintln!("{:>12.6} RECORD {record:?}", self.now as f64 / 1e6);
         }
@@ -395,18 +402,28 @@ impl World {
         match parse(&frame, RxChecksums::GOOD) {
             Ok(Parsed::Tcp(segment)) => {
                 let key = segment.key;
-                let n = if to_client { usize::from(key.dst_port).wrapping_sub(10_000) } else { number_of(key.dst) };
                 let seg = Seg::of(&segment, &frame);
+                if !to_client
+                    && seg.flags.is_initial_syn()
+                    && let Some(current) = self.current
+                {
+                    self.dials.insert(key, current);
+                }
+                let Some(n) = self.whose(to_client, &key) else { panic!("nobody's: {key:?}") };
                 self.carry(n, if to_client { 1 } else { 2 }, &seg, frame);
             }
             Ok(Parsed::Icmp(packet) | Parsed::Icmp6(packet)) => {
                 let Some(error) = IcmpError::read(&frame, &packet) else { panic!("an ICMP message nobody reads") };
-                let key = error.key;
-                let n = if to_client { usize::from(key.dst_port).wrapping_sub(10_000) } else { number_of(key.dst) };
+                let Some(n) = self.whose(to_client, &error.key) else { return };
                 self.tell(n, !to_client, error.kind, error.seq.0);
             }
             other => panic!("the stack sent {other:?}"),
         }
+    }
+
+    /// Whose a packet is that leaves along `key`.
+    fn whose(&self, to_client: bool, key: &FlowKey) -> Option<usize> {
+        if to_client { usize::from(key.dst_port).checked_sub(FIRST_PORT) } else { self.dials.get(key).copied() }
     }
 
     /// An ICMP error reaches the end whose segment it is about.
@@ -455,7 +472,17 @@ impl World {
             self.tend(n, true);
             return;
         }
-        if initial && connection.server.is_none() {
+        // A dial that found less than was promised is reset, and another one follows.
+        let unused = connection.place.splice
+            && connection.server.as_ref().is_some_and(|tcp| {
+                tcp.received() == 0 && matches!(tcp.state, State::SynReceived | State::Open | State::Closed(End::Reset))
+            });
+        if initial && unused {
+            connection.server = None;
+            connection.apps.1 = App::new(connection.plan.scripts.1.clone());
+            connection.falls += 1;
+        }
+        if initial && connection.server.is_none() && connection.falls <= 1 {
             connection.server_peer = peer;
             connection.syns += 1;
             match connection.plan.welcome {
@@ -506,10 +533,10 @@ impl World {
             match message {
                 Message::Segment(seg) => {
                     let (src, dst) = match (from_client, plain) {
-                        (true, _) => (place.client(n), place.service(n)),
-                        (false, true) => (place.service(n), place.client(n)),
+                        (true, _) => (place.client(n), place.service(n % PLACES)),
+                        (false, true) => (place.service(n % PLACES), place.client(n)),
                         (false, false) if peer.1 == 0 => continue,
-                        (false, false) => (place.upstream(n), peer),
+                        (false, false) => (place.upstream(n % PLACES), peer),
                     };
                     if self.trace {
                         let name = if from_client { "client" } else { "server" };
@@ -528,8 +555,11 @@ impl World {
                         self.tell(n, from_client, kind, number);
                         continue;
                     };
-                    let (src, dst) =
-                        if from_client { (place.client(n), place.service(n)) } else { (place.upstream(n), peer) };
+                    let (src, dst) = if from_client {
+                        (place.client(n), place.service(n % PLACES))
+                    } else {
+                        (place.upstream(n % PLACES), peer)
+                    };
                     let key = FlowKey { src: src.0, dst: dst.0, src_port: src.1, dst_port: dst.1 };
                     let _: Result<(), DropReason> = sluice.icmp(key, kind, number, len);
                     self.collect();
@@ -575,11 +605,6 @@ impl World {
             self.report.failures.push(Failure { connection: usize::MAX, what, plan: String::new() });
         }
     }
-}
-
-/// Whose upstream this is.
-fn number_of(address: Addr) -> usize {
-    (address.lo & 0xffff) as usize
 }
 
 impl Connection {

@@ -68,6 +68,9 @@ impl App {
         if tcp.state != State::Open && !(tcp.state == State::TimeWait && tcp.unread() > 0) {
             return None;
         }
+        if !tcp.greeted() {
+            return None;
+        }
         let mut wakes: Option<Time> = None;
         let mut later = |at: Time| wakes = Some(wakes.map_or(at, |wakes| wakes.min(at)));
         let script = self.script.clone();

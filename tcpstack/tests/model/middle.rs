@@ -144,7 +144,7 @@ addresses = ["10.0.0.2/8", "fd00::2/64"]
         text += &format!(
             "[[service]]\nname = \"s{n}\"\nlisten = [\"{}\"]\nmode = \"{mode}\"\nproxy_protocol = \"{header}\"\n\
              connect = \"{connect}\"\nlimits = {{ connections = 1000 }}\ntimeouts = {{ connect = \"1h\", \
-             client_idle = \"24h\", upstream_idle = \"24h\", half_closed = \"24h\", unacknowledged = \"24h\" }}\n",
+             client_idle = \"5m\", upstream_idle = \"5m\", half_closed = \"10m\", unacknowledged = \"10m\" }}\n",
             socket(place.service(n))
         );
         if place.splice {

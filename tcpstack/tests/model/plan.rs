@@ -219,13 +219,18 @@ fn scripts(random: &mut Random, place: &Place) -> (Script, Script) {
         88..=90 => (Leave::AfterEof, Leave::AbortAtEnd),
         91..=93 => (Leave::AbortInFlight, Leave::AfterEof),
         94..=96 => (Leave::AfterEof, Leave::AbortInFlight),
-        97 => (Leave::CloseUnread, Leave::AfterEof),
+        97 if !place.on_data => (Leave::CloseUnread, Leave::AfterEof),
         98 => (Leave::AfterEof, Leave::CloseUnread),
         _ => (Leave::AbortAtEnd, Leave::AbortAtEnd),
     };
-    // Turns need both ends to go on.
-    if client.leave == Leave::CloseUnread || server.leave == Leave::CloseUnread {
-        (client.turns, server.turns) = (1, 1);
+    // Who reads nothing has nothing to answer, and nobody waits for it.
+    let closer = match (client.leave, server.leave) {
+        (Leave::CloseUnread, _) => Some((&mut client, &mut server)),
+        (_, Leave::CloseUnread) => Some((&mut server, &mut client)),
+        _ => None,
+    };
+    if let Some((closer, other)) = closer {
+        (closer.says, closer.turns, other.turns, other.first) = (0, 0, 1, true);
     }
     // Who leaves behind its last byte, before it was asked for it, hears the rest all the same. Dialled on data, it has to say some.
     (client, server)

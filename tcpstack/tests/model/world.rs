@@ -2,7 +2,7 @@
 //! connection when it is over.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::{BinaryHeap, HashMap, VecDeque};
 
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::icmp::{IcmpError, IcmpKind};
@@ -27,6 +27,8 @@ const FIRST_PORT: usize = 10_000;
 const BEGIN: Time = SECOND;
 /// A connection that has not ended by then never will.
 const PATIENCE: Time = 900 * SECOND;
+/// Dropped segments that a failure tells of.
+const DROPS: usize = 5;
 /// The stack's timers are looked at so often when nothing else happens.
 const TICK: Time = 5 * MS;
 
@@ -63,6 +65,8 @@ struct Connection {
     forger: Option<Forger>,
     record: Option<SessionRecord>,
     faults: Vec<String>,
+    /// What the stack dropped last of it, and why.
+    drops: VecDeque<String>,
     done: bool,
 }
 
@@ -72,6 +76,8 @@ pub struct Failure {
     pub connection: usize,
     pub what: String,
     pub plan: String,
+    /// The last segments of it that the stack dropped, and why.
+    pub drops: Vec<String>,
 }
 
 /// What a run has seen.
@@ -160,6 +166,7 @@ impl World {
                 forger: settings.forger.then(|| Forger::new(plan.random.fork(20))),
                 record: None,
                 faults: Vec::new(),
+                drops: VecDeque::new(),
                 done: false,
                 plan,
             }));
@@ -354,15 +361,23 @@ impl World {
         if let (Some(hook), Ok(Parsed::Tcp(segment))) = (self.settings.hook, parse(&frame, RxChecksums::GOOD)) {
             hook(&mut sluice.stack, &segment.key, &mut self.random);
         }
-        let before = self.trace.then(|| frame.clone());
         self.current = Some(n);
-        let result = sluice.receive(&mut frame, from_client);
-        if let (Some(before), Err(reason)) = (before, result)
-            && let Ok(Parsed::Tcp(segment)) = parse(&before, RxChecksums::GOOD)
+        // What is dropped was not rewritten.
+        if let Err(reason) = sluice.receive(&mut frame, from_client)
+            && let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::GOOD)
         {
             let from = if from_client { "client" } else { "server" };
-            let seg = shown(&Seg::of(&segment, &before));
-            eprintln!("{:>12.6} DROPPED of {from}: {reason:?}: {seg}", self.now as f64 / 1e6);
+            let seg = shown(&Seg::of(&segment, &frame));
+            let said = format!("{:>12.6} DROPPED of {from}: {reason:?}: {seg}", self.now as f64 / 1e6);
+            if self.trace {
+                eprintln!("{said}");
+            }
+            if let Some(connection) = &mut self.connections[n] {
+                if connection.drops.len() == DROPS {
+                    connection.drops.pop_front();
+                }
+                connection.drops.push_back(said);
+            }
         }
         self.keep(frame);
         self.collect();
@@ -593,6 +608,7 @@ impl World {
                     connection: n,
                     what: faults.join("; "),
                     plan: format!("{:?} {:?}", connection.place, connection.plan.scripts),
+                    drops: connection.drops.iter().cloned().collect(),
                 };
                 self.report.failures.push(failure);
             }
@@ -602,7 +618,7 @@ impl World {
             && sluice.stack.sessions() > 0
         {
             let what = format!("{} sessions are left", sluice.stack.sessions());
-            self.report.failures.push(Failure { connection: usize::MAX, what, plan: String::new() });
+            self.report.failures.push(Failure { connection: usize::MAX, what, plan: String::new(), drops: Vec::new() });
         }
     }
 }
@@ -661,15 +677,14 @@ impl Connection {
             // Counted is at least what its sender knows to have arrived, and at most what it sent.
             let up = (client.acknowledged().min(server.received()), client.sent());
             let down = (server.acknowledged().min(client.received()), server.sent());
-            let causes = [EndCause::Closed, EndCause::ClientReset, EndCause::UpstreamReset];
-            let causes: Vec<EndCause> = causes
-                .into_iter()
-                .filter(|cause| match cause {
-                    EndCause::ClientReset => resets.0 || client.state == State::Closed(End::Timeout),
-                    EndCause::UpstreamReset => resets.1 || server.state == State::Closed(End::Timeout),
-                    _ => true,
-                })
-                .collect();
+            // A lost RST leaves the other end to its timeouts, or to a RST of its own.
+            let mut causes = vec![EndCause::Closed];
+            if resets.0 {
+                causes.extend([EndCause::ClientReset, EndCause::ClientIdle, EndCause::ClientTimeout]);
+            }
+            if resets.1 {
+                causes.extend([EndCause::UpstreamReset, EndCause::UpstreamIdle, EndCause::UpstreamTimeout]);
+            }
             self.judge_record(settings, &causes, up, down, faults);
         }
     }

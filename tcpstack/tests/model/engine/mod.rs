@@ -303,6 +303,11 @@ impl Tcp {
         self.prefix = prefix;
     }
 
+    /// What it expects in front has come.
+    pub fn greeted(&self) -> bool {
+        self.rcv_nxt > self.prefix.len() as i64
+    }
+
     /// Whether `bytes` are what the peer's stream has at `at`.
     fn is_true(&self, at: i64, bytes: &[u8]) -> bool {
         let at = (at - 1) as usize;

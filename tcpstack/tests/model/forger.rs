@@ -151,9 +151,9 @@ fn segments(random: &mut Random, victim: &Victim) -> Vec<Seg> {
             1 => victim.clock,
             2 => victim.clock.wrapping_sub(1 + random.below(1 << 30) as u32),
             3 => victim.clock.wrapping_add((1 << 29) + random.below(1 << 29) as u32),
-            _ => victim.clock.wrapping_add(random.next() as u32 & 0x7fff_ffff),
+            _ => victim.clock.wrapping_add(random.word() as u32 & 0x7fff_ffff),
         };
-        let anything = random.next() as u32;
+        let anything = random.word() as u32;
         Some((value, random.pick(&[0, victim.me.stamp_recent, anything])))
     };
     let window = random.pick(&[0, 1, 1_000, 65_535]);
@@ -226,7 +226,7 @@ fn segments(random: &mut Random, victim: &Victim) -> Vec<Seg> {
             vec![make(random, flags, seq, 0)]
         }
         11 => {
-            let seq = random.next() as u32;
+            let seq = random.word() as u32;
             let flags = if random.percent(50) { Flags::SYN } else { Flags::SYN | ack };
             let seg = make(random, flags, seq, 0);
             let open = Seg { mss: Some(1_460), wscale: Some(7), sack_permitted: true, ..seg };

@@ -74,7 +74,7 @@ impl Plan {
         let mut way = random.fork(4);
         let isn = |way: &mut Random| {
             // Near the wrap, often.
-            if way.percent(30) { 0_u32.wrapping_sub(way.below(60_000) as u32) } else { way.next() as u32 }
+            if way.percent(30) { 0_u32.wrapping_sub(way.below(60_000) as u32) } else { way.word() as u32 }
         };
         let isns = (isn(&mut way), isn(&mut way));
         let clocks = (isn(&mut way), isn(&mut way));

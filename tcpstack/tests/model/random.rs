@@ -12,11 +12,11 @@ impl Random {
     /// A stream of its own for each purpose: drawing more from one changes nothing in another.
     pub fn fork(&self, purpose: u64) -> Random {
         let mut fork = Random(self.0 ^ purpose.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        fork.next();
+        fork.word();
         fork
     }
 
-    pub fn next(&mut self) -> u64 {
+    pub fn word(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -26,7 +26,7 @@ impl Random {
 
     /// Less than `n`, which is not 0.
     pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n
+        self.word() % n
     }
 
     /// From `low` to `high`, both included.

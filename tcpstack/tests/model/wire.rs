@@ -161,7 +161,7 @@ const CUT: usize = 9_216;
 
 static BYTES: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut random = Random::new(7);
-    let mut bytes: Vec<u8> = (0..PERIOD).map(|_| random.next() as u8).collect();
+    let mut bytes: Vec<u8> = (0..PERIOD).map(|_| random.word() as u8).collect();
     bytes.extend_from_within(..CUT);
     bytes
 });

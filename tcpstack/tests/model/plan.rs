@@ -99,7 +99,11 @@ impl Plan {
     }
 
     fn adjust(&mut self, settings: &Settings) {
-        // Small windows and large payloads take for ever.
+        // Payload that is too large for its window, or for what is lost of it, takes for ever.
+        let lossy = self.legs.iter().any(|leg| leg.loss > 50_000);
+        for script in [&mut self.scripts.0, &mut self.scripts.1] {
+            script.says = script.says.min(if lossy { 30_000 } else { i64::MAX });
+        }
         for (habits, script) in [(&self.habits.1, &mut self.scripts.0), (&self.habits.0, &mut self.scripts.1)] {
             if habits.receive_buffer < 8_192 {
                 script.says = script.says.min(6 * habits.receive_buffer);
@@ -252,19 +256,24 @@ fn legs(random: &mut Random) -> [Nature; 4] {
     let near = if random.percent(70) { random.within(20, 1_000) } else { random.within(1_000, 50_000) };
     let shaky = random.percent(50);
     let doomed = random.below(4);
-    let mut leg = |index: u64, delay: Time| Nature {
-        delay,
-        jitter: if random.percent(50) { 0 } else { random.below(delay + 1) },
-        loss: if random.percent(70) { loss } else { 0 },
-        duplicated: if shaky { random.below(30_000) as u32 } else { 0 },
-        reordered: if shaky { random.below(100_000) as u32 } else { 0 },
-        late: random.below(6 * (far + near)),
-        burst: if random.percent(20) { 1 + random.below(8) as u32 } else { 1 },
-        doom: (random.percent(25) || (doomed == index && random.percent(50))).then(|| {
-            let kind = random.pick(&[Kind::Syn, Kind::Bare, Kind::Data, Kind::Fin, Kind::Fin, Kind::Fin, Kind::Bare]);
-            let after = if kind == Kind::Bare || kind == Kind::Data { random.below(6) } else { 0 };
-            (kind, after as u32, random.within(1, 3) as u32)
-        }),
+    let mut leg = |index: u64, delay: Time| {
+        let burst = if random.percent(20) { 1 + random.below(8) as u32 } else { 1 };
+        Nature {
+            delay,
+            jitter: if random.percent(50) { 0 } else { random.below(delay + 1) },
+            // As many in all, whatever the bursts.
+            loss: if random.percent(70) { 2 * loss / (burst + 1) } else { 0 },
+            duplicated: if shaky { random.below(30_000) as u32 } else { 0 },
+            reordered: if shaky { random.below(100_000) as u32 } else { 0 },
+            late: random.below(6 * (far + near)),
+            burst,
+            doom: (random.percent(25) || (doomed == index && random.percent(50))).then(|| {
+                let kinds = [Kind::Syn, Kind::Bare, Kind::Data, Kind::Fin, Kind::Fin, Kind::Fin, Kind::Bare];
+                let kind = random.pick(&kinds);
+                let after = if kind == Kind::Bare || kind == Kind::Data { random.below(6) } else { 0 };
+                (kind, after as u32, random.within(1, 3) as u32)
+            }),
+        }
     };
     [leg(0, far), leg(1, far), leg(2, near), leg(3, near)]
 }

@@ -342,7 +342,8 @@ impl Tcp {
             return None;
         }
         self.rack_sent_at = self.rack_sent_at.max(chunk.sent_at);
-        (chunk.times == 1).then_some(rtt)
+        // One that was given up may have arrived long ago.
+        (chunk.times == 1 && !chunk.lost).then_some(rtt)
     }
 
     pub(super) fn measure(&mut self, rtt: Time) {

@@ -40,6 +40,11 @@ impl<T> Slab<T> {
     }
 
     /// The value at `index`.
+    pub(crate) fn get(&self, index: u32) -> Option<&T> {
+        self.entries.get(index as usize)?.as_deref()
+    }
+
+    /// The value at `index`.
     pub(crate) fn get_mut(&mut self, index: u32) -> Option<&mut T> {
         self.entries.get_mut(index as usize)?.as_deref_mut()
     }

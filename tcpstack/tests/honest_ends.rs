@@ -13,7 +13,7 @@ mod model;
 
 use std::time::Instant;
 
-use self::model::plan::{Modes, Settings};
+use self::model::plan::{Hook, Modes, Settings};
 use self::model::world::{Report, World};
 
 /// Both modes, nobody forges.
@@ -112,4 +112,15 @@ fn a_forger_changes_nothing_in_splice_mode() {
 #[test]
 fn both_modes_complete_side_by_side() {
     run("both", HONEST, 10_000);
+}
+
+/// What is known of a connection is discarded at random moments, as when another process takes it over: one segment is enough to go on.
+#[test]
+fn a_spliced_connection_completes_though_its_tracker_starts_anew() {
+    let hook = Some::<Hook>(|stack, key, random| {
+        if random.percent(4) && stack.lose_tracking(key) && std::env::var_os("SLUICE_MODEL_SEED").is_some() {
+            eprintln!("the tracker forgets, before a segment from {}", key.remote());
+        }
+    });
+    run("splice, forgetting", Settings { modes: Modes::Splice, hook, ..HONEST }, 20_000);
 }

@@ -21,10 +21,13 @@ use crate::stack::{Side, Stack, send_bare};
 const LOOKS: u32 = 4;
 /// Both ends closed, but a forged segment makes it doubtful: over when nothing is heard for so long.
 const DOUBTFUL_CLOSE: Duration = Duration::from_secs(2);
-/// A RST went by that may be a forger's: its sender is asked after so long, then after twice the time, ...
-const DOUBT_FIRST: Duration = Duration::from_secs(1);
-/// ... and the session is over when it is not heard for so long. A living end answers, and one that is gone sends a RST that fits.
-const DOUBT_LAST: Duration = Duration::from_secs(8);
+/// A RST went by that may be a forger's: its sender is asked after so long, and again ...
+const DOUBT_PAUSE: Duration = Duration::from_secs(1);
+/// ... until it is not heard for so long. A living end answers, and one that is gone sends a RST that fits; both can be lost.
+const DOUBT_LAST: Duration = Duration::from_secs(30);
+
+/// The unit of coarse time.
+const COARSE: Duration = Duration::from_micros(1 << 10);
 
 /// When `limit` has passed since the coarse moment `since`, which lies before `now`.
 fn after(since: u32, limit: Duration, now: Micros) -> Micros {
@@ -60,7 +63,7 @@ impl Splice {
             if self.state.has(State::waits(side)) && me.heard != self.waiting {
                 consider(after(self.waiting, timeouts.unacknowledged, now), gone);
             }
-            if self.state.has(State::reset(side)) {
+            if self.ends_of(side).0.reset_seen() {
                 consider(after(me.heard, DOUBT_LAST, now), reset_by(side));
             }
         }
@@ -84,17 +87,13 @@ impl Splice {
     fn left(&self, side: Side, cause: EndCause) -> Left {
         if cause == EndCause::Closed {
             Left::Closed
-        } else if cause == reset_by(side) && !self.state.has(State::reset(side)) {
+        } else if cause == reset_by(side) && !self.ends_of(side).0.reset_seen() {
             Left::Silent
+        } else if cause == reset_by(side.other()) && !self.ends_of(side).1.reset_seen() {
+            Left::Told
         } else {
             Left::Reset
         }
-    }
-
-    /// Whether the end of `side` was told of the end by the other one: a RST that fits went by.
-    fn told(&self, side: Side, cause: EndCause) -> bool {
-        let other = side.other();
-        cause == reset_by(other) && !self.state.has(State::reset(other))
     }
 
     /// Where the other end was, for what is left of the connection with the end of `side`. After a reset `side` may acknowledge
@@ -110,22 +109,31 @@ impl Splice {
 }
 
 impl Stack {
-    /// Arms the session's timer for the first limit it would break.
-    pub(super) fn wait_for_splice(&mut self, index: u32, settings: &Service, now: Micros) {
-        if let Some(splice) = self.splices.get(index) {
+    /// When the session has to look after itself next.
+    fn next_look(&self, index: u32, settings: &Service, now: Micros) -> Option<Micros> {
+        self.splices.get(index).map(|splice| {
             let (mut at, _) = splice.deadline(&settings.timeouts, now);
             if splice.is_connected() {
                 at = at.min(now.after(settings.timeouts.unacknowledged / LOOKS));
             }
-            for side in [Side::Client, Side::Upstream] {
-                if splice.state.has(State::reset(side)) {
-                    let (me, _) = splice.ends_of(side);
-                    let elapsed = Duration::from_micros(u64::from(coarse(now).wrapping_sub(me.heard)) << 10);
-                    // Coarse moments are two units apart from the true ones at most.
-                    at = at.min(now.after(elapsed.max(DOUBT_FIRST) + Duration::from_micros(2 << 10)));
-                }
+            if splice.client.reset_seen() || splice.upstream.reset_seen() {
+                at = at.min(now.after(DOUBT_PAUSE));
             }
+            at
+        })
+    }
+
+    /// Arms the session's timer for the first limit it would break.
+    pub(super) fn wait_for_splice(&mut self, index: u32, settings: &Service, now: Micros) {
+        if let Some(at) = self.next_look(index, settings, now) {
             self.splice_wheel.arm(index, at);
+        }
+    }
+
+    /// Something happened that may make the session look after itself sooner than it would. What it waits for now still comes in time.
+    pub(super) fn wait_no_longer(&mut self, index: u32, settings: &Service, now: Micros) {
+        if let Some(at) = self.next_look(index, settings, now) {
+            self.splice_wheel.arm_sooner(index, at);
         }
     }
 
@@ -133,13 +141,10 @@ impl Stack {
     pub(super) fn doubt(&mut self, side: Side, index: u32, now: Micros) {
         let config = self.config.clone();
         let Some(splice) = self.splices.get_mut(index) else { return };
-        splice.state.set(State::reset(side));
         let (me, _) = splice.halves(side);
-        me.heard = coarse(now);
-        if splice.opening.is_none()
-            && let Some(settings) = config.services.get(usize::from(splice.service.0))
-        {
-            self.wait_for_splice(index, settings, now);
+        me.note_reset(coarse(now));
+        if let Some(settings) = config.services.get(usize::from(splice.service.0)) {
+            self.wait_no_longer(index, settings, now);
         }
     }
 
@@ -147,10 +152,10 @@ impl Stack {
     /// a living end acknowledges and a dead one answers with a RST (RFC 9293 sections 3.8.4 and 3.10.7.1).
     fn ask_doubtful<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
-        let Some(splice) = self.splices.get(index) else { return };
+        let Some(splice) = self.splices.get(index).filter(|splice| !splice.is_unsure()) else { return };
         for (side, ends) in [(Side::Client, (client, listen)), (Side::Upstream, (upstream, ours))] {
             let (me, _) = splice.ends_of(side);
-            if splice.state.has(State::reset(side)) && now >= after(me.heard, DOUBT_FIRST, now) {
+            if splice.ends_of(side).0.reset_seen() && now >= after(me.heard, DOUBT_PAUSE - COARSE * 2, now) {
                 let mut probe = splice.bare_ack(side, ends);
                 probe.seq = Seq(probe.seq.0.wrapping_sub(1));
                 send_bare(&probe, splice.way(side), net);
@@ -195,19 +200,20 @@ impl Stack {
                 (reset.seq, reset.ack, reset.flags) = (isn.plus(1), Seq(0), Flags::RST);
                 self.counters.resets_sent.bump();
                 send_bare(&reset, splice.way(Side::Upstream), net);
-            } else if left == Left::Reset && !splice.told(Side::Upstream, cause) {
+            } else if left == Left::Reset {
                 self.reset_end(&splice, Side::Upstream, (upstream, ours), net);
             }
             let rest = match left {
                 Left::Silent => Rest::None,
                 // Our numbers and timestamps are the clients': nothing says that the next ones come later than these.
                 Left::Closed if splice.state.has(State::UPSTREAM_FIRST) => Rest::TimeWait,
-                Left::Closed | Left::Reset => Rest::Brief,
+                Left::Closed | Left::Reset | Left::Told => Rest::Brief,
             };
             self.source_ports.release(lease, rest, now);
             if left != Left::Silent && splice.is_connected() {
                 let ack = splice.last_word(Side::Upstream, (upstream, ours), left);
-                let entry = Lingers::made(ack, splice.dial_isn(), left, splice.way(Side::Upstream), hash, now);
+                let numbers = (splice.dial_isn(), splice.upstream.ack);
+                let entry = Lingers::made(ack, numbers, left, splice.way(Side::Upstream), (hash, now));
                 self.keep_linger(entry);
             }
         }
@@ -215,11 +221,12 @@ impl Stack {
         // A client that came back from the same port takes this very place.
         if cause != EndCause::ClientRestarted {
             let left = splice.left(Side::Client, cause);
-            if left == Left::Reset && !splice.told(Side::Client, cause) {
+            if left == Left::Reset {
                 self.reset_end(&splice, Side::Client, (client, listen), net);
             }
             let ack = splice.last_word(Side::Client, (client, listen), left);
-            let entry = Lingers::made(ack, splice.cookie, left, splice.way(Side::Client), client_hash, now);
+            let numbers = (splice.cookie, splice.client.ack);
+            let entry = Lingers::made(ack, numbers, left, splice.way(Side::Client), (client_hash, now));
             self.keep_linger(entry);
         }
         self.report_splice(&splice, client_key, Some(flow(upstream, ours)), cause, now);

@@ -11,7 +11,7 @@
     )
 )]
 
-use sluice_filters::addr::Addr;
+use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::checksum::{self, Sum};
 use sluice_filters::units::{Micros, PortId, Seq};
 use sluice_filters::{DropReason, Flags, Segment};
@@ -23,7 +23,7 @@ use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
 use crate::stack::dial::SourcePorts;
 use crate::stack::ingress::Inbound;
-use crate::stack::{CHALLENGE_PAUSE, Outcome, Side, Stack, send_bare};
+use crate::stack::{CHALLENGE_PAUSE, FlowRef, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
 
 /// A piece of a segment that is cut for a small path has so much payload at least, whatever the path.
@@ -127,30 +127,47 @@ impl Splice {
     /// Judges a segment of `side`'s.
     #[inline]
     pub(super) fn judge(&mut self, side: Side, passing: &Passing) -> Gate {
-        if self.client.is_lost() {
-            return self.resume(side, passing);
+        if self.is_unsure() {
+            return self.judge_unsure(side, passing);
         }
         let base = self.base(side);
         let (me, peer) = self.ends_of(side);
         me.judge(peer, passing, base)
     }
 
-    /// Takes up a connection of which nothing is known but its ends and constants, from one segment.
+    /// Whether what an end has acknowledged is only assumed. Nothing is said in its name then: an acknowledgment that is not true loses
+    /// payload.
+    #[inline]
+    pub(super) fn is_unsure(&self) -> bool {
+        self.client.is_unsure() | self.upstream.is_unsure()
+    }
+
+    /// Judges a segment of a connection of which little more is known than its ends and constants. What it started from may have been a late
+    /// copy or a forger's, so a segment that does not fit starts it anew, until both ends agree.
     #[cold]
-    fn resume(&mut self, side: Side, passing: &Passing) -> Gate {
+    fn judge_unsure(&mut self, side: Side, passing: &Passing) -> Gate {
+        let lost = self.client.is_lost();
+        let (base, cookie) = (self.base(side), self.cookie);
+        let (me, peer) = self.halves(side);
         let flags = passing.flags;
         if flags.rst() {
             // Who knows the numbers judges it.
-            return Gate::DoubtfulReset;
+            return if lost { Gate::DoubtfulReset } else { me.judge(peer, passing, base) };
         }
         if flags.syn() {
-            return Gate::Drop(DropReason::SynOnFlow);
+            let repeated = side == Side::Upstream && flags.ack() && passing.seq == cookie;
+            return if repeated { Gate::Challenge(DropReason::SynOnFlow) } else { Gate::Drop(DropReason::SynOnFlow) };
         }
         if !flags.ack() {
             return Gate::Drop(DropReason::BadAck);
         }
-        let (me, peer) = self.halves(side);
-        me.resume(peer, passing);
+        if lost || me.judge(peer, passing, base) != Gate::Pass {
+            me.resume(peer, passing);
+        } else {
+            if peer.is_unsure() {
+                me.confirm(peer, passing);
+            }
+        }
         Gate::Pass
     }
 
@@ -160,9 +177,11 @@ impl Splice {
         let other = side.other();
         let peer_base = self.base(other);
         let (me, peer) = self.halves(side);
+        let silent = now.wrapping_sub(me.heard);
         let noted = me.note(peer, passing, peer_base, now);
-        // It is alive, and it answers what the other end sent.
-        self.state.clear(State::reset(side));
+        if me.reset_seen() {
+            me.heard_after_reset(passing.seq == peer.ack, silent);
+        }
         self.state.clear(State::waits(other));
         if passing.occupies() && !self.state.has(State::waits(side)) {
             self.state.set(State::waits(side));
@@ -246,10 +265,11 @@ impl Splice {
     pub(super) fn bare_ack(&self, side: Side, ends: (End, End)) -> BareSegment {
         let (me, peer) = self.ends_of(side);
         let (to, from) = ends;
-        let (ack, value, shift) = match side {
-            Side::Client => (peer.ack, peer.timestamp.wrapping_add(self.ts_delta), self.promised_shift),
-            Side::Upstream => (Seq(peer.ack.0.wrapping_sub(self.seq_delta)), peer.timestamp, peer.shift),
+        let (ack, ahead, shift) = match side {
+            Side::Client => (peer.ack, self.ts_delta, self.promised_shift),
+            Side::Upstream => (Seq(peer.ack.0.wrapping_sub(self.seq_delta)), 0, peer.shift),
         };
+        let stamps = peer.newest_timestamp().zip(me.newest_timestamp());
         let window = peer.window().wrapping_shr(u32::from(shift));
         BareSegment {
             key: super::flow(to, from),
@@ -259,7 +279,9 @@ impl Splice {
             flags: Flags::ACK,
             window: u16::try_from(window).unwrap_or(u16::MAX),
             ttl: segment::TTL,
-            timestamp: self.state.has(State::TIMESTAMPS).then_some((value, me.timestamp)),
+            timestamp: stamps
+                .filter(|_| self.state.has(State::TIMESTAMPS))
+                .map(|(value, echo)| (value.wrapping_add(ahead), echo)),
         }
     }
 }
@@ -358,8 +380,10 @@ impl Stack {
             Gate::Challenge(DropReason::SynOnFlow)
                 if side == Side::Upstream && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)) =>
             {
-                let (ack, way) = (splice.bare_ack(side, (upstream, ours)), splice.way(side));
-                send_bare(&ack, way, net);
+                let mut ack = splice.bare_ack(side, (upstream, ours));
+                // An upstream that repeats it has sent nothing else.
+                (ack.seq, ack.ack) = (segment.ack, segment.seq.plus(1));
+                send_bare(&ack, splice.way(side), net);
                 return Ok(Outcome::Consumed);
             }
             Gate::Challenge(reason) => (reason, true),
@@ -374,8 +398,16 @@ impl Stack {
                 splice.rewrite(side, &received, tcp, ends);
                 self.forward = forward(splice, side, segment, ends);
                 if gate == Gate::Reset {
-                    splice.state.clear(State::reset(side));
-                    self.end_spliced(index, reset_by(side), now, net);
+                    // A RST without ACK answers a segment that found no connection (RFC 9293 section 3.10.7.1): the other end's came first.
+                    let (me, other) = splice.ends_of(side);
+                    let answers = other.reset_seen() && !me.reset_seen() && !segment.flags.ack();
+                    let first = if answers { side.other() } else { side };
+                    for half in [&mut splice.client, &mut splice.upstream] {
+                        half.forget_reset();
+                    }
+                    // Where both FINs are acknowledged, an end that forgot the connection answers a late segment.
+                    let cause = if splice.closed().is_some() { EndCause::Closed } else { reset_by(first) };
+                    self.end_spliced(index, cause, now, net);
                 } else {
                     self.doubt(side, index, now);
                 }
@@ -398,7 +430,8 @@ impl Stack {
         };
         let clock = coarse(now) as u16;
         let pause = coarse(Micros(0).after(CHALLENGE_PAUSE)) as u16;
-        if splice.state.has(State::CHALLENGED) && clock.wrapping_sub(splice.challenged) < pause {
+        if splice.is_unsure() || (splice.state.has(State::CHALLENGED) && clock.wrapping_sub(splice.challenged) < pause)
+        {
             return;
         }
         splice.state.set(State::CHALLENGED);
@@ -408,15 +441,16 @@ impl Stack {
         send_bare(&ack, way, net);
     }
 
-    /// Discards what the tracker knows of every connected spliced session but its ends and constants, as another process that takes the
-    /// sessions over would find them. Each starts anew from its next segment.
-    pub fn lose_tracking(&mut self) {
-        for index in self.splices.indices_from(0).collect::<Vec<_>>() {
-            if let Some(splice) = self.splices.get_mut(index).filter(|splice| splice.opening.is_none()) {
-                splice.client.lose();
-                splice.upstream.lose();
-            }
-        }
+    /// Discards what the tracker knows of the connected spliced session that segments with `key` belong to, all but its ends and constants,
+    /// as another process that takes it over would find it. It starts anew from the next segment. Whether there is such a session.
+    pub fn lose_tracking(&mut self, key: &FlowKey) -> bool {
+        let hash = self.flows.hash(key);
+        let Some(FlowRef::Splice(_, index)) = self.flows.find(hash, key).map(FlowRef::from_value) else { return false };
+        let Some(splice) = self.splices.get_mut(index).filter(|splice| splice.opening.is_none()) else { return false };
+        splice.client.lose();
+        splice.upstream.lose();
+        splice.state.clear(State::ECHOES_OURS);
+        true
     }
 
     /// The client, where it connected to, and our end and the upstream's of the session.
@@ -434,7 +468,7 @@ impl Stack {
         if splice.closed() == Some(Certain(true)) {
             self.end_spliced(index, EndCause::Closed, now, net);
         } else if let Some(settings) = config.services.get(usize::from(splice.service.0)) {
-            self.wait_for_splice(index, settings, now);
+            self.wait_no_longer(index, settings, now);
         }
     }
 }
@@ -510,7 +544,6 @@ mod tests {
     use std::num::NonZeroU16;
 
     use proptest::prelude::*;
-    use sluice_filters::addr::FlowKey;
     use sluice_filters::testkit::{self, Opt};
     use sluice_filters::units::ServiceId;
     use sluice_filters::{Parsed, RxChecksums, TcpOptions, parse};

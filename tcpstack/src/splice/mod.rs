@@ -110,10 +110,6 @@ impl State {
     const ECHOES_OURS: State = State(16);
     /// An end was challenged once at least.
     const CHALLENGED: State = State(32);
-    /// A RST in the client's name went by that may be a forger's, and the client was not heard since.
-    const CLIENT_RESET: State = State(64);
-    /// The same of the upstream's.
-    const UPSTREAM_RESET: State = State(128);
 
     #[inline]
     fn has(self, bit: State) -> bool {
@@ -136,15 +132,6 @@ impl State {
         match side {
             Side::Client => State::CLIENT_WAITS,
             Side::Upstream => State::UPSTREAM_WAITS,
-        }
-    }
-
-    /// Of `side`: a RST that may be its own went by.
-    #[inline]
-    fn reset(side: Side) -> State {
-        match side {
-            Side::Client => State::CLIENT_RESET,
-            Side::Upstream => State::UPSTREAM_RESET,
         }
     }
 }

@@ -44,6 +44,9 @@ const REACH_MIN: u8 = 16;
 /// No numbers further apart are compared: the widest window there is (RFC 7323 section 2.3).
 const MARGIN_MAX: u32 = 1 << 30;
 
+/// Segments that overtake one another are not further apart, coarse time: half a second.
+const LATE: u32 = 500_000 >> 10;
+
 /// What to do with a segment.
 #[must_use]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +106,18 @@ impl Known {
     const SEEN: u8 = 1;
     /// The other end acknowledged it: a fact.
     const ACKNOWLEDGED: u8 = 2;
-    /// Payload had been seen behind it by then: a forger sent the one or the other.
+    /// Payload was seen at its number or behind it: a forger sent the one or the other.
     const DOUBTFUL: u8 = 4;
     /// The tracker began in the middle of the stream: how much came before is not known.
     const MIDSTREAM: u8 = 8;
     /// Nothing is known of either end: the next segment starts the tracker anew.
     const LOST: u8 = 16;
+    /// The last number that went by was a FIN's.
+    const LAST_IS_FIN: u8 = 64;
+    /// A RST in its name went by that may have been its own.
+    const RESET: u8 = 32;
+    /// The tracker started from a segment of this end's, and none of the other end's has agreed with it yet.
+    const UNCONFIRMED: u8 = 128;
 
     #[inline]
     fn has(self, bit: u8) -> bool {
@@ -162,7 +171,7 @@ pub(crate) struct Start {
 pub(crate) struct Noted {
     /// Bytes of the other end's payload that it acknowledged.
     pub(crate) acknowledged: u32,
-    /// A FIN was seen, acknowledged or taken back, of whichever end.
+    /// A FIN was seen or acknowledged, or proved to be none, of whichever end.
     pub(crate) fin: bool,
 }
 
@@ -206,9 +215,29 @@ impl Half {
     }
 
     /// Whether the tracker has yet to start anew.
-    #[inline]
     pub(crate) fn is_lost(&self) -> bool {
         self.known.has(Known::LOST)
+    }
+
+    /// Its newest TSval; none where the tracker started anew and saw none since. A wrong one would freeze its peer (PAWS).
+    #[inline]
+    pub(crate) fn newest_timestamp(&self) -> Option<u32> {
+        (self.timestamp != 0 || !self.known.has(Known::MIDSTREAM | Known::LOST)).then_some(self.timestamp)
+    }
+
+    /// Whether the tracker has yet to start anew, or only started.
+    #[inline]
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.known.has(Known::LOST | Known::UNCONFIRMED)
+    }
+
+    /// A segment of this end's agrees with the one of the other's that the tracker started from. What this end acknowledges was assumed;
+    /// now it is known.
+    pub(crate) fn confirm(&mut self, other: &mut Half, segment: &Passing) {
+        other.known.0 &= !Known::UNCONFIRMED;
+        if self.known.0 & Known::UNCONFIRMED == 0 {
+            (self.ack, self.window) = (segment.ack, segment.window);
+        }
     }
 
     /// Starts anew from one segment of this end's: nothing but the window shifts is known of what came before.
@@ -219,6 +248,7 @@ impl Half {
             half.known = Known(Known::MIDSTREAM);
             half.wraps = 0;
         }
+        self.known.0 |= Known::UNCONFIRMED;
         self.ack = segment.ack;
         self.window = segment.window;
         // The segment may be one sent again, from the beginning of the window that the other end opened, or the last in it.
@@ -247,6 +277,34 @@ impl Half {
     #[inline]
     pub(crate) fn acknowledged_since(&self, base: Seq) -> u64 {
         u64::from(self.wraps) << 32 | u64::from(self.ack.minus(base))
+    }
+
+    /// A RST in its name was forwarded.
+    #[cold]
+    pub(crate) fn note_reset(&mut self, now: u32) {
+        self.heard = now;
+        self.known.0 |= Known::RESET;
+    }
+
+    /// It is over, one way or the other.
+    pub(crate) fn forget_reset(&mut self) {
+        self.known.0 &= !Known::RESET;
+    }
+
+    /// A segment of its came after a RST in its name, and after so much coarse time of silence. What the network delayed comes soon; later
+    /// on, one with the number that the other end waits for shows that the RST was a forger's. Others only put the end off.
+    #[cold]
+    pub(crate) fn heard_after_reset(&mut self, awaited: bool, silent: u32) {
+        if silent < LATE {
+            self.heard = self.heard.wrapping_sub(silent);
+        } else if awaited {
+            self.forget_reset();
+        }
+    }
+
+    /// Whether such a RST went by, and its sender has not shown itself since.
+    pub(crate) fn reset_seen(&self) -> bool {
+        self.known.has(Known::RESET)
     }
 
     /// A FIN of its went by, and nothing contradicted it.
@@ -324,7 +382,7 @@ impl Half {
         if let Some(value) = segment.timestamp
             // A keep-alive repeats the number before.
             && (segment.seq == peer.ack || segment.seq.plus(1) == peer.ack)
-            && (self.timestamp.wrapping_sub(value) as i32) < 0
+            && (self.newest_timestamp().is_none() || (self.timestamp.wrapping_sub(value) as i32) < 0)
         {
             self.timestamp = value;
         }
@@ -350,45 +408,64 @@ impl Half {
             self.wraps = self.wraps.wrapping_add(1);
         }
         self.ack = ack;
-        let fin = peer.known.has(Known::SEEN) && !ack.precedes(peer.fin_end);
+        let fin = peer.fin_seen() && !ack.precedes(peer.fin_end);
         if fin {
-            if ack == peer.fin_end {
-                let doubtful = if peer.snd_max == ack { 0 } else { Known::DOUBTFUL };
-                peer.known.0 |= Known::ACKNOWLEDGED | doubtful;
-                acknowledged = acknowledged.wrapping_sub(1);
-            } else {
-                // There is something behind what was said to be its last number.
-                peer.take_back_fin();
-            }
+            acknowledged = acknowledged.wrapping_sub(peer.settle_fin(ack));
         }
         Noted { acknowledged, fin }
     }
 
-    /// This end says that it sent something; whether that says something of a FIN.
+    /// The other end acknowledged the number behind this one's FIN, or more. Returns what the FIN takes of what was acknowledged.
+    #[cold]
+    fn settle_fin(&mut self, ack: Seq) -> u32 {
+        let was = u32::from(self.finished());
+        if ack != self.fin_end {
+            // There is something behind what was said to be the last number. What was said last may be true.
+            self.known.0 &= !(Known::SEEN | Known::ACKNOWLEDGED | Known::DOUBTFUL);
+            if self.known.has(Known::LAST_IS_FIN) {
+                self.known.0 |= Known::SEEN;
+                self.fin_end = self.snd_max;
+            }
+        }
+        if self.fin_seen() && ack == self.fin_end {
+            self.known.0 |= Known::ACKNOWLEDGED | if self.snd_max == ack { 0 } else { Known::DOUBTFUL };
+        }
+        u32::from(self.finished()).wrapping_sub(was)
+    }
+
+    /// This end says that it sent something; whether that is news of a FIN. Claims do not refute claims: acknowledgments do.
     #[inline]
     fn claim(&mut self, peer: &Half, segment: &Passing) -> bool {
         let end = segment.end();
-        if self.snd_max.precedes(end) {
+        let ahead = self.snd_max.precedes(end);
+        if ahead {
             self.snd_max = end;
+            self.known.0 &= !Known::LAST_IS_FIN;
         }
-        // Payload at or behind the FIN's number.
-        let contradicted =
-            self.known.has(Known::SEEN) && segment.payload > 0 && !segment.payload_end().precedes(self.fin_end);
-        if contradicted {
-            self.take_back_fin();
+        // Payload at the FIN's number or behind it. Once the FIN is acknowledged, a keep-alive may have a byte of garbage at its number.
+        let last = self.fin_end.plus(u32::from(self.finished()));
+        if self.fin_seen() && segment.payload > 0 && !segment.payload_end().precedes(last) {
+            self.known.0 |= Known::DOUBTFUL;
+            if segment.payload_end() == self.snd_max {
+                self.known.0 &= !Known::LAST_IS_FIN;
+            }
         }
-        if segment.flags.fin() && peer.ack.precedes(end) {
-            let new = !self.known.has(Known::SEEN) || self.fin_end != end;
-            self.known.0 |= Known::SEEN;
-            self.fin_end = end;
-            return new;
-        }
-        contradicted
+        segment.flags.fin() && peer.ack.precedes(end) && self.claim_fin(end)
     }
 
+    /// A FIN that is not acknowledged. Of several the first counts until more is acknowledged.
     #[cold]
-    fn take_back_fin(&mut self) {
-        self.known.0 &= Known::MIDSTREAM;
+    fn claim_fin(&mut self, end: Seq) -> bool {
+        if end == self.snd_max {
+            self.known.0 |= Known::LAST_IS_FIN;
+        }
+        let new = !self.fin_seen() || end.precedes(self.fin_end);
+        if new {
+            self.known.0 |= Known::SEEN;
+            self.known.0 &= !Known::DOUBTFUL;
+            self.fin_end = end;
+        }
+        new
     }
 }
 
@@ -546,20 +623,62 @@ mod tests {
         assert!(client.finished() && client.finish_is_doubtful());
         // The FIN was the forged one: the stream goes on.
         passes(&mut client, &mut upstream, segment(152, 501, 100));
+        answers(&mut client, &mut upstream, segment(501, 252, 0));
         assert!(!client.finished() && !client.fin_seen());
     }
 
     #[test]
-    fn payload_in_the_place_of_a_fin_takes_the_fin_back() {
+    fn payload_in_the_place_of_a_fin_makes_it_doubtful_and_its_acknowledgment_no_fact() {
         for forged in [150, 201, 300] {
             let (mut client, mut upstream) = pair();
             passes(&mut client, &mut upstream, segment(101, 501, 100));
             passes(&mut client, &mut upstream, fin(forged, 501, 0));
             passes(&mut client, &mut upstream, segment(201, 501, 100));
-            assert!(!client.fin_seen(), "{forged}");
             answers(&mut client, &mut upstream, segment(501, forged + 1, 0));
+            assert!(client.finish_is_doubtful(), "{forged}");
+            // Nothing that the client sends is refused for it.
+            passes(&mut client, &mut upstream, segment(301, 501, 100));
+            answers(&mut client, &mut upstream, segment(501, 401, 0));
             assert!(!client.finished(), "{forged}");
         }
+    }
+
+    #[test]
+    fn a_true_fin_is_acknowledged_whatever_fins_a_forger_adds() {
+        for forged in [120, 350, 5_000] {
+            for first in [false, true] {
+                let (mut client, mut upstream) = pair();
+                passes(&mut client, &mut upstream, segment(101, 501, 100));
+                if first {
+                    passes(&mut client, &mut upstream, fin(forged, 501, 0));
+                }
+                passes(&mut client, &mut upstream, fin(201, 501, 50));
+                if !first {
+                    passes(&mut client, &mut upstream, fin(forged, 501, 0));
+                }
+                let noted = answers(&mut client, &mut upstream, segment(501, 252, 0));
+                assert!(client.finished(), "{forged} {first}");
+                assert_eq!(noted.acknowledged, 150);
+            }
+        }
+    }
+
+    #[test]
+    fn forged_payload_behind_a_true_fin_takes_nothing_back() {
+        let (mut client, mut upstream) = pair();
+        passes(&mut client, &mut upstream, fin(101, 501, 50));
+        passes(&mut client, &mut upstream, segment(4_000, 501, 10));
+        assert_eq!(answers(&mut client, &mut upstream, segment(501, 152, 0)).acknowledged, 50);
+        assert!(client.finished() && client.finish_is_doubtful());
+    }
+
+    #[test]
+    fn a_keep_alive_with_a_byte_of_garbage_at_the_fins_number_takes_nothing_back() {
+        let (mut client, mut upstream) = pair();
+        passes(&mut client, &mut upstream, fin(101, 501, 9));
+        answers(&mut client, &mut upstream, segment(501, 111, 0));
+        passes(&mut client, &mut upstream, segment(110, 501, 1));
+        assert!(client.finished());
     }
 
     #[test]
@@ -568,9 +687,10 @@ mod tests {
         passes(&mut client, &mut upstream, segment(101, 501, 200));
         // Among what was sent before, and acknowledged by chance.
         passes(&mut client, &mut upstream, fin(150, 501, 0));
-        answers(&mut client, &mut upstream, segment(501, 151, 0));
+        assert_eq!(answers(&mut client, &mut upstream, segment(501, 151, 0)).acknowledged, 49);
         assert!(client.finish_is_doubtful());
-        assert!(answers(&mut client, &mut upstream, segment(501, 301, 0)).fin);
+        let noted = answers(&mut client, &mut upstream, segment(501, 301, 0));
+        assert_eq!(noted, Noted { acknowledged: 151, fin: true });
         assert!(!client.finished());
     }
 

@@ -9,7 +9,7 @@ use sluice_filters::units::{Micros, Seq, ServiceId};
 
 use super::dial::Lease;
 use super::linger::Linger;
-use super::{FlowRef, Stack, count, linger_timer};
+use super::{FlowRef, Stack, count, linger_timer, send_bare};
 use crate::counters::DialFailure;
 use crate::net::{Lower, Route};
 use crate::record::{EndCause, SessionRecord};
@@ -138,13 +138,30 @@ impl Stack {
     }
 
     pub(crate) fn keep_linger(&mut self, entry: Linger) {
-        let (hash, key, until) = (entry.hash, entry.key(), entry.until);
+        let (hash, key) = (entry.hash, entry.key());
         if let Some(index) = self.lingers.keep(entry) {
             if self.flows.insert(hash, &key, FlowRef::Linger(index).value()).is_ok() {
-                self.wheel.arm(linger_timer(index), until);
+                if let Some(at) = self.lingers.due(index) {
+                    self.wheel.arm(linger_timer(index), at);
+                }
             } else {
                 self.lingers.forget(index);
             }
+        }
+    }
+
+    /// The timer of what is left of a connection: a RST is sent again, or its time is over.
+    pub(crate) fn linger_due<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+        let Some((resets, way)) = self.lingers.repeat(index, now) else {
+            self.forget_linger(index);
+            return;
+        };
+        for reset in resets.iter().flatten() {
+            self.counters.resets_sent.bump();
+            send_bare(reset, way, net);
+        }
+        if let Some(at) = self.lingers.due(index) {
+            self.wheel.arm(linger_timer(index), at);
         }
     }
 

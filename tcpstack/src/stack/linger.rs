@@ -4,9 +4,9 @@
 
 use std::time::Duration;
 
-use sluice_filters::Segment;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq};
+use sluice_filters::{Flags, Segment};
 
 use crate::net::Way;
 use crate::segment::{BareSegment, reset_for};
@@ -18,6 +18,10 @@ pub(crate) const MAX: usize = 1 << 17;
 /// How long a FIN whose ACK was lost finds an answer. The port's own rest is longer, and kept elsewhere.
 const TIME_WAIT: Duration = Duration::from_secs(10);
 
+/// A RST of ours is sent again so long after the first, and so long after that. Its receiver may be waiting for our word, and
+/// nothing else would tell it that the RST was lost.
+const RESET_AGAIN: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+
 /// How we took leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
@@ -25,6 +29,8 @@ pub(crate) enum Left {
     Closed,
     /// We reset it: whoever does not know it yet is told again.
     Reset,
+    /// Its other end reset it, and that RST was passed on: whoever does not know it yet is told.
+    Told,
     /// The peer reset it: there is nothing to say.
     Silent,
 }
@@ -35,6 +41,10 @@ pub(crate) struct Linger {
     ack: BareSegment,
     /// Our first number, which the handshake's last segment acknowledges.
     isn: Seq,
+    /// The number that the peer has acknowledged: what it waits for, unless more has arrived.
+    awaited: Seq,
+    /// How often our RST was sent again.
+    again: u8,
     end: Left,
     way: Way,
     pub(crate) hash: u64,
@@ -65,12 +75,20 @@ impl Lingers {
 
     /// What must be kept of `endpoint`.
     pub(crate) fn entry(endpoint: &Endpoint, end: Left, hash: u64, now: Micros) -> Linger {
-        Lingers::made(endpoint.leg.bare_ack(now), endpoint.leg.isn(), end, endpoint.leg.way, hash, now)
+        let leg = &endpoint.leg;
+        Lingers::made(leg.bare_ack(now), (leg.isn(), leg.guard.snd_una()), end, leg.way, (hash, now))
     }
 
-    /// An entry for a connection whose last word would be `ack`, and whose first number was `isn`.
-    pub(crate) fn made(ack: BareSegment, isn: Seq, end: Left, way: Way, hash: u64, now: Micros) -> Linger {
-        Linger { ack, isn, end, way, hash, until: now.after(TIME_WAIT) }
+    /// An entry for a connection whose last word would be `ack`, whose first number was `isn`, and of which the peer has acknowledged
+    /// what comes before `awaited`; with its flow's hash and the time.
+    pub(crate) fn made(
+        ack: BareSegment,
+        (isn, awaited): (Seq, Seq),
+        end: Left,
+        way: Way,
+        (hash, now): (u64, Micros),
+    ) -> Linger {
+        Linger { ack, isn, awaited, again: 0, end, way, hash, until: now.after(TIME_WAIT) }
     }
 
     /// Keeps an entry; none when there are too many.
@@ -81,6 +99,24 @@ impl Lingers {
         let index = self.entries.reserve();
         self.entries.put(index, Box::new(entry));
         Some(index)
+    }
+
+    /// When an entry has something to do next.
+    pub(crate) fn due(&self, index: u32) -> Option<Micros> {
+        let entry = self.entries.get(index)?;
+        let pause = RESET_AGAIN.get(usize::from(entry.again)).filter(|_| entry.end == Left::Reset);
+        // From the first RST on.
+        let begun = Micros(entry.until.0.saturating_sub(TIME_WAIT.as_micros() as u64));
+        Some(pause.map_or(entry.until, |pause| begun.after(*pause)))
+    }
+
+    /// The RSTs to send again, with the numbers that the peer may be waiting for; none when the entry's time is over.
+    pub(crate) fn repeat(&mut self, index: u32, now: Micros) -> Option<([Option<BareSegment>; 2], Way)> {
+        let entry = self.entries.get_mut(index).filter(|entry| now < entry.until && entry.end == Left::Reset)?;
+        entry.again = entry.again.saturating_add(1);
+        let reset = |seq| BareSegment { seq, flags: Flags::RST | Flags::ACK, window: 0, timestamp: None, ..entry.ack };
+        let further = (entry.awaited != entry.ack.seq).then(|| reset(entry.ack.seq));
+        Some(([Some(reset(entry.awaited)), further], entry.way))
     }
 
     /// Drops an entry.
@@ -103,8 +139,8 @@ impl Lingers {
                 (segment.seq_len() > 0 && old).then_some((entry.ack, entry.way))
             }
             // A new connection of the client's acknowledges other numbers.
-            Left::Reset if !entry.plausible(segment) => None,
-            Left::Reset => reset_for(segment).map(|reset| (reset, entry.way)),
+            Left::Reset | Left::Told if !entry.plausible(segment) => None,
+            Left::Reset | Left::Told => reset_for(segment).map(|reset| (reset, entry.way)),
             Left::Silent => None,
         }
     }

@@ -39,7 +39,7 @@ impl Stack {
         for id in due.drain(..) {
             let index = id >> 1;
             if id & 1 == 1 {
-                self.forget_linger(index);
+                self.linger_due(index, now, net);
             } else if let Some(session) = self.sessions.get_mut(index) {
                 session.wakes = None;
                 session.mark(index, &mut self.dirty);

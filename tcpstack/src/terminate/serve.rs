@@ -215,12 +215,13 @@ impl Stack {
             let rest = match left {
                 Left::Silent => Rest::None,
                 // No TIME-WAIT follows a RST; a later timestamp ends it early (RFC 6191).
-                Left::Reset => Rest::Brief,
+                Left::Reset | Left::Told => Rest::Brief,
                 Left::Closed if dialled.endpoint.leg.timestamps() => Rest::Brief,
                 Left::Closed => Rest::TimeWait,
             };
             let ours = left == Left::Closed && dialled.endpoint.state() == State::TimeWait;
-            let entry = ours.then(|| Lingers::entry(&dialled.endpoint, left, hash, now));
+            let reset = left == Left::Reset && dialled.endpoint.leg.guard.synchronized();
+            let entry = (ours || reset).then(|| Lingers::entry(&dialled.endpoint, left, hash, now));
             self.hang_up(&mut session, rest, now);
             if let Some(entry) = entry {
                 self.keep_linger(entry);

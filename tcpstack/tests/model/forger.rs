@@ -31,6 +31,7 @@ pub enum Message {
 pub struct Forger {
     random: Random,
     left: u32,
+    left_side: bool,
 }
 
 /// How far his numbers may be off: what he takes the windows for.
@@ -55,7 +56,7 @@ struct Victim {
 impl Forger {
     pub fn new(mut random: Random) -> Forger {
         let left = 1 + random.below(10) as u32;
-        Forger { random, left }
+        Forger { left_side: random.percent(50), random, left }
     }
 
     /// Until he strikes next.
@@ -74,7 +75,10 @@ impl Forger {
             return Vec::new();
         }
         self.left -= 1;
-        let from_client = self.random.percent(50) || server.is_none();
+        let from_client = self.left_side;
+        if !from_client && server.is_none() {
+            return Vec::new();
+        }
         let (up, down) = (plan.scripts.0.says as u32, plan.scripts.1.says as u32);
         let me = client.view();
         let them = server.map(Tcp::view);

@@ -63,6 +63,8 @@ struct Connection {
     legs: [Leg; 4],
     wakes: [Option<Time>; 2],
     forger: Option<Forger>,
+    /// For the hook.
+    random: Random,
     record: Option<SessionRecord>,
     faults: Vec<String>,
     /// What the stack dropped last of it, and why.
@@ -111,7 +113,6 @@ pub struct World {
     current: Option<usize>,
     /// Whose dial an upstream's port of ours belongs to.
     dials: HashMap<FlowKey, usize>,
-    random: Random,
 }
 
 /// Connection `n`'s own seed.
@@ -140,7 +141,6 @@ impl World {
             scratch: Vec::new(),
             current: None,
             dials: HashMap::new(),
-            random: Random::new(seed).fork(30),
         };
         for n in 0..CONNECTIONS {
             let place = places[n % PLACES];
@@ -164,6 +164,7 @@ impl World {
                 legs,
                 wakes: [None; 2],
                 forger: settings.forger.then(|| Forger::new(plan.random.fork(20))),
+                random: plan.random.fork(30),
                 record: None,
                 faults: Vec::new(),
                 drops: VecDeque::new(),
@@ -358,8 +359,10 @@ impl World {
             self.carry(n, if from_client { 2 } else { 1 }, &seg, frame);
             return;
         };
-        if let (Some(hook), Ok(Parsed::Tcp(segment))) = (self.settings.hook, parse(&frame, RxChecksums::GOOD)) {
-            hook(&mut sluice.stack, &segment.key, &mut self.random);
+        if let (Some(hook), Some(connection), Ok(Parsed::Tcp(segment))) =
+            (self.settings.hook, &mut self.connections[n], parse(&frame, RxChecksums::GOOD))
+        {
+            hook(&mut sluice.stack, &segment.key, &mut connection.random);
         }
         self.current = Some(n);
         // What is dropped was not rewritten.
@@ -704,6 +707,10 @@ impl Connection {
             faults.push("the stack's session never ends".into());
             return;
         };
+        if settings.hook.is_some() {
+            // Who forgets cannot tell.
+            return;
+        }
         if !causes.contains(&record.cause) {
             faults.push(format!("the session ended as {:?}", record.cause));
         }

@@ -327,3 +327,30 @@ fn ipv6_clients_reach_ipv4_upstreams() {
     }));
     assert_eq!(got[12..16], [0x21, 0x21, 0, 36]);
 }
+
+#[test]
+fn a_reset_of_ours_is_sent_again_to_a_peer_that_only_waits() {
+    for extra in [RAW, "mode = \"splice\"\npromise = { probe = \"0s\" }"] {
+        let mut lab = Lab::new(extra);
+        lab.client_answers = false;
+        // Nobody listens upstream. The client waits for the server's first word, and every RST is lost but the last.
+        let _ = Hand::shake(&mut lab);
+        let mut resets = Vec::new();
+        for _ in 0..9_000 {
+            lab.turn();
+            let now = lab.now.0;
+            resets.extend(
+                lab.client.wire.incoming.drain(..).filter(|p| read(p).0.flags.rst()).map(|p| (now, read(&p).0)),
+            );
+            lab.now.0 += 1_000;
+        }
+        assert_eq!(resets.len(), 3, "{extra}");
+        let pauses: Vec<u64> = resets.windows(2).map(|pair| (pair[1].0 - pair[0].0) / 100_000).collect();
+        assert_eq!(pauses, [10, 20]);
+        assert!(resets.iter().all(|(_, reset)| reset.seq == resets[0].1.seq));
+        // Then it is forgotten.
+        lab.idle(4_000);
+        lab.stack.publish(lab.now);
+        assert_eq!(lab.counters.time_wait.get(), 0);
+    }
+}

@@ -136,7 +136,7 @@ fn a_client_that_sends_resets_and_is_gone_is_given_up() {
             talk.upstream(Flags::ACK, 0, 5, b"");
         }
         talk.sent();
-        talk.wait_ms(10_000);
+        talk.wait_ms(31_000);
         assert_eq!(talk.lab.ended(EndCause::ClientReset), 1);
         assert_eq!(talk.lab.stack.sessions(), 0);
         // The upstream is told as well, with a number that fits: it may have refused the one that went by.
@@ -298,7 +298,10 @@ fn one_segment_is_enough_to_go_on() {
         let mut talk = settled();
         talk.client(Flags::ACK, 100, 0, b"lost behind us");
         talk.sent();
-        talk.lab.stack.lose_tracking();
+        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
+            (HAND.parse().unwrap(), SERVICE.parse().unwrap());
+        let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+        assert!(talk.lab.stack.lose_tracking(&key));
         match first {
             0 => talk.client(Flags::ACK, 100, 0, b"lost behind us"),
             1 => talk.client(Flags::ACK, 114, 0, b""),
@@ -328,6 +331,33 @@ fn one_segment_is_enough_to_go_on() {
         }
         talk.wait_ms(3_000);
         assert_eq!(talk.lab.ended(EndCause::Closed), 1, "{first}");
+    }
+}
+
+#[test]
+fn a_late_copy_or_a_forgers_segment_is_no_start_to_stay_with() {
+    for from_client in [true, false] {
+        let mut talk = settled();
+        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
+            (HAND.parse().unwrap(), SERVICE.parse().unwrap());
+        let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+        assert!(talk.lab.stack.lose_tracking(&key));
+        // Anywhere in the number space.
+        if from_client {
+            plain(&mut talk, Flags::ACK, 0x4000_0000, 0x7000_0000, b"x");
+        } else {
+            talk.upstream(Flags::ACK, 0x4000_0000, 0x7000_0000, b"x");
+        }
+        talk.sent();
+        talk.client(Flags::ACK, 100, 0, b"true");
+        assert_eq!(talk.one().3, b"true");
+        talk.upstream(Flags::ACK, 0, 104, b"");
+        talk.sent();
+        // From here on both ends agree.
+        plain(&mut talk, Flags::ACK, 0x4000_0000, 0x7000_0000, b"x");
+        assert!(talk.dropped().is_some());
+        talk.client(Flags::ACK, 104, 0, b"true again");
+        assert!(talk.sent().iter().any(|sent| sent.3 == b"true again"));
     }
 }
 
@@ -392,4 +422,17 @@ fn a_reset_before_the_header_arrived_acknowledges_nothing_the_client_does_not_kn
     let reset = sent.iter().find(|sent| to_client(sent)).unwrap();
     assert_eq!((reset.1.seq, reset.1.ack), (Seq(talk.cookie).plus(1), Seq(ISN).plus(1)));
     assert_eq!(talk.lab.ended(EndCause::UpstreamReset), 1);
+}
+
+#[test]
+fn a_fin_or_a_reset_does_not_put_off_the_header() {
+    for flags in [FIN, Flags::RST] {
+        let mut talk = Talk::connected(&v1());
+        // The header is lost, and something goes by that makes the session look at its limits.
+        talk.client(Flags::ACK, 0, 0, b"hello");
+        plain(&mut talk, flags, 5, 0, b"");
+        talk.sent();
+        talk.wait_ms(250);
+        assert!(talk.sent().iter().any(|sent| sent.3.starts_with(b"PROXY ")), "{flags:?}");
+    }
 }

@@ -155,7 +155,7 @@ impl Runtime {
         // capsule starts the ports when it runs; started here, they can be described before.
         for (device, port) in runtime.devices.iter().zip(&config.ports) {
             device.start(port)?;
-            runtime.ports.push(device.describe(port));
+            runtime.ports.push(device.describe(port)?);
             runtime.rss.push(device.rss());
         }
         let (seats, pools) = seat::assign(&runtime.cores, &runtime.ports, config.runtime.mbufs, &runtime.lifetime);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_config::Config;
 use sluice_dataplane::counters::WorkerCounters;
-use sluice_dataplane::{DroppedPacket, PoolUse, PortStats};
+use sluice_dataplane::{Clock, DroppedPacket, PoolUse, PortStats};
 use sluice_filters::units::{Micros, ServiceId, WorkerId};
 use sluice_tcpstack::record::{EndCause, SessionRecord};
 
@@ -20,12 +20,14 @@ pub(crate) struct Fake {
     pub(crate) workers: Vec<Arc<WorkerCounters>>,
     pub(crate) records: Mutex<VecDeque<SessionRecord>>,
     pub(crate) missed: u64,
+    /// Begins at [`EPOCH`].
+    pub(crate) clock: Clock,
 }
 
 impl Fake {
     pub(crate) fn new(config: &Config) -> Fake {
         let workers = config.runtime.cores.iter().map(|_| Arc::new(WorkerCounters::new(config))).collect();
-        Fake { workers, records: Mutex::default(), missed: 0 }
+        Fake { workers, records: Mutex::default(), missed: 0, clock: Clock::start_at(UNIX_EPOCH + EPOCH) }
     }
 
     pub(crate) fn end(&self, record: SessionRecord) {
@@ -59,7 +61,11 @@ impl Source for Fake {
     }
 
     fn wall_clock(&self, at: Micros) -> SystemTime {
-        UNIX_EPOCH + EPOCH + Duration::from_micros(at.0)
+        self.clock.wall_clock(at)
+    }
+
+    fn clock_steps(&self) -> u64 {
+        self.clock.steps()
     }
 }
 

@@ -23,8 +23,10 @@ pub trait Source: Send + Sync {
     fn pool(&self) -> PoolUse;
     /// The device's own counters of the port with this index.
     fn port_stats(&self, port: usize) -> PortStats;
-    /// A moment of the workers' clock as wall-clock time.
+    /// A moment of the workers' clock as wall-clock time, as far as is known by now.
     fn wall_clock(&self, at: Micros) -> SystemTime;
+    /// How often the wall clock was set since the start.
+    fn clock_steps(&self) -> u64;
 }
 
 impl Source for View {
@@ -54,6 +56,10 @@ impl Source for View {
 
     fn wall_clock(&self, at: Micros) -> SystemTime {
         View::wall_clock(self, at)
+    }
+
+    fn clock_steps(&self) -> u64 {
+        View::clock_steps(self)
     }
 }
 

@@ -29,6 +29,8 @@ use crate::worker::{self, Stage, Worker};
 
 /// Ended connections that may wait for the connection log.
 const RECORDS: usize = 1 << 16;
+/// How often the control thread looks whether the system's clock was set.
+const CLOCK_LOOK: Duration = Duration::from_millis(200);
 /// How often the drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 /// How long the resets at the end of a drain may take to leave.
@@ -135,6 +137,12 @@ impl View {
     pub fn wall_clock(&self, at: Micros) -> SystemTime {
         self.clock.wall_clock(at)
     }
+
+    /// How often the system's clock was set since the start.
+    #[must_use]
+    pub fn clock_steps(&self) -> u64 {
+        self.clock.steps()
+    }
 }
 
 impl Appliance {
@@ -163,7 +171,7 @@ impl Appliance {
         let steer = Arc::new(Steer::new(u8::try_from(count).unwrap_or(u8::MAX), rss));
         let mailboxes = Arc::new(Mailboxes::new(count));
         let filters = Arc::new(filters);
-        let orders = Orders::new(count, filters.clone(), clock);
+        let orders = Orders::new(count, filters.clone(), clock.clone());
         let samples = sample::queue(&config);
         let stage = Arc::new(Stage::default());
         let drained: Vec<Arc<AtomicBool>> = (0..count).map(|_| Arc::default()).collect();
@@ -173,7 +181,7 @@ impl Appliance {
             let id = WorkerId(u8::try_from(index).unwrap_or(u8::MAX));
             let plan = Plan {
                 id,
-                clock,
+                clock: clock.clone(),
                 config: config.clone(),
                 seed,
                 entropy: worker_entropy(&entropy, id),
@@ -238,8 +246,15 @@ impl Appliance {
     /// # Errors
     /// When the workers could not be started.
     pub fn run(self) -> Result<(), StartError> {
-        let Appliance { runtime, config, stage, drained, .. } = self;
+        let Appliance { mut runtime, config, view, stage, drained } = self;
         let stopper = runtime.stopper();
+        let clock = view.clock;
+        runtime.every(CLOCK_LOOK, move || {
+            if let Some(micros) = clock.follow_system() {
+                let seconds = micros as f64 / 1e6;
+                tracing::warn!(seconds, "the system's clock was set by so much; wall times follow it from now on");
+            }
+        })?;
         let signals = AtomicU8::new(0);
         runtime.run(move |signal| match signal {
             Signal::Hangup => {

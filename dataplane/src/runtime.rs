@@ -155,7 +155,7 @@ impl Runtime {
         // capsule starts the ports when it runs; started here, they can be described before.
         for (device, port) in runtime.devices.iter().zip(&config.ports) {
             device.start(port)?;
-            runtime.ports.push(device.describe(port));
+            runtime.ports.push(device.describe(port)?);
             runtime.rss.push(device.rss());
         }
         let (seats, pools) = seat::assign(&runtime.cores, &runtime.ports, config.runtime.mbufs, &runtime.lifetime);
@@ -218,6 +218,17 @@ impl Runtime {
         Ok(())
     }
 
+    /// Has the control thread call `task` every `period` while the runtime runs. It must not wait for anything.
+    ///
+    /// # Errors
+    /// capsule's refusal.
+    pub fn every(&mut self, period: Duration, task: impl Fn() + Send + Sync + 'static) -> Result<(), StartError> {
+        self.capsule
+            .add_periodic_task_to_core(CONTROL, task, period)
+            .map_err(|error| StartError::Run { reason: format!("{error:#}") })?;
+        Ok(())
+    }
+
     /// Runs the workers until `on_signal` answers a signal with true, or a [`Stopper`] is used; then ends everything.
     /// `on_signal` is called on the control thread, which is this one. To drain, answer false, and stop later.
     ///
@@ -238,9 +249,7 @@ impl Runtime {
                 signal::terminate_self();
             }
         };
-        self.capsule
-            .add_periodic_task_to_core(CONTROL, tick, CONTROL_TICK)
-            .map_err(|error| failed(format!("{error:#}")))?;
+        self.every(CONTROL_TICK, tick)?;
         self.capsule.execute().map_err(|error| failed(format!("{error:#}")))
     }
 }

@@ -3,6 +3,7 @@
 //! DPDK starts once per process, so each test runs its body in a process of its own: this binary, called again for that
 //! test alone.
 
+use std::collections::HashSet;
 use std::net::IpAddr;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -185,6 +186,48 @@ fn exhausted_pool_gives_no_frame_and_recovers() {
             held.into_iter().for_each(|frame| free.push(frame));
             drop(free);
             assert!(all.pool.alloc().is_some());
+        });
+    });
+}
+
+/// Takes all frames of the pool, then lets five go one by one: they are in this thread's cache, and nothing is left behind it.
+fn all_but_five(all: &mut WorkerQueues) -> Vec<Frame> {
+    let mut held: Vec<Frame> = std::iter::from_fn(|| all.pool.alloc()).collect();
+    (0..5).for_each(|_| drop(held.pop()));
+    held
+}
+
+/// A failed allocation in bulk has copied pointers out of the cache before it fails.
+#[test]
+fn nearly_exhausted_pool_gives_each_frame_to_one_owner() {
+    in_own_process("nearly_exhausted_pool_gives_each_frame_to_one_owner", || {
+        on_one_worker(|all| {
+            let held = all_but_five(all);
+            let five: Vec<Frame> = (0..10).filter_map(|_| all.pool.alloc()).collect();
+            let place = |frame: &Frame| frame.data().as_ptr();
+            let distinct: HashSet<*const u8> = five.iter().chain(&held).map(place).collect();
+            assert_eq!((five.len(), distinct.len()), (5, held.len() + 5));
+        });
+    });
+}
+
+/// `net_null` receives by allocating in bulk: without frames for a whole burst it returns none, and has written some.
+#[test]
+fn what_a_driver_wrote_beyond_its_count_is_not_received() {
+    in_own_process("what_a_driver_wrote_beyond_its_count_is_not_received", || {
+        on_one_worker(|all| {
+            let held = all_but_five(all);
+            let mut burst = Burst::new();
+            assert_eq!(queues(all).0.burst(&mut burst), 0);
+            assert!(
+                (0..BURST).all(|i| burst.get(i).is_none() && burst.get_mut(i).is_none() && burst.take(i).is_none())
+            );
+            drop(burst);
+            // Were they freed with the burst, they would be in the cache twice.
+            let five: Vec<Frame> = std::iter::from_fn(|| all.pool.alloc()).collect();
+            let distinct: HashSet<*const u8> = five.iter().map(|frame| frame.data().as_ptr()).collect();
+            assert_eq!((five.len(), distinct.len()), (5, 5));
+            drop(held);
         });
     });
 }

@@ -11,9 +11,13 @@
 //! Which epochs are live: this one, and the one before it; in the last eighth of an epoch the next one takes the place of
 //! the one before (by then at least seven eighths of an epoch old), so that a sibling appliance whose clock runs ahead is understood.
 //!
+//! A clock that is set takes the epochs along ([`Jar::step`]): cookies are minted in the new one at once, as siblings with a right
+//! clock do, and for one epoch more the cookies of the two epochs that were live before are good too; an ACK with a wrong cookie costs
+//! a second hash meanwhile. Of several steps within an epoch the last that took all live epochs away counts, or else the first.
+//!
 //! Invariants:
 //! - Nothing is remembered between SYN and ACK, and nothing is derived per packet but the hash.
-//! - A forged ACK passes with probability 2^-23.
+//! - A forged ACK passes with probability 2^-23; with twice that in the epoch after a step.
 //! - The answer is at most [`AMPLIFICATION`] octets longer than the SYN, is sent once and never retransmitted: a reflected
 //!   SYN flood grows by less than a tenth.
 //! - The answer asserts only what both sides can do: an option the client did not offer is not in it (RFC 7323 sections 2.2
@@ -150,8 +154,18 @@ pub struct Jar {
     /// Whether the epoch that mints is the odd one.
     mints_odd: bool,
     epoch: Duration,
-    /// The span of wall-clock time in which `live` is right.
+    /// The span of wall-clock time in which `live` is right, and `before` too.
     from: Duration,
+    until: Duration,
+    /// What was live before the clock was set.
+    before: Option<Before>,
+}
+
+/// The epochs from before a step of the clock.
+struct Before {
+    /// The even one, then the odd one.
+    live: [Live; 2],
+    /// Until when their cookies are good, on the clock as it is after the step.
     until: Duration,
 }
 
@@ -169,13 +183,15 @@ impl Jar {
             epoch: epoch.max(Duration::from_secs(1)),
             from: Duration::MAX,
             until: Duration::ZERO,
+            before: None,
         };
-        jar.tick(Duration::ZERO);
+        jar.enter(Duration::ZERO);
+        // No time yet.
+        (jar.from, jar.until) = (Duration::MAX, Duration::ZERO);
         jar
     }
 
     /// Moves to the epoch of `wall`, the time since 1970 on the wall clock. Cheap unless an epoch ends; call it every turn.
-    /// A clock that is set back moves the epoch back.
     #[inline]
     pub fn tick(&mut self, wall: Duration) {
         if !(self.from..self.until).contains(&wall) {
@@ -185,6 +201,30 @@ impl Jar {
 
     #[cold]
     fn roll(&mut self, wall: Duration) {
+        self.enter(wall);
+        self.before = self.before.take().filter(|before| wall < before.until);
+        if let Some(before) = &self.before {
+            self.until = self.until.min(before.until);
+        }
+    }
+
+    /// As [`Jar::tick`], when the wall clock was set since the last call, forth or back: cookies minted until now stay good for at least
+    /// as long as a cookie always is.
+    #[cold]
+    pub fn step(&mut self, wall: Duration) {
+        let minted = self.live(self.mints_odd).epoch;
+        let begun = self.from < self.until;
+        let live = std::mem::replace(&mut self.live, [Live::NONE; 2]);
+        self.enter(wall);
+        let lives = self.live.iter().any(|live| live.epoch == minted);
+        if begun && (self.before.is_none() || !lives) {
+            self.before = Some(Before { live, until: wall.saturating_add(self.epoch) });
+        }
+        self.roll(wall);
+    }
+
+    /// Derives the live epochs' keys at `wall`.
+    fn enter(&mut self, wall: Duration) {
         let length = nanos(self.epoch).max(1);
         let epoch = nanos(wall).div_euclid(length);
         let start = Duration::from_nanos(epoch.wrapping_mul(length));
@@ -208,6 +248,19 @@ impl Jar {
     #[inline]
     fn live(&self, odd: bool) -> &Live {
         self.live.get(usize::from(odd)).unwrap_or(&self.live[0])
+    }
+
+    /// The timestamp offset of the connection whose SYN-ACK had this cookie; none when it is none of ours.
+    #[inline(always)]
+    fn recognise<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, cookie: u32) -> Option<u32> {
+        let (odd, options) = (cookie >> PARITY_SHIFT == 1, (cookie >> OPTIONS_SHIFT) as u8);
+        let (mac, ts_offset) = self.live(odd).mac::<V4>(key, client_isn, options);
+        if mac == cookie & MAC_MASK {
+            return Some(ts_offset);
+        }
+        let before = self.before.as_ref()?;
+        let (mac, ts_offset) = before.live.get(usize::from(odd))?.mac::<V4>(key, client_isn, options);
+        (mac == cookie & MAC_MASK).then_some(ts_offset)
     }
 
     /// The cookie for a SYN: our initial sequence number. `offer.mss` is taken for at least [`MSS_MIN`].
@@ -244,23 +297,19 @@ impl Jar {
     #[inline(always)]
     fn check_in<const V4: bool>(&self, key: &FlowKey, client_isn: Seq, ack: Seq) -> Option<Offer> {
         let cookie = ack.0.wrapping_sub(1);
-        let options = (cookie >> OPTIONS_SHIFT) as u8;
-        let (mac, _) = self.live(cookie >> PARITY_SHIFT == 1).mac::<V4>(key, client_isn, options);
-        (mac == cookie & MAC_MASK).then(|| decode::<V4>(options))
+        self.recognise::<V4>(key, client_isn, cookie).map(|_| decode::<V4>((cookie >> OPTIONS_SHIFT) as u8))
     }
 
     /// What our timestamps in the connection that `cookie` opened are ahead of the millisecond clock: the same at accept time as
     /// in the SYN-ACK (RFC 7323 section 5.4). Means something only for a cookie that [`Jar::check`] accepts.
     #[must_use]
     pub fn ts_offset(&self, key: &FlowKey, client_isn: Seq, cookie: Seq) -> u32 {
-        let live = self.live(cookie.0 >> PARITY_SHIFT == 1);
-        let options = (cookie.0 >> OPTIONS_SHIFT) as u8;
-        let (_, ts_offset) = if key.src.is_v4() {
-            live.mac::<true>(key, client_isn, options)
+        let ts_offset = if key.src.is_v4() {
+            self.recognise::<true>(key, client_isn, cookie.0)
         } else {
-            live.mac::<false>(key, client_isn, options)
+            self.recognise::<false>(key, client_isn, cookie.0)
         };
-        ts_offset
+        ts_offset.unwrap_or(0)
     }
 
     /// Turns the frame of a SYN into its SYN-ACK and returns the new length. `frame` is the whole buffer, at least

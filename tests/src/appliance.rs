@@ -194,6 +194,7 @@ fn strings(addresses: &[SocketAddr]) -> Vec<String> {
 /// A configuration for a lab, with the lab's ports and addresses.
 #[derive(Clone, Debug)]
 pub struct Setup {
+    through: Vec<String>,
     workers: u8,
     hugepages: String,
     drain: String,
@@ -212,6 +213,7 @@ impl Setup {
     #[must_use]
     pub fn new() -> Setup {
         Setup {
+            through: Vec::new(),
             workers: 1,
             hugepages: "off".to_owned(),
             drain: "5s".to_owned(),
@@ -237,6 +239,12 @@ impl Setup {
     #[must_use]
     pub fn mode(self, mode: Mode) -> Setup {
         Setup { services: self.services.into_iter().map(|service| service.mode(mode)).collect(), ..self }
+    }
+
+    /// Starts sluice through another program: `env` with variables for it.
+    #[must_use]
+    pub fn through(self, program_and_arguments: &[&str]) -> Setup {
+        Setup { through: program_and_arguments.iter().map(ToString::to_string).collect(), ..self }
     }
 
     /// Sets the number of workers, 1 or 2.
@@ -464,7 +472,10 @@ impl<'lab> Sluice<'lab> {
     #[must_use]
     pub fn launch(lab: &'lab Lab, setup: &Setup) -> Sluice<'lab> {
         let file = lab.write("sluice.toml", &setup.toml(lab));
-        let process = Process::start(&lab.appliance, &binary(), &["run", "-c", &file]);
+        let binary = binary();
+        let command: Vec<&str> =
+            setup.through.iter().map(String::as_str).chain([binary.as_str(), "run", "-c", &file]).collect();
+        let process = Process::start(&lab.appliance, command[0], &command[1..]);
         Sluice { lab, process, keeps_promises: true }
     }
 

@@ -42,6 +42,27 @@ fn connection_that_was_never_dialled_has_null_where_nothing_is_known() {
     assert_eq!((line["cause"].as_str(), line["blame"].as_str()), (Some("first_data"), Some("client")));
 }
 
+/// Its lines say when it began and ended by the clock as it stands when they are written: that is the one to find it by, and the
+/// duration between them is true.
+#[test]
+fn connection_during_which_the_clock_was_set_is_told_by_the_clock_put_right() {
+    let (config, record) = (fake::config(), fake::record());
+    let mut source = Fake::new(&config);
+    for (wrong, lines) in [
+        (fake::EPOCH + Duration::from_secs(3_600), ["2026-01-02T03:04:06.000250Z", "2026-01-02T03:04:08.500250Z"]),
+        (fake::EPOCH - Duration::from_secs(3_600), ["2026-01-02T03:04:06.000250Z", "2026-01-02T03:04:08.500250Z"]),
+    ] {
+        source.clock = sluice_dataplane::Clock::start_at(std::time::UNIX_EPOCH + wrong);
+        let put_right = sluice_filters::units::Micros(2_000_000);
+        let right = std::time::UNIX_EPOCH + fake::EPOCH + Duration::from_secs(2);
+        assert!(source.clock.follow(put_right, right).is_some());
+        let line = Line::new(&record, &config, |at| source.wall_clock(at));
+        let line = serde_json::to_value(&line).unwrap();
+        assert_eq!([&line["opened"], &line["ended"]], lines);
+        assert_eq!(line["duration_ms"], 2_500.0);
+    }
+}
+
 #[test]
 fn clock_before_1970_is_written_as_1970() {
     let config = fake::config();

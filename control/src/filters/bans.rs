@@ -2,6 +2,9 @@
 //!
 //! A ban is of an address or a prefix; the longest that holds a source counts. The file has one a line: `PREFIX UNTIL REASON...`, where
 //! UNTIL is `never` or a time in RFC 3339 (`2026-12-01T00:00:00Z`), and the reason is free text and may be left out. `#` begins a comment.
+//!
+//! Bans end by the wall clock, here as at the workers. Who sets it forward ends bans early; what ended while it was ahead by mistake is
+//! laid again from the file when it is put right.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -9,7 +12,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
 use sluice_config::Config;
@@ -50,6 +53,10 @@ pub enum BanError {
 
 /// Who carries bans out: the workers.
 pub trait Enforcer: Debug + Send + Sync {
+    /// The wall clock by which they end bans.
+    fn now(&self) -> SystemTime;
+    /// How often that was set since the start.
+    fn clock_steps(&self) -> u64;
     /// Bans `prefix` until then.
     ///
     /// # Errors
@@ -63,6 +70,14 @@ pub trait Enforcer: Debug + Send + Sync {
 }
 
 impl Enforcer for Orders {
+    fn now(&self) -> SystemTime {
+        self.clock().wall_clock(self.clock().now())
+    }
+
+    fn clock_steps(&self) -> u64 {
+        self.clock().steps()
+    }
+
     fn ban(&self, prefix: IpNet, until: SystemTime) -> Result<(), Busy> {
         Orders::ban(self, prefix, until, 0)
     }
@@ -89,7 +104,7 @@ pub struct BanBook<E: Enforcer = Orders> {
 
 /// For bans without an end: later than any clock of the workers reads.
 fn end(until: Option<SystemTime>) -> SystemTime {
-    until.unwrap_or_else(|| SystemTime::now() + Duration::from_secs(100 * 365 * 86_400))
+    until.unwrap_or(UNIX_EPOCH + Duration::from_micros(u64::MAX))
 }
 
 impl<E: Enforcer> BanBook<E> {
@@ -125,14 +140,14 @@ impl<E: Enforcer> BanBook<E> {
     /// The bans in force, in no order.
     #[must_use]
     pub fn list(&self) -> Vec<Ban> {
-        let now = SystemTime::now();
+        let now = self.enforcer.now();
         let bans = self.lock();
         bans.values().map(|(ban, _)| ban).filter(|ban| ban.until.is_none_or(|until| until > now)).cloned().collect()
     }
 
     /// Forgets what has run out, and has the workers forget it: by themselves they might do so too late for another ban to find room.
     pub fn sweep(&self) {
-        let now = SystemTime::now();
+        let now = self.enforcer.now();
         let ended = |ban: &Ban| ban.until.is_some_and(|until| until <= now);
         let prefixes: Vec<IpNet> =
             self.lock().iter().filter(|(_, (ban, _))| ended(ban)).map(|(prefix, _)| *prefix).collect();
@@ -146,6 +161,24 @@ impl<E: Enforcer> BanBook<E> {
                 bans.remove(&prefix);
             }
         }
+    }
+
+    /// Lays again what the book holds: workers may have cleared away what the clock, since set back, says is in force.
+    fn renew(&self) -> Result<(), Busy> {
+        let held: Vec<(IpNet, Option<SystemTime>)> = self
+            .lock()
+            .iter()
+            .map(|(prefix, (ban, _))| (*prefix, ban.until))
+            .filter(|(_, until)| until.is_some())
+            .collect();
+        for (prefix, until) in held {
+            let bans = self.lock();
+            // It may have been lifted or laid anew since.
+            if bans.get(&prefix).is_some_and(|(ban, _)| ban.until == until) {
+                patiently(|| self.enforcer.ban(prefix, end(until)))?;
+            }
+        }
+        Ok(())
     }
 
     fn has_room(&self) -> bool {
@@ -304,16 +337,30 @@ pub(super) struct BanFile<E: Enforcer = Orders> {
     seen: Option<Result<Stamp, io::ErrorKind>>,
     /// There was no room for all of it.
     wants_room: bool,
+    /// How often the clock had been set when bans were last laid by it.
+    clock_steps: u64,
 }
 
 impl<E: Enforcer> BanFile<E> {
     pub(super) fn new(path: PathBuf, book: Arc<BanBook<E>>) -> BanFile<E> {
-        BanFile { path, book, seen: None, wants_room: false }
+        let clock_steps = book.enforcer.clock_steps();
+        BanFile { path, book, seen: None, wants_room: false, clock_steps }
     }
 
     /// Reads the file if it is not as it was.
     pub(super) fn look(&mut self) {
         self.book.sweep();
+        let clock_steps = self.book.enforcer.clock_steps();
+        if clock_steps != self.clock_steps {
+            // What had ended has not when it was set back, here or at the workers.
+            self.seen = None;
+            match self.book.renew() {
+                Ok(()) => self.clock_steps = clock_steps,
+                Err(error) => {
+                    tracing::warn!(%error, "the clock was set, and not all bans are in force again; tried again in a second");
+                }
+            }
+        }
         if self.wants_room && self.book.has_room() {
             self.seen = None;
         }
@@ -321,7 +368,7 @@ impl<E: Enforcer> BanFile<E> {
         if self.seen.replace(stamp) == Some(stamp) {
             return;
         }
-        let now = SystemTime::now();
+        let now = self.book.enforcer.now();
         let current = |ban: &Ban| ban.until.is_none_or(|until| until > now);
         let result = read_bans(&self.path).map(|bans| self.book.adopt(bans.into_iter().filter(current).collect()));
         self.wants_room = matches!(result, Ok(Err(BanError::Full(_))));
@@ -346,10 +393,17 @@ mod tests {
     use super::*;
 
     /// Workers that note their orders, and may be busy.
-    #[derive(Debug, Default)]
+    #[derive(Debug)]
     struct Notes {
         orders: Mutex<Vec<String>>,
         busy: Mutex<usize>,
+        /// And how often it was set.
+        now: Mutex<(SystemTime, u64)>,
+    }
+
+    /// When the tests begin: 2026-01-02T03:04:05Z.
+    fn begin() -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_767_323_045)
     }
 
     impl Notes {
@@ -365,6 +419,14 @@ mod tests {
     }
 
     impl Enforcer for Arc<Notes> {
+        fn now(&self) -> SystemTime {
+            self.now.lock().unwrap().0
+        }
+
+        fn clock_steps(&self) -> u64 {
+            self.now.lock().unwrap().1
+        }
+
         fn ban(&self, prefix: IpNet, _: SystemTime) -> Result<(), Busy> {
             self.take(format!("ban {prefix}"))
         }
@@ -375,7 +437,7 @@ mod tests {
     }
 
     fn book(capacity: u32) -> (Arc<BanBook<Arc<Notes>>>, Arc<Notes>) {
-        let notes = Arc::new(Notes::default());
+        let notes = Arc::new(Notes { orders: Mutex::default(), busy: Mutex::default(), now: Mutex::new((begin(), 0)) });
         (Arc::new(BanBook::new(capacity, notes.clone())), notes)
     }
 
@@ -412,7 +474,7 @@ mod tests {
     #[test]
     fn bans_that_have_ended_are_neither_listed_nor_in_the_way() {
         let (book, _) = book(1);
-        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        book.ban(Ban { until: Some(begin() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
         assert!(book.list().is_empty());
         book.sweep();
         book.ban(ban("192.0.3.0/24")).unwrap();
@@ -421,7 +483,7 @@ mod tests {
     #[test]
     fn workers_forget_a_ban_that_has_ended_before_another_takes_its_place() {
         let (book, notes) = book(1);
-        book.ban(Ban { until: Some(SystemTime::now() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
+        book.ban(Ban { until: Some(begin() - Duration::from_secs(1)), ..ban("192.0.2.0/24") }).unwrap();
         book.sweep();
         book.ban(ban("192.0.3.0/24")).unwrap();
         assert_eq!(*notes.orders.lock().unwrap(), ["ban 192.0.2.0/24", "unban 192.0.2.0/24", "ban 192.0.3.0/24"]);
@@ -443,6 +505,30 @@ mod tests {
         file.look();
         assert_eq!(orders(&notes).len(), 2, "one lifted, one laid");
         assert_eq!(book.list().len(), 2);
+    }
+
+    /// An hour forth by mistake, and back: each way the file's bans are those that the clock says are in force.
+    #[test]
+    fn a_clock_that_is_set_ends_bans_and_one_that_is_set_back_has_them_laid_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 2026-01-02T03:34:05Z\n192.0.2.2 2026-01-02T04:34:05Z\n192.0.2.3 never\n").unwrap();
+        let (book, notes) = book(10);
+        let mut file = BanFile::new(path, book.clone());
+        let at = |minutes: u64| begin() + Duration::from_secs(60 * minutes);
+        file.look();
+        assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32", "ban 192.0.2.3/32"]);
+        *notes.now.lock().unwrap() = (at(60), 1);
+        file.look();
+        assert_eq!(orders(&notes), ["ban 192.0.2.2/32", "unban 192.0.2.1/32"]);
+        assert_eq!(book.list().len(), 2);
+        *notes.now.lock().unwrap() = (at(1), 2);
+        file.look();
+        // What workers may have cleared away, and what the file has; what never ends was never in doubt.
+        assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32"]);
+        assert_eq!(book.list().len(), 3);
+        file.look();
+        assert_eq!(orders(&notes), [""; 0]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use sluice_config::{Config, Set};
 use sluice_dataplane::Orders;
@@ -47,7 +47,7 @@ impl SetGauges {
 pub struct SetGauge {
     /// Prefixes it was made of.
     pub prefixes: Counter,
-    /// When it was last read, Unix seconds.
+    /// When it was last read, on the workers' clock, microseconds.
     pub loaded: Counter,
     /// How often it could not be read.
     pub failures: Counter,
@@ -196,7 +196,7 @@ impl Keeper {
     fn note(&self, index: usize) {
         if let (Some(gauge), Some(set)) = (self.gauges.sets.get(index), self.sets.get(index)) {
             gauge.prefixes.set(set.prefixes() as u64);
-            gauge.loaded.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs());
+            gauge.loaded.set(self.orders.clock().now().0);
         }
         self.gauges.memory.set(self.orders.plan().map_or(0, |plan| plan.memory()) as u64);
     }

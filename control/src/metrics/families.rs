@@ -37,6 +37,8 @@ families! {
         "Always 1; the labels say which sluice runs on which DPDK.";
     START_TIME: Gauge "sluice_start_time_seconds" []
         "When the appliance started, seconds since 1970-01-01 UTC.";
+    CLOCK_STEPS: Counter "sluice_clock_steps_total" []
+        "Times the system's wall clock was set while the appliance ran.";
 
     PORT_RX_PACKETS: Counter "sluice_port_rx_packets_total" ["port", "worker"]
         "Frames received.";

@@ -9,7 +9,7 @@ mod families;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use metrics::{Key, Label, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
@@ -19,6 +19,7 @@ use sluice_dataplane::{PoolUse, PortStats};
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
 use sluice_filters::engine::RuleCounters;
+use sluice_filters::units::Micros;
 use sluice_tcpstack::counters::{AckResult, DialFailure, Missing, OfferGauges, ServiceCounters, StackCounters};
 use sluice_tcpstack::record::EndCause;
 
@@ -44,6 +45,7 @@ struct Reading<'a> {
     ports: Vec<PortStats>,
     pool: PoolUse,
     records_waiting: usize,
+    source: &'a dyn Source,
     log: &'a LogCounters,
     side: &'a FilterSide,
 }
@@ -117,6 +119,7 @@ impl Exporter {
             ports: (0..self.ports).map(|port| self.source.port_stats(port)).collect(),
             pool: self.source.pool(),
             records_waiting: self.source.records_waiting(),
+            source: &*self.source,
             log: &self.log,
             side: &self.side,
         };
@@ -161,9 +164,9 @@ impl Series {
     }
 
     fn process(&mut self, build: BuildInfo) {
-        let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64());
         self.gauge(&f::BUILD_INFO, [&build.version, &build.dpdk], |_| 1.0);
-        self.gauge(&f::START_TIME, [], move |_| started);
+        self.gauge(&f::START_TIME, [], |r| r.unix_seconds(Micros(0)));
+        self.counter(&f::CLOCK_STEPS, [], |r| r.source.clock_steps());
     }
 
     fn port(&mut self, index: usize, name: &str, workers: usize) {
@@ -294,7 +297,9 @@ impl Series {
         }
         for (index, set) in config.sets.iter().enumerate() {
             self.gauge(&f::SET_PREFIXES, [&set.name], move |r| r.side.sets.sets[index].prefixes.get() as f64);
-            self.gauge(&f::SET_LOADED, [&set.name], move |r| r.side.sets.sets[index].loaded.get() as f64);
+            self.gauge(&f::SET_LOADED, [&set.name], move |r| {
+                r.unix_seconds(Micros(r.side.sets.sets[index].loaded.get())).trunc()
+            });
             self.counter(&f::SET_FAILURES, [&set.name], move |r| r.side.sets.sets[index].failures.get());
         }
         self.gauge(&f::SETS_MEMORY, [], |r| r.side.sets.memory.get() as f64);
@@ -314,6 +319,11 @@ impl Series {
 impl Reading<'_> {
     fn sum(&self, field: impl Fn(&WorkerCounters) -> u64) -> u64 {
         self.workers.iter().map(|worker| field(worker)).sum()
+    }
+
+    /// A moment of the workers' clock, by the wall clock as it is now.
+    fn unix_seconds(&self, at: Micros) -> f64 {
+        self.source.wall_clock(at).duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
     }
 
     fn stack(&self, field: impl Fn(&StackCounters) -> u64) -> u64 {

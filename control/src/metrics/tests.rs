@@ -41,6 +41,29 @@ fn every_family_is_there_from_the_first_scrape_with_help_type_and_its_labels() {
     assert!(samples.keys().all(|series| known.contains(name(series))));
 }
 
+/// A machine that starts in 1970 and is told the time a minute later: nothing it did happened in 1970.
+#[test]
+fn moments_before_the_clock_was_set_are_told_by_the_clock_put_right() {
+    let mut fake = Fake::new(&fake::config());
+    fake.clock = sluice_dataplane::Clock::start_at(UNIX_EPOCH);
+    let clock = fake.clock.clone();
+    let exporter = exporter(fake);
+    exporter.side.sets.sets[0].loaded.set(30_000_000);
+    let told = || {
+        let samples = samples(&exporter.render());
+        [
+            "sluice_start_time_seconds",
+            "sluice_set_loaded_timestamp_seconds{set=\"strangers\"}",
+            "sluice_clock_steps_total",
+        ]
+        .map(|series| samples[series])
+    };
+    assert_eq!(told(), [0.0, 30.0, 0.0]);
+    clock.follow(Micros(60_000_000), UNIX_EPOCH + fake::EPOCH);
+    let right = fake::EPOCH.as_secs() as f64;
+    assert_eq!(told(), [right - 60.0, right - 30.0, 1.0]);
+}
+
 #[test]
 fn counters_end_in_total_and_gauges_do_not() {
     for family in ALL {

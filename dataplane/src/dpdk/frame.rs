@@ -10,6 +10,8 @@ use std::ptr::NonNull;
 use capsule_ffi as ffi;
 use sluice_filters::{ChecksumState, RxChecksums};
 
+use super::slots::Slots;
+
 /// Most frames of one receive burst.
 pub const BURST: usize = 32;
 
@@ -25,21 +27,11 @@ pub enum IpVersion {
 /// An owned frame, one pointer wide. Dropping it frees it, which costs a call into DPDK: where many are dropped, use
 /// [`FreeList`].
 ///
-/// Not `Send`: to hand it to another worker, turn it into a [`Transfer`].
+/// DPDK makes them, in the slots it fills. Not `Send`: to hand one to another worker, turn it into a [`Transfer`].
 #[repr(transparent)]
 pub struct Frame(NonNull<ffi::rte_mbuf>);
 
 impl Frame {
-    /// Takes ownership of an mbuf.
-    ///
-    /// # Safety
-    /// `mbuf` must be a live mbuf with reference count 1, a direct one (its buffer is its own), and nobody else may use or
-    /// free it afterwards.
-    #[inline]
-    pub(super) unsafe fn from_raw(mbuf: NonNull<ffi::rte_mbuf>) -> Frame {
-        Frame(mbuf)
-    }
-
     #[inline]
     fn mbuf(&self) -> &ffi::rte_mbuf {
         // SAFETY: a frame owns its live mbuf; a shared borrow of the frame excludes writers.
@@ -289,51 +281,48 @@ impl From<Transfer> for Frame {
 
 /// Room for the frames of one receive burst. Frames are looked at and taken by index, in any order.
 #[derive(Debug)]
-pub struct Burst {
-    frames: [Option<Frame>; BURST],
-    len: usize,
-}
+pub struct Burst(Slots<BURST>);
 
 impl Burst {
     /// No frames.
     #[must_use]
     pub fn new() -> Burst {
-        Burst { frames: [const { None }; BURST], len: 0 }
+        Burst(Slots::new())
     }
 
     /// Frames received, taken or not: indices run from 0 to this.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
-        self.len
+        self.0.count()
     }
 
     /// Whether the burst brought none.
     #[inline]
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The frame at `i`, unless there is none or it was taken.
     #[inline]
     #[must_use]
     pub fn get(&self, i: usize) -> Option<&Frame> {
-        self.frames.get(i)?.as_ref()
+        self.0.filled().get(i)?.as_ref()
     }
 
     /// The frame at `i`, to be changed.
     #[inline]
     #[must_use]
     pub fn get_mut(&mut self, i: usize) -> Option<&mut Frame> {
-        self.frames.get_mut(i)?.as_mut()
+        self.0.filled_mut().get_mut(i)?.as_mut()
     }
 
     /// Takes the frame at `i` out.
     #[inline]
     #[must_use]
     pub fn take(&mut self, i: usize) -> Option<Frame> {
-        self.frames.get_mut(i)?.take()
+        self.0.filled_mut().get_mut(i)?.take()
     }
 
     /// Fetches the first octets of the frame at `i` into the cache; does nothing if there is none.
@@ -347,23 +336,17 @@ impl Burst {
     /// Frees what was not taken.
     #[inline]
     pub fn clear(&mut self) {
-        for frame in self.frames.iter_mut().take(self.len) {
-            *frame = None;
-        }
-        self.len = 0;
+        self.0.clear();
     }
 
-    /// Fills the emptied burst with what `receive` writes to the pointers it is given.
+    /// Fills the emptied burst with what `receive` gives.
     ///
     /// # Safety
-    /// `receive` must write that many mbufs as it returns to the front of the slots, each fit for [`Frame::from_raw`], and
-    /// leave the other slots alone.
+    /// As [`Slots::fill`].
     #[inline]
     pub(super) unsafe fn fill(&mut self, receive: impl FnOnce(*mut *mut ffi::rte_mbuf, u16) -> u16) -> usize {
-        self.clear();
-        // `Frame` is a transparent `NonNull`, so `Option<Frame>` is a nullable pointer; all slots are null here.
-        self.len = usize::from(receive(self.frames.as_mut_ptr().cast(), BURST as u16)).min(BURST);
-        self.len
+        // SAFETY: the caller's promise is the callee's requirement.
+        unsafe { self.0.fill(receive) }
     }
 }
 

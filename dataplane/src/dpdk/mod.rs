@@ -6,6 +6,8 @@
 //!   [`FreeList`], or by a device that took it in [`TxQueue::offer`].
 //! - Frames never outlive the memory they are in: a pool with frames still out is not freed, and DPDK's memory then stays
 //!   mapped until the process ends (`capsule_ffi::pool`).
+//! - What DPDK writes to an array or a structure counts only as far as its answer says: a count, or 0 for success. The rest may
+//!   hold anything, mbufs of others among it (`slots`).
 //! - A queue of a port has one handle, [`RxQueue`] or [`TxQueue`], which is neither `Clone` nor `Send`: made by
 //!   [`crate::runtime`] on the thread of the worker that uses it, after the port was started, and dropped before it stops.
 
@@ -16,6 +18,7 @@ pub mod port;
 pub mod queue;
 pub mod seat;
 pub(crate) mod signal;
+mod slots;
 
 pub use frame::{BURST, Burst, Frame, FreeList, IpVersion, Transfer};
 pub use pool::{Pool, PoolMonitor, PoolUsage};

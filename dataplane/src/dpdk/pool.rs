@@ -10,13 +10,13 @@ use capsule_ffi as ffi;
 
 use super::eal::Lifetime;
 use super::frame::{BURST, Frame, free_all};
+use super::slots::Slots;
 
 /// A worker's handle to the pool of its NUMA node, with a small stock of its own: one call into DPDK for 32 frames.
 pub struct Pool {
     pool: NonNull<ffi::rte_mempool>,
-    stock: [Option<Frame>; BURST],
-    stocked: usize,
-    /// `stocked`, for the monitor, which does not count frames in stock as in use.
+    stock: Slots<BURST>,
+    /// Frames in stock, for the monitor, which does not count them as in use.
     published: Arc<AtomicUsize>,
     one_thread: PhantomData<*const ()>,
 }
@@ -27,52 +27,58 @@ impl Pool {
     /// # Safety
     /// `pool` must be a packet pool that lives for as long as the handle.
     pub(crate) unsafe fn new(pool: NonNull<ffi::rte_mempool>, published: Arc<AtomicUsize>) -> Pool {
-        Pool { pool, stock: [const { None }; BURST], stocked: 0, published, one_thread: PhantomData }
+        Pool { pool, stock: Slots::new(), published, one_thread: PhantomData }
     }
 
     /// An empty frame: no octets, headroom of 128, tailroom for the largest frame any port sends. `None` if the pool is
     /// exhausted.
     #[inline]
     pub fn alloc(&mut self) -> Option<Frame> {
-        if self.stocked == 0 {
+        if self.stock.count() == 0 {
             self.refill();
         }
-        let last = self.stocked.checked_sub(1)?;
-        self.stocked = last;
-        self.published.store(last, Ordering::Relaxed);
-        self.stock.get_mut(last)?.take()
+        let frame = self.stock.pop();
+        self.published.store(self.stock.count(), Ordering::Relaxed);
+        frame
     }
 
     #[cold]
     fn refill(&mut self) {
-        let slots = self.stock.as_mut_ptr().cast();
-        // SAFETY: the pool is alive. `stock` has room for BURST nullable pointers (`Option<Frame>` is one), all null as
-        // nothing is in stock; DPDK fills all of them with fresh mbufs of reference count 1, or none.
-        if unsafe { ffi::_rte_pktmbuf_alloc_bulk(self.pool.as_ptr(), slots, BURST as u32) } == 0 {
-            self.stocked = BURST;
+        let pool = self.pool.as_ptr();
+        // SAFETY: the pool is alive, and `slots` has room for `count`. With 0, DPDK wrote that many fresh mbufs of reference count 1.
+        // Otherwise it gives none, whatever it wrote: the pointers it copied out of the cache before it failed are the cache's still.
+        let in_bulk = |slots, count: u16| match unsafe { ffi::_rte_pktmbuf_alloc_bulk(pool, slots, count.into()) } {
+            0 => count,
+            _ => 0,
+        };
+        // SAFETY: see above.
+        if unsafe { self.stock.fill(in_bulk) } > 0 {
             return;
         }
         // Fewer than that are left: take one.
-        // SAFETY: the pool is alive; the result is null or a fresh mbuf of reference count 1.
-        let frame = unsafe { NonNull::new(ffi::_rte_pktmbuf_alloc(self.pool.as_ptr())).map(|m| Frame::from_raw(m)) };
-        if let (Some(frame), Some(slot)) = (frame, self.stock.first_mut()) {
-            *slot = Some(frame);
-            self.stocked = 1;
-        }
+        let single = |slots: *mut *mut ffi::rte_mbuf, _| {
+            // SAFETY: the pool is alive. The result is null or a fresh mbuf of reference count 1, and there is a first slot.
+            unsafe {
+                let mbuf = ffi::_rte_pktmbuf_alloc(pool);
+                slots.write(mbuf);
+                u16::from(!mbuf.is_null())
+            }
+        };
+        // SAFETY: see above.
+        unsafe { self.stock.fill(single) };
     }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        free_all(self.stock.get_mut(..self.stocked).unwrap_or_default());
-        self.stocked = 0;
+        free_all(self.stock.filled_mut());
         self.published.store(0, Ordering::Relaxed);
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("stocked", &self.stocked).finish_non_exhaustive()
+        f.debug_struct("Pool").field("stocked", &self.stock.count()).finish_non_exhaustive()
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::ffi::CStr;
 use std::fmt;
+use std::os::raw::c_int;
 use std::sync::OnceLock;
 
 use capsule_ffi as ffi;
@@ -195,10 +196,12 @@ impl PortMonitor {
 fn link(id: u16) -> Link {
     let mut link = ffi::rte_eth_link::default();
     // SAFETY: only called while the EAL runs; `link` is ours, an unknown port is refused.
-    let result = unsafe { ffi::rte_eth_link_get_nowait(id, &mut link) };
+    if unsafe { ffi::rte_eth_link_get_nowait(id, &mut link) } != 0 {
+        return Link::default();
+    }
     // 0 and u32::MAX are DPDK's "none" and "unknown".
     let known = !matches!(link.link_speed, 0 | u32::MAX);
-    Link { up: result == 0 && link.link_status() != 0, mbps: known.then_some(link.link_speed) }
+    Link { up: link.link_status() != 0, mbps: known.then_some(link.link_speed) }
 }
 
 /// Octets of buffer, headroom included, in which frames of ports with this MTU fit in one piece. Devices count buffers in
@@ -266,12 +269,7 @@ impl Found {
         // SAFETY: the EAL runs and the port is configured.
         match unsafe { ffi::rte_eth_dev_start(self.id) } {
             0 => Ok(()),
-            code => Err(StartError::PortStart {
-                port: config.name.clone(),
-                device: config.device.clone(),
-                reason: eal::error_text(code),
-                log: eal::recent_log(),
-            }),
+            code => Err(self.refused(config, code)),
         }
     }
 
@@ -282,23 +280,32 @@ impl Found {
     }
 
     /// What the started port is.
-    pub(crate) fn describe(&self, config: &Port) -> PortInfo {
+    ///
+    /// # Errors
+    /// It tells no MAC address.
+    pub(crate) fn describe(&self, config: &Port) -> Result<PortInfo, StartError> {
         let mut mac = ffi::rte_ether_addr::default();
-        let mut mtu = config.mtu;
+        let mut mtu = 0;
         // SAFETY: the EAL runs; the places written to are ours.
-        let node = unsafe {
-            ffi::rte_eth_macaddr_get(self.id, &mut mac);
-            ffi::rte_eth_dev_get_mtu(self.id, &mut mtu);
-            ffi::rte_eth_dev_socket_id(self.id)
+        let (mac_result, mtu_result, node) = unsafe {
+            (
+                ffi::rte_eth_macaddr_get(self.id, &mut mac),
+                ffi::rte_eth_dev_get_mtu(self.id, &mut mtu),
+                ffi::rte_eth_dev_socket_id(self.id),
+            )
         };
+        if mac_result != 0 {
+            return Err(self.refused(config, mac_result));
+        }
         let both = ffi::SLUICE_RX_OFFLOAD_IPV4_CKSUM | ffi::SLUICE_RX_OFFLOAD_TCP_CKSUM;
-        PortInfo {
+        Ok(PortInfo {
             name: config.name.clone(),
             device: config.device.clone(),
             id: self.id,
             driver: self.driver(),
             mac: mac.addr_bytes,
-            mtu,
+            // One that does not tell has what it was configured with.
+            mtu: if mtu_result == 0 { mtu } else { config.mtu },
             node: u16::try_from(node).ok(),
             rx_queues: self.profile.rx_queues,
             tx_queues: self.profile.tx_queues,
@@ -308,6 +315,16 @@ impl Found {
             tx_checksums: self.profile.tx_offloads == TX_CHECKSUMS,
             reta_size: self.info.reta_size,
             link: link(self.id),
+        })
+    }
+
+    /// A port that DPDK could not start, or that does not answer.
+    fn refused(&self, config: &Port, code: c_int) -> StartError {
+        StartError::PortStart {
+            port: config.name.clone(),
+            device: config.device.clone(),
+            reason: eal::error_text(code),
+            log: eal::recent_log(),
         }
     }
 
@@ -325,24 +342,28 @@ impl Found {
     fn read_rss(&self) -> Option<RssInfo> {
         const GROUP: usize = ffi::RTE_ETH_RETA_GROUP_SIZE as usize;
         let size = usize::from(self.info.reta_size);
-        let mut groups =
-            vec![ffi::rte_eth_rss_reta_entry64 { mask: u64::MAX, ..Default::default() }; size.div_ceil(GROUP)];
+        // No queue has this number: an entry that the device leaves alone is not taken for one that names queue 0.
+        let unknown = ffi::rte_eth_rss_reta_entry64 { mask: u64::MAX, reta: [u16::MAX; GROUP] };
+        let mut groups = vec![unknown; size.div_ceil(GROUP)];
         // SAFETY: the EAL runs; there is a group for each 64 of the table's `reta_size` entries.
-        let result = unsafe { ffi::rte_eth_dev_rss_reta_query(self.id, groups.as_mut_ptr(), self.info.reta_size) };
-        let table: Vec<u16> = groups.iter().flat_map(|group| group.reta).take(size).collect();
-        let sound = table.len().is_power_of_two() && table.iter().all(|&queue| queue < self.profile.rx_queues);
-        if result != 0 || !sound {
+        if unsafe { ffi::rte_eth_dev_rss_reta_query(self.id, groups.as_mut_ptr(), self.info.reta_size) } != 0 {
             return None;
         }
-        let mut key = vec![0; self.profile.rss_key.len()];
-        let mut conf =
-            ffi::rte_eth_rss_conf { rss_key: key.as_mut_ptr(), rss_key_len: u8::try_from(key.len()).ok()?, rss_hf: 0 };
-        // SAFETY: the EAL runs; the device writes at most `rss_key_len` octets to `key`.
+        let table: Vec<u16> = groups.iter().flat_map(|group| group.reta).take(size).collect();
+        if !table.len().is_power_of_two() || table.iter().any(|&queue| queue >= self.profile.rx_queues) {
+            return None;
+        }
+        let given = self.profile.rss_key;
+        let mut told = [0; RSS_KEY_ROOM];
+        let rss_key_len = u8::try_from(given.len()).ok()?;
+        let mut conf = ffi::rte_eth_rss_conf { rss_key: told.as_mut_ptr(), rss_key_len, rss_hf: 0 };
+        // SAFETY: the EAL runs. Drivers write a key of their own length, most without a look at `rss_key_len`
+        // (`struct rte_eth_rss_conf`): that length is an octet, and there is room for the longest.
         if unsafe { ffi::rte_eth_dev_rss_hash_conf_get(self.id, &mut conf) } != 0 {
             // It does not tell: then it uses what it was given.
-            key.copy_from_slice(self.profile.rss_key);
-            conf.rss_hf = self.profile.rss_functions;
+            (told, conf.rss_hf) = ([0; RSS_KEY_ROOM], self.profile.rss_functions);
         }
+        let key = key_in_use(&told, given);
         let has = |function: u64| conf.rss_hf & function != 0;
         Some(RssInfo {
             key,
@@ -355,6 +376,12 @@ impl Found {
             },
         })
     }
+}
+
+/// The key that a device uses that was given `given` and tells `told`: a blank one tells nothing.
+fn key_in_use(told: &[u8; RSS_KEY_ROOM], given: &[u8]) -> Vec<u8> {
+    let told = told.get(..given.len()).unwrap_or(told);
+    if told.iter().all(|octet| *octet == 0) { given.to_vec() } else { told.to_vec() }
 }
 
 const TX_CHECKSUMS: u64 = ffi::SLUICE_TX_OFFLOAD_IPV4_CKSUM | ffi::SLUICE_TX_OFFLOAD_TCP_CKSUM;
@@ -399,6 +426,15 @@ mod tests {
     fn the_rss_key_stays_the_same_and_is_not_blank() {
         assert_eq!(rss_key(), rss_key());
         assert!(rss_key().windows(40).all(|part| part.iter().any(|octet| *octet != part[0])));
+    }
+
+    #[test]
+    fn a_key_that_a_device_does_not_tell_is_the_one_it_was_given() {
+        let given = [7; RSS_KEY_USUAL];
+        assert_eq!(key_in_use(&[0; RSS_KEY_ROOM], &given), given);
+        let mut told = [0; RSS_KEY_ROOM];
+        told[..52].fill(9);
+        assert_eq!(key_in_use(&told, &given), [9; RSS_KEY_USUAL]);
     }
 
     /// `net_null` takes an RSS configuration and tells it, though it delivers frames without regard to it.

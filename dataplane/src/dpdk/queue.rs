@@ -32,7 +32,8 @@ impl RxQueue {
     #[inline]
     pub fn burst(&mut self, burst: &mut Burst) -> usize {
         // SAFETY: `slots` has room for `count` pointers. The queue is set up, its port runs, and this handle is its only
-        // user. A device hands over mbufs with reference count 1, fresh from its pool.
+        // user. A device hands over as many mbufs as it answers, with reference count 1, fresh from its pool; what it wrote behind
+        // those is left alone.
         unsafe { burst.fill(|slots, count| ffi::_rte_eth_rx_burst(self.port, self.queue, slots, count)) }
     }
 }
@@ -69,26 +70,12 @@ impl TxQueue {
     /// Offers all frames of the buffer to the device, once. What it does not take stays in the buffer, in order.
     #[inline]
     pub fn offer(&mut self, buffer: &mut TxBuffer) -> Sent {
-        let Some(frames) = buffer.frames.get_mut(..buffer.len) else { return Sent::default() };
-        if frames.is_empty() {
+        if buffer.is_empty() {
             return Sent::default();
         }
-        // SAFETY: `Option<Frame>` is a nullable pointer, and the first `len` are not null. The queue is set up, its port
-        // runs, and this handle is its only user. Frames own direct mbufs with reference count 1, as devices may require.
-        let taken =
-            unsafe { ffi::_rte_eth_tx_burst(self.port, self.queue, frames.as_mut_ptr().cast(), frames.len() as u16) };
-        let taken = usize::from(taken).min(frames.len());
-        let (gone, left) = frames.split_at_mut(taken);
-        // SAFETY: these now belong to the device: their slots are emptied without freeing. Null is `None`.
-        unsafe { gone.as_mut_ptr().write_bytes(0, gone.len()) };
-        let left_bytes: usize = left.iter().flatten().map(Frame::len).sum();
-        let sent = Sent { frames: taken, bytes: buffer.bytes.saturating_sub(left_bytes), left: left.len() };
-        if sent.left > 0 {
-            frames.rotate_left(taken);
-        }
-        buffer.len = sent.left;
-        buffer.bytes = left_bytes;
-        sent
+        // SAFETY: the queue is set up, its port runs, and this handle is its only user. Frames own direct mbufs with reference
+        // count 1, as devices may require. A device owns the first ones, as many as it answers, and leaves us the rest.
+        unsafe { buffer.give(|frames, count| ffi::_rte_eth_tx_burst(self.port, self.queue, frames, count)) }
     }
 }
 
@@ -140,10 +127,73 @@ impl TxBuffer {
         self.len = self.len.wrapping_add(1);
         Ok(())
     }
+
+    /// Lets `send` take frames; what it does not take stays, in order. `send` gets the first frame's place and their number.
+    ///
+    /// # Safety
+    /// `send` must return how many of the frames it took, and those must be the first ones: it owns them then. The places of the others
+    /// must hold the others when it returns.
+    #[inline]
+    unsafe fn give(&mut self, send: impl FnOnce(*mut *mut ffi::rte_mbuf, u16) -> u16) -> Sent {
+        let Some(frames) = self.frames.get_mut(..self.len) else { return Sent::default() };
+        const { assert!(TX_BUFFER <= u16::MAX as usize) };
+        // `Option<Frame>` is a nullable pointer, and the first `len` are not null.
+        let taken = send(frames.as_mut_ptr().cast(), frames.len() as u16);
+        let taken = usize::from(taken).min(frames.len());
+        let (gone, left) = frames.split_at_mut(taken);
+        // SAFETY: these now belong to the device: their slots are emptied without freeing. Null is `None`.
+        unsafe { gone.as_mut_ptr().write_bytes(0, gone.len()) };
+        let left_bytes: usize = left.iter().flatten().map(Frame::len).sum();
+        let sent = Sent { frames: taken, bytes: self.bytes.saturating_sub(left_bytes), left: left.len() };
+        if sent.left > 0 {
+            frames.rotate_left(taken);
+        }
+        self.len = sent.left;
+        self.bytes = left_bytes;
+        sent
+    }
 }
 
 impl Default for TxBuffer {
     fn default() -> TxBuffer {
         TxBuffer::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A buffer with frames of no pool, of so many octets each: they must be gone before it is dropped.
+    fn buffer(mbufs: &mut [ffi::rte_mbuf], lengths: &[u16]) -> TxBuffer {
+        let mut buffer = TxBuffer::new();
+        for (mbuf, len) in mbufs.iter_mut().zip(lengths) {
+            (mbuf.nb_segs, mbuf.data_len) = (1, *len);
+            let mut burst = Burst::new();
+            let first = |slots: *mut *mut ffi::rte_mbuf, _| {
+                // SAFETY: there is a first slot.
+                unsafe { slots.write(mbuf) };
+                1
+            };
+            // SAFETY: a live mbuf, which nobody else uses.
+            unsafe { burst.fill(first) };
+            buffer.push(burst.take(0).unwrap()).unwrap();
+        }
+        buffer
+    }
+
+    #[test]
+    fn a_device_that_takes_none_some_or_claims_too_many_leaves_the_rest_in_order() {
+        let mut mbufs: [ffi::rte_mbuf; 3] = std::array::from_fn(|_| ffi::rte_mbuf::default());
+        let mut buffer = buffer(&mut mbufs, &[60, 70, 80]);
+        // SAFETY: the frames taken are of no pool, and nobody frees them.
+        unsafe {
+            assert_eq!(buffer.give(|_, _| 0), Sent { frames: 0, bytes: 0, left: 3 });
+            assert_eq!(buffer.give(|_, count| count - 2), Sent { frames: 1, bytes: 60, left: 2 });
+            let next = buffer.frames[0].as_ref().map(Frame::len);
+            assert_eq!((next, buffer.len()), (Some(70), 2));
+            assert_eq!(buffer.give(|_, count| count + 1), Sent { frames: 2, bytes: 150, left: 0 });
+        }
+        assert!(buffer.is_empty() && buffer.frames.iter().all(Option::is_none));
     }
 }

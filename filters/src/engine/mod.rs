@@ -58,6 +58,8 @@ pub struct Engine {
     buckets: Vec<Bucket>,
     clients: Clients,
     bans: Bans,
+    /// How far the clock by which bans end is ahead of the callers', microseconds, modulo 2^64.
+    wall_ahead: u64,
     counters: Arc<FilterCounters>,
     /// Whether there is anything to ask when a segment arrives.
     active: bool,
@@ -83,6 +85,7 @@ impl Engine {
             buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
             clients: Clients::new(CLIENTS, own(3)),
             bans: Bans::new(fixed.bans, own(4)),
+            wall_ahead: 0,
             counters,
             active: false,
             exempt: None,
@@ -149,7 +152,7 @@ impl Engine {
                 return foregone;
             }
         }
-        if !self.bans.is_empty() && !allowed && self.bans.lookup(source, now).is_some() {
+        if !self.bans.is_empty() && !allowed && self.bans.lookup(source, self.wall(now)).is_some() {
             return Some(Foregone::Banned);
         }
         if foregone.is_none() {
@@ -234,7 +237,7 @@ impl Engine {
         }
         if !self.bans.is_empty()
             && !allowed
-            && let Some(ban) = self.bans.lookup(source, now)
+            && let Some(ban) = self.bans.lookup(source, self.wall(now))
         {
             trace.step(Step::Banned(ban.prefix_len));
             return Err(DropReason::Banned);
@@ -455,7 +458,18 @@ impl Engine {
         self.proved_client
     }
 
-    /// Bans `prefix` until then.
+    /// Sets the wall clock by which bans end: so many microseconds, modulo 2^64, ahead of the `now` of every call. It may be set either
+    /// way, and bans end earlier or later then. At first the two are one.
+    pub fn set_wall_ahead(&mut self, ahead: u64) {
+        self.wall_ahead = ahead;
+    }
+
+    #[inline]
+    fn wall(&self, now: Micros) -> Micros {
+        Micros(now.0.wrapping_add(self.wall_ahead))
+    }
+
+    /// Bans `prefix` until then, on the clock of [`Engine::set_wall_ahead`].
     ///
     /// # Errors
     /// [`Full`] when there is no room for another ban.
@@ -479,7 +493,7 @@ impl Engine {
     /// Clears away a few bans that have run out.
     pub fn sweep(&mut self, now: Micros) {
         if !self.bans.is_empty() {
-            self.bans.sweep(now, SWEEP);
+            self.bans.sweep(self.wall(now), SWEEP);
         }
     }
 

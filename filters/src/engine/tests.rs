@@ -393,6 +393,27 @@ fn bans_end_by_themselves_or_are_lifted_and_allow_is_stronger() {
 }
 
 #[test]
+fn bans_end_by_the_wall_clock_which_may_be_set_either_way() {
+    const HOUR: u64 = 3_600_000_000;
+    // 2026-01-02T03:04:05Z.
+    const START: u64 = 1_767_323_045_000_000;
+    let mut t = Script::new("[bans]\n");
+    t.engine.set_wall_ahead(START);
+    t.engine.ban("203.0.113.0/24".parse().unwrap(), Micros(START + HOUR / 2), 0).unwrap();
+    let verdicts = |t: &mut Script| (foreseen(t, &syn(CLIENT, WEB)), t.rx(&syn(CLIENT, WEB)));
+    let banned = (Some(Foregone::Banned), Err(DropReason::Banned));
+    assert_eq!(verdicts(&mut t), banned);
+    t.engine.set_wall_ahead(START + HOUR);
+    assert_eq!(verdicts(&mut t), (None, Ok(())));
+    // Back, before anybody cleared it away: it is not over yet.
+    for ahead in [START, START - HOUR, 0] {
+        t.engine.set_wall_ahead(ahead);
+        t.engine.sweep(t.now);
+        assert_eq!(verdicts(&mut t), banned);
+    }
+}
+
+#[test]
 fn without_room_for_bans_there_are_none() {
     let mut t = Script::new("");
     assert!(t.engine.ban("203.0.113.0/24".parse().unwrap(), Micros(u64::MAX), 0).is_err());

@@ -208,8 +208,80 @@ fn a_jar_that_lives_through_epochs_agrees_with_a_new_one() {
         assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(wall).mint(&key, isn, PLAIN));
     }
     // The operator sets the clock back.
-    jar.tick(START);
+    jar.step(START);
     assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(START).mint(&key, isn, PLAIN));
+}
+
+/// Steps of an hour, of less and more than an epoch, onto the same parity and the other, from every part of an epoch.
+#[test]
+fn cookies_from_before_the_clock_was_set_stay_good_for_an_epoch() {
+    let (key, isn) = (key(V4), Seq(1));
+    let second = Duration::from_secs(1);
+    for set_at in [1, 30, 57, 63] {
+        for by in [1_i64, 10, 63, 64, 65, 120, 128, 130, 3_600, 3_600 + 64, 86_400 * 365] {
+            for by in [by, -by] {
+                let at = |seconds: i64| {
+                    START + EPOCH * 1_000_000 + second * set_at - second * 100_000_000
+                        + second * u32::try_from(100_000_000 + seconds).unwrap()
+                };
+                let mut jar = jar_at(at(0));
+                let cookie = jar.mint(&key, isn, PLAIN);
+                let ts_offset = jar.ts_offset(&key, isn, cookie);
+                jar.step(at(by));
+                // New cookies are those of everybody whose clock is right.
+                assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(at(by)).mint(&key, isn, PLAIN));
+                for later in [0, 1, 10, 30, 55] {
+                    jar.tick(at(by + later));
+                    let what = format!("set at {set_at} by {by}, {later} s later");
+                    assert!(jar.check(&key, isn, cookie.plus(1)).is_some(), "{what}");
+                    assert_eq!(jar.ts_offset(&key, isn, cookie), ts_offset, "{what}");
+                    assert!(jar.check(&key, isn, cookie.plus(2)).is_none(), "{what}");
+                }
+                jar.tick(at(by + 130));
+                // The step may have been into an epoch that lives to see this.
+                let sibling = jar_at(at(by + 130)).check(&key, isn, cookie.plus(1));
+                assert_eq!(jar.check(&key, isn, cookie.plus(1)), sibling, "set at {set_at} by {by}");
+            }
+        }
+    }
+}
+
+/// As a clock that is set by its daemon, and then a little more exactly.
+#[test]
+fn a_small_step_behind_a_large_one_does_not_forget_the_cookies_from_before_both() {
+    let (key, isn) = (key(V6), Seq(1));
+    let hour = Duration::from_secs(3_600);
+    for back in [true, false] {
+        let mut jar = jar_at(START);
+        let old = jar.mint(&key, isn, PLAIN).plus(1);
+        let wall = if back { START - hour } else { START + hour };
+        jar.step(wall);
+        let between = jar.mint(&key, isn, PLAIN).plus(1);
+        jar.step(wall + Duration::from_millis(7));
+        jar.step(wall - Duration::from_millis(7));
+        assert!(jar.check(&key, isn, old).is_some() && jar.check(&key, isn, between).is_some());
+        // Back to where it was.
+        jar.step(START);
+        assert!(jar.check(&key, isn, old).is_some() && jar.check(&key, isn, between).is_some());
+    }
+}
+
+#[test]
+fn the_first_time_a_jar_is_told_is_no_step() {
+    let mut jar = Jar::new([7; 32], EPOCH);
+    jar.step(START);
+    assert!(jar.before.is_none());
+    assert_eq!(jar.mint(&key(V4), Seq(1), PLAIN), jar_at(START).mint(&key(V4), Seq(1), PLAIN));
+}
+
+/// A capture has gaps, and a machine may sleep: time that passes makes cookies old.
+#[test]
+fn cookies_that_grew_old_are_refused_though_nobody_looked_at_the_clock_meanwhile() {
+    let (key, isn) = (key(V4), Seq(1));
+    let mut jar = jar_at(START);
+    let ack = jar.mint(&key, isn, PLAIN).plus(1);
+    jar.tick(START + EPOCH * 10);
+    assert_eq!(jar.check(&key, isn, ack), None);
 }
 
 #[test]

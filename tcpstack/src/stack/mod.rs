@@ -165,6 +165,8 @@ pub struct Stack {
     pub(crate) pressures: Vec<Pressure>,
     /// Unix time of this turn.
     pub(crate) wall: Duration,
+    /// How far that is ahead of our own clock, microseconds, modulo 2^64.
+    wall_ahead: u64,
     /// The timestamp clock of this turn.
     pub(crate) timestamp_ms: u32,
     pub(crate) dirty: Vec<u32>,
@@ -297,6 +299,7 @@ impl Stack {
             named: 0,
             pressures: vec![Pressure::default(); config.services.len()],
             wall: Duration::ZERO,
+            wall_ahead: 0,
             timestamp_ms: clock::timestamp_ms(now),
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
@@ -308,12 +311,20 @@ impl Stack {
         stack
     }
 
-    /// Starts a turn: the clock's reading for all that follows in it. `wall` is Unix time, for the cookies' epochs.
+    /// Starts a turn: the clocks' readings for all that follows in it. `wall` is Unix time, for the cookies' epochs, the ends of bans
+    /// and the times in signed headers; unlike `now` it may step either way.
     pub fn begin_turn(&mut self, now: Micros, wall: Duration) {
         self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
         self.wall = wall;
-        self.jar.tick(wall);
+        let ahead = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX).wrapping_sub(now.0);
+        if self.wall_ahead == ahead {
+            self.jar.tick(wall);
+        } else {
+            self.wall_ahead = ahead;
+            self.filters.set_wall_ahead(ahead);
+            self.jar.step(wall);
+        }
     }
 
     /// The flow table's hash of `key`.

@@ -174,6 +174,8 @@ pub(super) struct Lab {
     pub(super) client: Host,
     pub(super) server: Host,
     pub(super) now: Micros,
+    /// Unix time when `now` was zero.
+    pub(super) unix: Duration,
     pub(super) drops: Vec<DropReason>,
     /// Of a thousand packets, how many the wires lose.
     pub(super) loss: u64,
@@ -236,6 +238,7 @@ impl Lab {
             client: Host::new("203.0.113.7/24"),
             server: Host::new("10.0.0.5/8"),
             now,
+            unix: Duration::ZERO,
             drops: Vec::new(),
             loss: 0,
             random: 0x1234_5678_9abc_def1,
@@ -299,7 +302,7 @@ impl Lab {
 
     /// One turn of everything.
     pub(super) fn turn(&mut self) {
-        self.stack.begin_turn(self.now, Duration::from_micros(self.now.0));
+        self.stack.begin_turn(self.now, self.unix + Duration::from_micros(self.now.0));
         if self.client_answers {
             self.client.poll(self.now);
         }

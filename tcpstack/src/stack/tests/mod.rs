@@ -1,5 +1,6 @@
 //! Conversations with a whole stack on a virtual clock.
 
+mod clocks;
 mod found_by_review;
 mod headers;
 mod lab;

@@ -175,12 +175,24 @@ impl Jar {
     }
 
     /// Moves to the epoch of `wall`, the time since 1970 on the wall clock. Cheap unless an epoch ends; call it every turn.
-    /// A clock that is set back moves the epoch back.
+    /// A clock that is set back moves the epoch back. Whether other cookies are minted or accepted from now on.
     #[inline]
-    pub fn tick(&mut self, wall: Duration) {
-        if !(self.from..self.until).contains(&wall) {
+    pub fn tick(&mut self, wall: Duration) -> bool {
+        let rolls = !(self.from..self.until).contains(&wall);
+        if rolls {
             self.roll(wall);
         }
+        rolls
+    }
+
+    /// The epoch that mints, and the other one whose cookies are accepted.
+    pub(crate) fn epochs(&self) -> (u64, u64) {
+        (self.live(self.mints_odd).epoch, self.live(!self.mints_odd).epoch)
+    }
+
+    /// Whether a cookie is, by its parity bit, of the epoch that mints.
+    pub(crate) fn is_minting(&self, cookie: Seq) -> bool {
+        (cookie.0 >> PARITY_SHIFT == 1) == self.mints_odd
     }
 
     #[cold]

@@ -32,6 +32,8 @@ const SCALE: u8 = 7;
 const LISTEN: Duration = Duration::from_millis(3_200);
 /// No upstream is asked more often.
 const EVERY_MIN: Duration = Duration::from_secs(1);
+/// Wishes are looked through no more often, however many there are.
+const WISHES_EVERY: Duration = Duration::from_millis(10);
 
 /// A probe of one upstream.
 pub(crate) struct Probe {
@@ -77,12 +79,12 @@ impl Stack {
     /// Asks upstreams whose turn it is. Cheap when it is nobody's.
     pub fn probe<N: Lower>(&mut self, now: Micros, net: &mut N) {
         let wishes = self.shared.board.wishes();
-        if now < self.next_probe && wishes == self.probe_wishes {
-            return;
+        if wishes != self.probe_wishes.0 && now >= self.probe_wishes.1 {
+            self.probe_wishes = (wishes, now.after(WISHES_EVERY));
+            self.hear_wishes(now, net);
         }
-        if wishes != self.probe_wishes {
-            self.probe_wishes = wishes;
-            self.take_wishes(now, net);
+        if now < self.next_probe {
+            return;
         }
         let config = self.config.clone();
         let mut next = Micros(u64::MAX);
@@ -101,15 +103,16 @@ impl Stack {
     }
 
     /// Brings forward the probes that were wanted.
-    fn take_wishes<N: Lower>(&mut self, now: Micros, net: &mut N) {
+    fn hear_wishes<N: Lower>(&mut self, now: Micros, net: &mut N) {
         for index in 0..self.probes.len() {
             let Some(probe) = self.probes.get(index) else { continue };
             // A SYN that is on its way will tell.
             let asking = probe.asked.is_some_and(|asked| asked.answer.is_none());
-            if self.shared.board.take_wish(probe.service, probe.upstream) && !asking {
+            if self.shared.board.is_wanted(probe.service, probe.upstream) && !asking {
                 self.hang_up_probe(index, now, net);
                 if let Some(probe) = self.probes.get_mut(index) {
                     probe.due = probe.begun.map_or(now, |begun| begun.after(EVERY_MIN).max(now));
+                    self.next_probe = self.next_probe.min(probe.due);
                 }
             }
         }
@@ -148,6 +151,7 @@ impl Stack {
                 if let Some(probe) = self.probes.get_mut(index) {
                     probe.begun = Some(now);
                 }
+                self.shared.board.grant(service, upstream);
                 let isn = self.initial_sequence_number(&target.key, now);
                 let stamp = self.timestamp_ms.wrapping_add(self.keyed(&target.key, 1) as u32);
                 Asked { target, isn, stamp, syns: 0, answer: None }
@@ -229,6 +233,7 @@ impl Stack {
             accepted.mss = accepted.mss.max(before.mss);
         }
         self.shared.board.learn(service, upstream, accepted);
+        self.shared.board.grant(service, upstream);
         self.refresh_offers();
         self.count_probe(index, ProbeResult::Answered);
         if repeated {
@@ -274,6 +279,9 @@ impl Stack {
         // An upstream may well reset what it has waited for.
         if !answered {
             self.count_probe(index, result);
+        }
+        if let Some(&Probe { service, upstream, .. }) = self.probes.get(index) {
+            self.shared.board.grant(service, upstream);
         }
         self.put_off(index, settings, now);
     }

@@ -321,9 +321,16 @@ impl Board {
         self.wishes.load(Ordering::Acquire)
     }
 
-    /// Whether this upstream is to be asked; it counts as asked now.
-    pub(crate) fn take_wish(&self, service: ServiceId, upstream: u16) -> bool {
-        self.upstream(service, upstream).is_some_and(|known| known.wanted.swap(false, Ordering::Relaxed))
+    /// Whether this upstream is to be asked.
+    pub(crate) fn is_wanted(&self, service: ServiceId, upstream: u16) -> bool {
+        self.upstream(service, upstream).is_some_and(|known| known.wanted.load(Ordering::Relaxed))
+    }
+
+    /// This upstream is being asked, or was.
+    pub(crate) fn grant(&self, service: ServiceId, upstream: u16) {
+        if let Some(known) = self.upstream(service, upstream) {
+            known.wanted.store(false, Ordering::Relaxed);
+        }
     }
 
     /// Notes whether an upstream keeps nothing of a SYN.

@@ -154,8 +154,8 @@ pub struct Stack {
     pub(crate) changed: Vec<ServiceId>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) next_probe: Micros,
-    /// The board's wishes for probes that were heard.
-    pub(crate) probe_wishes: u64,
+    /// The board's wishes for probes that were heard, and when to listen again.
+    pub(crate) probe_wishes: (u64, Micros),
     pub(crate) lingers: Lingers,
     pub(crate) wheel: Wheel,
     pub(crate) interfaces: Interfaces,
@@ -282,7 +282,7 @@ impl Stack {
             changed: Vec::new(),
             probes,
             next_probe: now,
-            probe_wishes: 0,
+            probe_wishes: (0, now),
             lingers: Lingers::new(),
             wheel: Wheel::new(now),
             // No secret: the numbers smoltcp draws are translated before anyone sees them.

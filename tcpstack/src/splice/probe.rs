@@ -151,7 +151,6 @@ impl Stack {
                 if let Some(probe) = self.probes.get_mut(index) {
                     probe.begun = Some(now);
                 }
-                self.shared.board.grant(service, upstream);
                 let isn = self.initial_sequence_number(&target.key, now);
                 let stamp = self.timestamp_ms.wrapping_add(self.keyed(&target.key, 1) as u32);
                 Asked { target, isn, stamp, syns: 0, answer: None }
@@ -280,9 +279,6 @@ impl Stack {
         if !answered {
             self.count_probe(index, result);
         }
-        if let Some(&Probe { service, upstream, .. }) = self.probes.get(index) {
-            self.shared.board.grant(service, upstream);
-        }
         self.put_off(index, settings, now);
     }
 
@@ -297,10 +293,12 @@ impl Stack {
 
     fn put_off(&mut self, index: usize, settings: &Service, now: Micros) {
         if let Some(probe) = self.probes.get_mut(index) {
-            // Until something is known, an upstream is asked more often.
-            let known = self.shared.board.note(probe.service, probe.upstream).is_some();
+            // Until something is known, or known anew, an upstream is asked more often.
+            let board = &self.shared.board;
+            let known = board.note(probe.service, probe.upstream).is_some();
             let pause = settings.promise.probe;
-            let pause = if known { pause } else { pause.min(EVERY_MIN) };
+            let rests = known && !board.is_wanted(probe.service, probe.upstream);
+            let pause = if rests { pause } else { pause.min(EVERY_MIN) };
             probe.due = now.after(pause);
         }
         self.next_probe = now;

@@ -326,7 +326,7 @@ impl Board {
         self.upstream(service, upstream).is_some_and(|known| known.wanted.load(Ordering::Relaxed))
     }
 
-    /// This upstream is being asked, or was.
+    /// This upstream was asked, and has answered.
     pub(crate) fn grant(&self, service: ServiceId, upstream: u16) {
         if let Some(known) = self.upstream(service, upstream) {
             known.wanted.store(false, Ordering::Relaxed);

@@ -1,5 +1,6 @@
 //! What SYN-ACKs of spliced services promise, and what becomes of a promise the upstream does not keep.
 
+use std::io::{BufRead, BufReader};
 use std::net::Shutdown;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -121,8 +122,10 @@ fn a_connection_whose_upstream_accepts_less_than_promised_is_terminated_and_inta
         lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}=0"));
         transfer(true);
         assert_eq!(fallbacks(name), 1, "{name} is missing\n{}", sluice.metrics());
-        // It had the upstream probed at once: the next epoch's are promised less and are spliced.
+        // It had the upstream probed, at once and then until it answers: the next epoch's are promised less and are spliced.
+        let listener = lab.server.listen(Family::V4.server(port));
         wait_for(&sluice, name, metric, without);
+        drop(listener);
         transfer(false);
         assert_eq!(fallbacks(name), 1, "{name} was promised again\n{}", sluice.metrics());
         lab.server.sh(&format!("sysctl -qw net.ipv4.{setting}=1"));
@@ -178,6 +181,11 @@ fn an_upstream_that_answers_with_syn_cookies_keeps_window_scale_and_sack_for_far
     for (port, listener) in [7001, 7002].into_iter().zip(&listeners) {
         let client = lab.client.connect(Family::V4.service(port)).expect("sluice answers");
         let server = accept(listener);
+        if port == 7002 {
+            let mut header = String::new();
+            BufReader::new(&server).read_line(&mut header).expect("a header");
+            assert!(header.starts_with("PROXY TCP4 "), "{header}");
+        }
         let sockets = lab.server.sh(&format!("ss -Htino state established sport = :{port}"));
         for option in [" ts ", " sack ", " wscale:"] {
             assert!(sockets.contains(option), "without{option}: {sockets}\n{}", sluice.metrics());

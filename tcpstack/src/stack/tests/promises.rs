@@ -414,6 +414,31 @@ fn a_dial_that_finds_less_has_a_probe_sent_at_once_and_no_more_than_one_a_second
 }
 
 #[test]
+fn a_probe_that_was_wanted_is_repeated_every_second_until_it_is_answered() {
+    let mut lab = by_hand("mode = \"splice\"\npromise = { probe = \"1h\" }");
+    let (syn, options) = probe_syn(&mut lab).expect("the first probe");
+    lab.receive(&answer(&syn, &stamped(&options, 1_460, 7)));
+    lab.receive(&answer(&syn, &stamped(&options, 1_460, 7)));
+    lab.now.0 += 5_000_000;
+    assert_eq!(probe_syn(&mut lab), None);
+    lab.shared.board.want_probe(ServiceId(0), 0);
+    for _ in 0..3 {
+        let (syn, _) = probe_syn(&mut lab).expect("a probe");
+        let ours = syn.key.remote().to_string();
+        lab.receive(&tcp(UPSTREAM, &*ours).flags(Flags::RST | Flags::ACK).ack(syn.seq.0.wrapping_add(1)).build());
+        lab.now.0 += 999_000;
+        assert_eq!(probe_syn(&mut lab), None);
+        lab.now.0 += 2_000;
+    }
+    let (syn, options) = probe_syn(&mut lab).expect("a probe");
+    lab.receive(&answer(&syn, &stamped(&options, 1_400, 7)));
+    assert_eq!((probes(&lab, ProbeResult::Refused), probes(&lab, ProbeResult::Answered)), (3, 2));
+    lab.receive(&answer(&syn, &stamped(&options, 1_400, 7)));
+    lab.now.0 += 60_000_000;
+    assert_eq!(probe_syn(&mut lab), None);
+}
+
+#[test]
 fn a_fallback_wants_a_probe() {
     let mut talk = Talk::new(LEARNING);
     assert!(probe_syn(&mut talk.lab).is_some());

@@ -358,7 +358,8 @@ impl Board {
     pub(crate) fn tell(&self, upstream: Addr, mtu: u16, now: Micros) {
         if let Some(told) = self.told.get(&upstream) {
             let least = self.told(upstream, now).map_or(mtu, |before| before.min(mtu));
-            told.store(u64::from(least) << 48 | now.0 / 1_000 & (u64::MAX >> 16), Ordering::Relaxed);
+            let at = (now.0 / 1_000) & (u64::MAX >> 16);
+            told.store(u64::from(least) << 48 | at, Ordering::Relaxed);
         }
     }
 

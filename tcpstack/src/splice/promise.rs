@@ -408,9 +408,9 @@ fn promise(known: impl Iterator<Item = Accepted> + Clone, settings: &Service, mt
 }
 
 impl Stack {
-    /// Takes up the promises of the epochs that cookies are of now.
+    /// Takes up what was promised in the epochs that cookies are of now.
     #[cold]
-    pub(crate) fn turn_epochs(&mut self) {
+    pub(crate) fn take_up_promises(&mut self) {
         let (minting, other) = self.jar.epochs();
         let board = &self.shared.board;
         for (epoch, list) in [(minting, &mut self.offers), (other, &mut self.other_offers)] {
@@ -422,7 +422,7 @@ impl Stack {
     }
 
     /// What the SYN-ACK with this cookie promised.
-    pub(crate) fn promised(&mut self, service: ServiceId, cookie: Seq) -> Option<SynOffers> {
+    pub(crate) fn promised(&self, service: ServiceId, cookie: Seq) -> Option<SynOffers> {
         let minting = self.jar.is_minting(cookie);
         let list = if minting { &self.offers } else { &self.other_offers };
         match *list.get(usize::from(service.0))? {
@@ -433,15 +433,13 @@ impl Stack {
 
     /// Makes the first promise of an epoch, the one that mints or the other; or takes up another worker's.
     #[cold]
-    pub(crate) fn fix_promise(&mut self, service: ServiceId, minting: bool) -> Option<SynOffers> {
+    pub(crate) fn fix_promise(&self, service: ServiceId, minting: bool) -> Option<SynOffers> {
         let epochs = self.jar.epochs();
         let epoch = if minting { epochs.0 } else { epochs.1 };
         let index = usize::from(service.0);
         let offers = self.shared.board.offers(service, self.config.services.get(index)?, self.least_mtu());
-        let offers = self.shared.board.fix(service, epoch, &offers)?;
-        let list = if minting { &mut self.offers } else { &mut self.other_offers };
-        *list.get_mut(index)? = offers;
-        Some(offers)
+        self.promised_anew.set(true);
+        self.shared.board.fix(service, epoch, &offers)
     }
 
     fn least_mtu(&self) -> u16 {

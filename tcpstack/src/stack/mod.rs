@@ -14,6 +14,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -148,6 +149,8 @@ pub struct Stack {
     /// By service: what SYN-ACKs say in the epoch that mints, and said or will say in the other one. Open until somebody asks.
     pub(crate) offers: Vec<SynOffers>,
     pub(crate) other_offers: Vec<SynOffers>,
+    /// A first promise was made in this turn: the next one takes it up.
+    pub(crate) promised_anew: Cell<bool>,
     /// What is shown of them, the news of the board that are in it, and the services they changed.
     pub(crate) shown_offers: Vec<SynOffers>,
     pub(crate) known_news: Option<u64>,
@@ -277,6 +280,7 @@ impl Stack {
             listen_index,
             offers: open.clone(),
             other_offers: open.clone(),
+            promised_anew: Cell::new(false),
             shown_offers: open,
             known_news: None,
             changed: Vec::new(),
@@ -311,8 +315,8 @@ impl Stack {
         self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
         self.wall = wall;
-        if self.jar.tick(wall) {
-            self.turn_epochs();
+        if self.jar.tick(wall) | self.promised_anew.take() {
+            self.take_up_promises();
         }
     }
 
@@ -393,7 +397,7 @@ impl Stack {
     /// For an epoch's first SYN, and for upstreams that cannot do everything.
     #[inline(never)]
     fn answer_sparingly(
-        &mut self,
+        &self,
         frame: &mut [u8],
         segment: &Segment,
         service: ServiceId,

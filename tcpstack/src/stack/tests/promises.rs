@@ -640,7 +640,7 @@ proptest! {
     #[test]
     fn a_good_cookie_stands_for_what_its_syn_ack_said(steps in steps()) {
         let mut lab = by_hand(&format!("{UNASKED}\n[service.limits]\nconnections = 16"));
-        let mut others = vec![another_worker(&lab), another_worker(&lab)];
+        let mut others = [another_worker(&lab), another_worker(&lab)];
         let eighth = EPOCH / 8;
         let mut at: i64 = 1_000 * 8;
         let mut said: Vec<(FlowKey, Seq, SynOffers)> = Vec::new();

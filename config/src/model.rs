@@ -256,7 +256,7 @@ pub struct Limits {
     pub connections_per_source: u32,
 }
 
-/// `[service.promise]`: what SYN-ACKs of a spliced service promise in its upstreams' name. What is not pinned is learned from them.
+/// `[service.promise]`: what SYN-ACKs of a spliced service promise in its upstreams' name. What is not pinned is learned from them by probes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Promise {
     /// Maximum segment size, octets; 536 to 8,960.
@@ -267,7 +267,7 @@ pub struct Promise {
     pub sack: Option<bool>,
     /// Timestamps.
     pub timestamps: Option<bool>,
-    /// How often each upstream is asked for what it accepts. Default 10 s; zero = only by the connections themselves.
+    /// How often each upstream is asked for what it accepts. Default 10 s; zero = never.
     pub probe: Duration,
 }
 

@@ -225,15 +225,16 @@ spelled! {
 impl Display for Promise {
     /// What SYN-ACKs promise: the pinned values, and where the others come from.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fn value<T: Display>(pinned: Option<T>) -> String {
-            pinned.map_or("learned".to_owned(), |value| value.to_string())
+        let other = if self.probe.is_zero() { "assumed" } else { "learned" };
+        fn said<T: Display>(pinned: Option<T>, other: &str) -> String {
+            pinned.map_or(other.to_owned(), |value| value.to_string())
         }
-        let switch = |pinned: Option<bool>| value(pinned.map(|on| if on { "on" } else { "off" }));
+        let switch = |pinned: Option<bool>| said(pinned.map(|on| if on { "on" } else { "off" }), other);
         write!(
             f,
             "MSS {}, window scale {}, SACK {}, timestamps {}",
-            value(self.mss),
-            value(self.window_scale),
+            said(self.mss, other),
+            said(self.window_scale, other),
             switch(self.sack),
             switch(self.timestamps),
         )?;
@@ -273,6 +274,21 @@ impl Display for ProxyHeaderExtras {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_not_pinned_is_learned_or_without_probes_assumed() {
+        let probed = Promise {
+            mss: Some(1_400),
+            window_scale: None,
+            sack: Some(true),
+            timestamps: None,
+            probe: Duration::from_secs(10),
+        };
+        let expected = "MSS 1400, window scale learned, SACK on, timestamps learned, probed every 10s";
+        assert_eq!(probed.to_string(), expected);
+        let silent = Promise { probe: Duration::ZERO, ..probed };
+        assert_eq!(silent.to_string(), "MSS 1400, window scale assumed, SACK on, timestamps assumed, without probes");
+    }
 
     #[test]
     fn extensions_are_listed_in_the_headers_order() {

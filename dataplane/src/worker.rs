@@ -402,7 +402,7 @@ impl Worker {
         if owner != self.id {
             return Verdict::HandOver(owner);
         }
-        match self.stack.icmp_error(error, hash, now, &mut self.egress) {
+        match self.stack.icmp_error(error, hash, port, now, &mut self.egress) {
             Ok(()) => Verdict::Consumed,
             Err(reason) => Verdict::Drop(reason),
         }

@@ -135,6 +135,8 @@ reasons! {
     BadCookie = "bad_cookie",
     /// A segment that belongs to no flow and cannot open one: FIN, RST, SYN-ACK.
     NoFlow = "no_flow",
+    /// A segment of an upstream's, or an ICMP error about one to it, on a port that its route does not point to.
+    WrongPort = "wrong_port",
     /// A sequence number outside the window.
     OutOfWindow = "out_of_window",
     /// An acknowledgment of data never sent.

@@ -13,8 +13,8 @@ use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::engine::Engine;
 use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, tcp};
-use sluice_filters::units::{Micros, PortId, WorkerId};
-use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, parse_then};
+use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
+use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, parse, parse_then};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
@@ -116,6 +116,13 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let mut lower = Nothing;
     let mut buffer = [0; 256];
+    // An epoch's first SYN makes its promise, which the next turn takes up.
+    let first = tcp("203.0.113.1:1024", "198.51.100.10:443").flags(Flags::SYN).build();
+    buffer[..first.len()].copy_from_slice(&first);
+    if let Ok(Parsed::Tcp(segment)) = parse(&buffer[..first.len()], RxChecksums::default()) {
+        stack.answer_syn(&mut buffer, &segment, ServiceId(0), PortId(0), [2, 0, 0, 0, 0, 9]).expect("a cookie");
+    }
+    stack.begin_turn(Micros(0), Duration::from_secs(1));
     let mut later = Vec::with_capacity(1);
     let (mut answered, mut dropped) = (0_u64, 0_u64);
     let begun = Instant::now();

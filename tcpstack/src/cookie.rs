@@ -192,11 +192,37 @@ impl Jar {
     }
 
     /// Moves to the epoch of `wall`, the time since 1970 on the wall clock. Cheap unless an epoch ends; call it every turn.
+    /// Whether other cookies are minted or accepted from now on.
     #[inline]
-    pub fn tick(&mut self, wall: Duration) {
-        if !(self.from..self.until).contains(&wall) {
+    pub fn tick(&mut self, wall: Duration) -> bool {
+        let rolls = !(self.from..self.until).contains(&wall);
+        if rolls {
             self.roll(wall);
         }
+        rolls
+    }
+
+    /// The epoch that mints, and the other one whose cookies are accepted.
+    pub(crate) fn epochs(&self) -> (u64, u64) {
+        (self.live(self.mints_odd).epoch, self.live(!self.mints_odd).epoch)
+    }
+
+    /// The epoch that minted a cookie which [`Jar::check`] accepts.
+    #[must_use]
+    pub(crate) fn epoch_of(&self, key: &FlowKey, client_isn: Seq, cookie: Seq) -> u64 {
+        let odd = cookie.0 >> PARITY_SHIFT == 1;
+        let options = (cookie.0 >> OPTIONS_SHIFT) as u8;
+        let minted = |live: &Live| {
+            let (mac, _) = if key.src.is_v4() {
+                live.mac::<true>(key, client_isn, options)
+            } else {
+                live.mac::<false>(key, client_isn, options)
+            };
+            mac == cookie.0 & MAC_MASK
+        };
+        let now = self.live(odd);
+        let before = self.before.as_ref().and_then(|before| before.live.get(usize::from(odd)));
+        before.filter(|before| !minted(now) && minted(before)).unwrap_or(now).epoch
     }
 
     #[cold]

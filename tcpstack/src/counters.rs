@@ -62,6 +62,10 @@ pub struct ServiceCounters {
     pub fallbacks: [Counter; Missing::ALL.len()],
     /// What the service's SYN-ACKs say.
     pub offers: OfferGauges,
+    /// Probes: by upstream, then by [`ProbeResult`].
+    pub probes: Vec<[Counter; ProbeResult::ALL.len()]>,
+    /// By upstream: whether it keeps nothing of a SYN, 0 or 1 (gauge).
+    pub syn_cookies: Vec<Counter>,
 }
 
 /// What a service's SYN-ACKs say (gauges).
@@ -114,6 +118,32 @@ impl Missing {
             Missing::WindowScale => "window_scale",
             Missing::Sack => "sack",
             Missing::Timestamps => "timestamps",
+        }
+    }
+}
+
+/// What became of a probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeResult {
+    /// The upstream accepted.
+    Answered,
+    /// It answered with RST.
+    Refused,
+    /// It did not answer.
+    Silent,
+}
+
+impl ProbeResult {
+    /// Every result, in counter order.
+    pub const ALL: [ProbeResult; 3] = [ProbeResult::Answered, ProbeResult::Refused, ProbeResult::Silent];
+
+    /// The metric's label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ProbeResult::Answered => "answered",
+            ProbeResult::Refused => "refused",
+            ProbeResult::Silent => "silent",
         }
     }
 }
@@ -197,6 +227,8 @@ impl StackCounters {
                 dial_failures: service.upstreams.iter().map(|_| Default::default()).collect(),
                 fallbacks: Default::default(),
                 offers: OfferGauges::default(),
+                probes: service.upstreams.iter().map(|_| Default::default()).collect(),
+                syn_cookies: service.upstreams.iter().map(|_| Counter::default()).collect(),
             })
             .collect();
         StackCounters {

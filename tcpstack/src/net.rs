@@ -22,6 +22,17 @@ pub enum Way {
     },
 }
 
+impl Way {
+    /// The port it leaves by.
+    #[inline]
+    #[must_use]
+    pub fn port(self) -> PortId {
+        match self {
+            Way::Reply { port, .. } | Way::Neighbor { port, .. } => port,
+        }
+    }
+}
+
 /// A path to an upstream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Route {

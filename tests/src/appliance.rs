@@ -456,12 +456,14 @@ impl<'lab> Sluice<'lab> {
         sluice
     }
 
-    /// Waits until a first probe has told sluice what each spliced service may promise, for as long as probes take.
+    /// Waits until first probes have told sluice what each spliced service may promise, for as long as probes take.
     fn learn(&self, setup: &Setup) {
         let deadline = Instant::now() + Duration::from_millis(1200);
         let asking = setup.services.iter().filter(|service| service.learns());
-        for Service { name, .. } in asking {
-            let unknown = || self.metrics().sum("sluice_syn_ack_mss_bytes", &[("service", name)]) <= 536;
+        for service in asking {
+            let labels = [("service", service.name.as_str()), ("result", "answered")];
+            let wanted = service.real_upstreams().count() as u64;
+            let unknown = || self.metrics().sum("sluice_probes_total", &labels) < wanted;
             while unknown() && Instant::now() < deadline {
                 thread::sleep(Duration::from_millis(20));
             }

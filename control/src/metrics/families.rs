@@ -133,6 +133,10 @@ families! {
         "Whether the service's SYN-ACKs promise selective acknowledgments.";
     SYN_ACK_TIMESTAMPS: Gauge "sluice_syn_ack_timestamps" ["service"]
         "Whether the service's SYN-ACKs promise timestamps.";
+    PROBES: Counter "sluice_probes_total" ["service", "upstream", "result"]
+        "Probes of spliced services' upstreams, by what became of them.";
+    UPSTREAM_SYN_COOKIES: Gauge "sluice_upstream_syn_cookies" ["service", "upstream"]
+        "Whether the upstream kept nothing of the last probe's SYN: it answers with SYN cookies.";
     RELAYED_BYTES: Counter "sluice_relayed_bytes_total" ["service", "direction"]
         "Payload octets relayed, without PROXY headers.";
 

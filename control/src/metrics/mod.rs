@@ -20,7 +20,9 @@ use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
 use sluice_filters::engine::RuleCounters;
 use sluice_filters::units::Micros;
-use sluice_tcpstack::counters::{AckResult, DialFailure, Missing, OfferGauges, ServiceCounters, StackCounters};
+use sluice_tcpstack::counters::{
+    AckResult, DialFailure, Missing, OfferGauges, ProbeResult, ServiceCounters, StackCounters,
+};
 use sluice_tcpstack::record::EndCause;
 
 pub use families::{ALL, Family, Kind};
@@ -268,6 +270,16 @@ impl Series {
                     r.sum(|worker| worker.stack.services[index].dial_failures[upstream][at].get())
                 });
             }
+            for (at, result) in ProbeResult::ALL.into_iter().enumerate() {
+                let values = [name, &address.to_string(), result.as_str()];
+                self.counter(&f::PROBES, values, move |r| {
+                    r.sum(|worker| worker.stack.services[index].probes[upstream][at].get())
+                });
+            }
+            self.gauge(&f::UPSTREAM_SYN_COOKIES, [name, &address.to_string()], move |r| {
+                // One worker sends the probes.
+                r.workers.first().map_or(0.0, |worker| worker.stack.services[index].syn_cookies[upstream].get() as f64)
+            });
         }
     }
 

@@ -302,6 +302,10 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        // What is on the other side of the route cannot be a forger on this one.
+        if side == Side::Upstream && splice.upstream.port != inbound.arrival.port {
+            return Err(DropReason::WrongPort);
+        }
         if splice.opening.is_some() {
             return self.spliced_opening(side, index, inbound, frame, now, net);
         }

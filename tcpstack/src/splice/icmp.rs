@@ -8,7 +8,7 @@
 use sluice_filters::DropReason;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::icmp::{self, IcmpError, IcmpKind};
-use sluice_filters::units::{Micros, Seq};
+use sluice_filters::units::{Micros, PortId, Seq};
 
 use super::{Splice, flow};
 use crate::counters::DialFailure;
@@ -26,20 +26,25 @@ const CUT_MIN_V4: u32 = 552;
 const IP_HEADER_DIFFERENCE: u32 = 20;
 
 impl Stack {
-    /// Takes an ICMP error about a segment of ours.
+    /// Takes an ICMP error about a segment of ours, received on `port`.
     ///
     /// # Errors
-    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way.
+    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, [`DropReason::WrongPort`] when nobody on that port
+    /// can have seen it.
     pub fn icmp_error<N: Lower>(
         &mut self,
         error: &IcmpError,
         hash: u64,
+        port: PortId,
         now: Micros,
         net: &mut N,
     ) -> Result<(), DropReason> {
         let Some(FlowRef::Splice(receiver, index)) = self.flows.find(hash, &error.key).map(FlowRef::from_value) else {
             return Err(DropReason::BadIcmp);
         };
+        if receiver == Side::Upstream && self.splices.get(index).is_none_or(|splice| splice.upstream.port != port) {
+            return Err(DropReason::WrongPort);
+        }
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return Err(DropReason::BadIcmp) };
         if let Some(target) = self.dialled(index)
             && receiver == Side::Upstream
@@ -48,7 +53,7 @@ impl Stack {
             if isn != Some(error.seq) || !matches!(error.kind, IcmpKind::Unreachable(_)) {
                 return Err(DropReason::BadIcmp);
             }
-            self.dial_failed_spliced(index, target, DialFailure::Unreachable, now, net);
+            self.dial_denied(index, target, DialFailure::Unreachable, now, net);
             return Ok(());
         }
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::BadIcmp) };
@@ -80,6 +85,10 @@ impl Stack {
                 // Smaller than its sender may be told: this flow's segments are cut for the path.
                 if mtu != 0 && translated_mtu(mtu, path_v4, v4) < told {
                     splice.narrow(receiver, mtu, path_v4);
+                }
+                if sender == Side::Upstream {
+                    // Its SYN-ACKs will say so, too.
+                    self.shared.board.tell(upstream.addr, u16::try_from(told).unwrap_or(u16::MAX), now);
                 }
                 IcmpKind::TooBig(told)
             }

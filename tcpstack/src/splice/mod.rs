@@ -7,7 +7,7 @@
 //!   length, so the client's numbers need no translation ever after.
 //! - [`window`]: which segments fit.
 //! - [`forward`]: how they change on their way.
-//! - [`promise`]: what a SYN-ACK may promise in the upstreams' name.
+//! - [`promise`]: what a SYN-ACK promises in the upstreams' name, by epoch; [`probe`]: what they were seen to accept.
 //! - [`ending`]: timeouts, closes, resets.
 //! - [`icmp`]: errors about either leg, passed on to the host whose segment they are about.
 
@@ -15,6 +15,7 @@ mod ending;
 mod forward;
 mod icmp;
 mod opening;
+pub(crate) mod probe;
 pub(crate) mod promise;
 pub(crate) mod window;
 

@@ -22,7 +22,7 @@ use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
 use super::forward::{Marks, Received, forward};
-use super::promise::{Accepted, Source};
+use super::promise::{Accepted, SynOffers};
 use super::window::{Gate, Half, Start};
 use super::{End, NOT_CONNECTED, PATH_UNKNOWN, Splice, State, coarse};
 use crate::cookie::Offer;
@@ -58,6 +58,7 @@ const DUPLICATES: u8 = 3;
 pub(crate) struct Opening {
     stage: Stage,
     offer: Offer,
+    promise: SynOffers,
     ts_offset: u32,
     arrival: Arrival,
     header: Option<Header>,
@@ -173,14 +174,13 @@ impl Stack {
         let config = self.config.clone();
         let settings = config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival, .. } = inbound;
-        let Validated { offer, ts_offset, window_shift } = validated;
+        let Validated { offer, ts_offset, promise } = validated;
         let options = segment.options(frame);
         let evidence = self.evidence(service, segment, &options, segment.option_octets(frame), validated);
         let header = self.header(settings, segment.key.remote(), segment.key.local(), evidence);
         let isn = Seq(segment.seq.0.wrapping_sub(1));
         let cookie = Seq(segment.ack.0.wrapping_sub(1));
         let listen = u16::try_from(*self.listen_index.get(&(segment.key.dst, segment.key.dst_port))?).ok()?;
-        let profile = self.offers.get(usize::from(service.0))?;
         let shift = offer.wscale.unwrap_or(0);
         let timestamp = options.timestamp.map(|(value, _)| value);
         let clock = coarse(now);
@@ -192,6 +192,7 @@ impl Stack {
         let opening = Opening {
             stage: Stage::Waiting,
             offer,
+            promise,
             ts_offset,
             arrival,
             header,
@@ -219,7 +220,7 @@ impl Stack {
             ts_delta: self.timestamp_ms.wrapping_add(ts_offset),
             change: 0,
             state,
-            promised_shift: window_shift,
+            promised_shift: validated.window_shift(),
             mac: arrival.mac,
             hop: 0,
             client: Half::new(
@@ -231,7 +232,7 @@ impl Stack {
                 Start {
                     first: cookie.plus(1),
                     ack: isn.plus(1),
-                    window: u32::from(profile.window),
+                    window: u32::from(promise.window),
                     shift: 0,
                     timestamp: 0,
                 },
@@ -456,7 +457,7 @@ impl Stack {
             if !acknowledges_syn {
                 return Err(DropReason::BadRst);
             }
-            self.dial_failed_spliced(index, target, DialFailure::Refused, now, net);
+            self.dial_denied(index, target, DialFailure::Refused, now, net);
             return Ok(Outcome::Consumed);
         }
         if flags.ack() && !acknowledges_syn {
@@ -495,24 +496,26 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let offered = Accepted::offered(&opening.offer, splice.state.has(State::TIMESTAMPS));
         let mut got = Accepted::of(segment, options, &offered);
-        let promised_mss = self.offers.get(usize::from(service.0)).map_or(0, |profile| profile.mss);
+        let (promise, port, v4) = (opening.promise, splice.client.port, splice.client_addr.is_v4());
         let header_len = opening.header_len();
         let unit = 1_u32 << splice.promised_shift;
+        let promised_mss = self.mss_on(&promise, port, v4);
         got.fit(target.route, target.key.src.is_v4());
-        self.shared.board.learn(service, target.index, got, Source::Dial);
-        self.refresh_offers();
-        if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
-            balancer.connected(target.index);
-        }
-        if let Some(missing) = got.missing(&offered, promised_mss, header_len, unit) {
+        let board = &self.shared.board;
+        let told = board.told(target.key.src, now).map(|mtu| segment::mss_of(mtu, target.key.src.is_v4()));
+        if let Some(missing) = got.missing(&offered, promised_mss, told, header_len, unit) {
+            // The number it answered was the client's choice, so this is no news yet.
+            board.want_probe(service, target.index);
             self.fall_back(index, target, segment, missing, now, net);
             return;
         }
+        let forgets = board.may_forget(service, target.index, now);
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
         let clock = coarse(now);
         let Some(splice) = self.splices.get_mut(index) else { return };
         let Some(opening) = splice.opening.as_deref_mut() else { return };
-        let far = opening.far;
+        // To an upstream that keeps nothing of a SYN the last ACK must say all, and to a second SYN it says no other thing.
+        let far = opening.far && !forgets;
         if far {
             opening.twice = true;
             self.emit_syn(index, net);
@@ -698,6 +701,9 @@ impl Stack {
                 } else if net.reach(target.route.way) == Reach::Failed {
                     self.dial_failed_spliced(index, target, DialFailure::Unreachable, now, net);
                 } else if now >= opening.resend_at {
+                    if opening.quick == 0 && net.reach(target.route.way) == Reach::Known {
+                        self.shared.board.strain(splice.service, target.index, now);
+                    }
                     self.send_syn(index, now, net);
                 } else {
                     let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
@@ -727,10 +733,25 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) {
+        let Some(service) = self.splices.get_mut(index).map(|splice| splice.service) else { return };
+        self.shun(service, target.index, now);
+        self.dial_denied(index, target, failure, now, net);
+    }
+
+    /// The same by somebody's word, who may only know the client's number: that is between the two of them, and no other client's dial
+    /// goes another way for it.
+    pub(super) fn dial_denied<N: Lower>(
+        &mut self,
+        index: u32,
+        target: Target,
+        failure: DialFailure,
+        now: Micros,
+        net: &mut N,
+    ) {
         let config = self.config.clone();
         let Some(service) = self.splices.get_mut(index).map(|splice| splice.service) else { return };
         let Some(settings) = config.services.get(usize::from(service.0)) else { return };
-        self.dial_failed(service, target.index, failure, now);
+        self.count_dial_failure(service, target.index, failure);
         let rest = if failure == DialFailure::Refused { Rest::None } else { Rest::Brief };
         self.let_go(index, target, rest, now);
         self.dial_spliced(index, settings, now, net);
@@ -781,8 +802,8 @@ impl Stack {
             count(&counters.fallbacks, missing as usize);
         }
         let Some(opening) = splice.opening.take() else { return };
-        let Opening { offer, ts_offset, arrival, held, header, .. } = *opening;
-        let validated = Validated { offer, ts_offset, window_shift: splice.promised_shift };
+        let Opening { offer, promise, ts_offset, arrival, held, header, .. } = *opening;
+        let validated = Validated { offer, ts_offset, promise };
         let key = super::flow(
             splice.client_end(),
             self.listens.get(usize::from(splice.listen)).copied().unwrap_or(End { addr: splice.client_addr, port: 0 }),

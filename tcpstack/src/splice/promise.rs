@@ -1,29 +1,43 @@
-//! What a spliced service's SYN-ACKs may promise: only what its upstreams were seen to accept.
+//! What SYN-ACKs promise, by service and cookie epoch.
 //!
-//! The client's SYN is answered before anyone has asked an upstream, and what the answer says cannot be taken back. So each worker
-//! notes what upstreams accept, from the dials of its sessions and, the first worker, from probes: handshakes that end in a
-//! RST as soon as the SYN-ACK has come. The notes are on one [`Board`] for all workers. A promise is the least of what all
-//! known upstreams of the service accept; where nothing is known, nothing is promised. Pinned values stand in any case.
+//! A SYN is answered before anyone has asked an upstream, and what the answer says cannot be taken back. The cookie has room for what the
+//! client offered, not for what we promised: our window scale, window and MSS. So a promise is a value of (service, epoch). The
+//! first worker that needs one fixes it for all, on the [`Board`], from what is pinned and what probes have found by then; no
+//! later finding, configuration or worker changes it. The parity bit of an ACK's cookie tells whose epoch's promise it has.
+//!
+//! - A worker keeps the promises of the two live epochs at hand; the board keeps those of [`KEPT`], so that a worker whose turn comes
+//!   later, or a clock that is set back, finds what was said.
+//! - An epoch that nobody has promised anything in takes up what is learned until then: a start waits for nothing.
+//! - A cookie of an epoch that began before the appliance started, or of a sibling with the same seed, is taken at what this appliance
+//!   would have promised: right for what is pinned, and where the upstreams have not changed meanwhile. Whether windows are scaled and SACK
+//!   is spoken, the cookie itself says.
+//! - What clients share is learned from probes alone ([`super::probe`]), whose numbers no client knows: it chooses those of its dial.
+//! - A promise of a window is one of a buffer: no window is larger than what a session falling back has room for.
+//!
+//! Where nothing is known, a promise is what nearly every host accepts, and a dial that finds less falls back.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use sluice_config::{Config, Mode, Promise, Service};
-use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
-use sluice_filters::{DropReason, Flags, Segment, TcpOptions};
+use sluice_config::{Config, Mode, Service};
+use sluice_filters::addr::Addr;
+use sluice_filters::units::{Micros, PortId, ServiceId};
+use sluice_filters::{Segment, TcpOptions};
 
 use crate::cookie::Offer;
-use crate::counters::{DialFailure, Missing};
-use crate::net::{Lower, Route};
-use crate::segment::{self, Direction, PACKET_MAX, SynSegment, TcpChecksum};
-use crate::stack::dial::Rest;
-use crate::stack::ending::Target;
+use crate::counters::Missing;
+use crate::net::Route;
+use crate::segment;
 use crate::stack::header::longest;
-use crate::stack::{FlowRef, Outcome, Stack, send_bare};
+use crate::stack::{Stack, advertised};
 
-/// Where nothing is known: the least MSS that every host takes (RFC 9293 section 3.7.1), and a window that every server opens.
-const MSS_UNKNOWN: u16 = 536;
-const WINDOW_UNKNOWN: u16 = 8_192;
+/// Where nothing is known: what fits Ethernet, the window scale Linux has by default, and a window that every server opens.
+const MTU_ASSUMED: u16 = 1_500;
+const SCALE_ASSUMED: u8 = 7;
+const WINDOW_ASSUMED: u16 = 8_192;
+/// No less is learned: smaller segments would be mostly headers, and every host takes these (RFC 9293 section 3.7.1).
+const MSS_MIN: u16 = 536;
 /// MSS of a SYN-ACK without that option (RFC 9293 section 3.7.1).
 const MSS_DEFAULT_V4: u16 = 536;
 const MSS_DEFAULT_V6: u16 = 1_220;
@@ -31,11 +45,12 @@ const MSS_DEFAULT_V6: u16 = 1_220;
 const WINDOW_MIN: u16 = 536;
 /// What timestamps take of a segment.
 const TIMESTAMP_LEN: u32 = 12;
-/// SYNs of one probe, and the pause between them.
-const PROBE_SYNS: u8 = 3;
-const PROBE_PAUSE: Duration = Duration::from_millis(300);
-/// The window shift that probes offer; any will do.
-const PROBE_SCALE: u8 = 7;
+/// Epochs whose promises are kept: a quarter of an hour, as long as a client repeats what it sends.
+const KEPT: usize = 16;
+/// How long an upstream may remember a path's MTU that it was told of: twice what Linux does.
+const TOLD_LIFE: Duration = Duration::from_secs(1_200);
+/// An upstream that left a SYN unanswered counts as strained for so long.
+const STRAINED: Duration = Duration::from_secs(10);
 
 /// How a service answers SYNs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +61,16 @@ pub(crate) struct SynOffers {
     pub(crate) window: u16,
     pub(crate) sack: bool,
     pub(crate) timestamps: bool,
+}
+
+impl SynOffers {
+    /// Nothing was promised in this epoch yet, as far as this worker knows. No promise is like this.
+    pub(crate) const OPEN: SynOffers = SynOffers { mss: 0, wscale: None, window: 0, sack: false, timestamps: false };
+
+    /// The window scale of a client that was promised one.
+    pub(crate) fn shift(&self) -> u8 {
+        self.wscale.unwrap_or(SCALE_ASSUMED)
+    }
 }
 
 /// What an upstream accepted of what a SYN offered; none: it was not offered.
@@ -61,9 +86,9 @@ pub(crate) struct Accepted {
 /// What a SYN offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Offered {
-    wscale: bool,
-    sack: bool,
-    timestamps: bool,
+    pub(super) wscale: bool,
+    pub(super) sack: bool,
+    pub(super) timestamps: bool,
 }
 
 impl Accepted {
@@ -89,10 +114,18 @@ impl Accepted {
         self.mss = self.mss.min(segment::mss_of(route.mtu, v4));
     }
 
-    /// What it lacks of what was offered, a client's segments of `mss` octets, a header of `header_len` and windows that are told in
-    /// units of `unit` octets.
-    pub(crate) fn missing(&self, offered: &Offered, mss: u16, header_len: u32, unit: u32) -> Option<Missing> {
-        if self.mss < mss || u32::from(self.mss) < header_len.saturating_add(TIMESTAMP_LEN) {
+    /// What it lacks of what was offered, a client's segments of `mss` bytes, a header of `header_len` and windows that are told in
+    /// units of `unit` bytes. An MSS down to `told` is our own word about the way back, and nothing missing.
+    pub(crate) fn missing(
+        &self,
+        offered: &Offered,
+        mss: u16,
+        told: Option<u16>,
+        header_len: u32,
+        unit: u32,
+    ) -> Option<Missing> {
+        let least = told.map_or(mss, |told| told.min(mss));
+        if self.mss < least || u32::from(self.mss) < header_len.saturating_add(TIMESTAMP_LEN) {
             Some(Missing::Mss)
         } else if offered.wscale && (self.wscale.flatten().is_none() || u32::from(self.window) < unit) {
             Some(Missing::WindowScale)
@@ -144,138 +177,291 @@ impl Note {
     }
 }
 
-/// What all workers know of all upstreams.
-#[derive(Debug)]
-pub struct Board {
-    services: Vec<Vec<AtomicU64>>,
-    /// By service: the largest window scale ever promised.
-    scales: Vec<AtomicU8>,
-    /// Counts the notes that said something new.
-    news: AtomicU64,
+/// A promise and its epoch in one word: `fixed (1) | epoch / KEPT (25) | mss (16) | window (16) | wscale (4; 15 = none) | SACK | timestamps`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Fixed(u64);
+
+const SCALE_NONE: u8 = 15;
+const EPOCH_SHIFT: u32 = 38;
+
+impl Fixed {
+    fn tag(epoch: u64) -> u64 {
+        1 << 63 | (epoch / KEPT as u64) << (EPOCH_SHIFT + 1) >> 1
+    }
+
+    fn of(epoch: u64, offers: &SynOffers) -> Fixed {
+        let scale = offers.wscale.map_or(SCALE_NONE, |scale| scale.min(14));
+        Fixed(
+            Fixed::tag(epoch)
+                | u64::from(offers.mss) << 22
+                | u64::from(offers.window) << 6
+                | u64::from(scale) << 2
+                | u64::from(offers.sack) << 1
+                | u64::from(offers.timestamps),
+        )
+    }
+
+    /// The promise, if it is that of `epoch`.
+    fn in_epoch(self, epoch: u64) -> Option<SynOffers> {
+        let scale = (self.0 >> 2 & 0xf) as u8;
+        (self.0 >> EPOCH_SHIFT == Fixed::tag(epoch) >> EPOCH_SHIFT).then_some(SynOffers {
+            mss: (self.0 >> 22) as u16,
+            window: (self.0 >> 6) as u16,
+            wscale: (scale != SCALE_NONE).then_some(scale),
+            sack: self.0 & 2 != 0,
+            timestamps: self.0 & 1 != 0,
+        })
+    }
 }
 
-/// Who asked an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Source {
-    /// A session's dial, which offers what its client did.
-    Dial,
-    /// A probe, which offers everything.
-    Probe,
+/// What all workers know of one upstream.
+#[derive(Debug, Default)]
+struct Upstream {
+    note: AtomicU64,
+    /// It does not repeat a SYN-ACK: it keeps nothing of a SYN (RFC 4987 section 3.6).
+    forgets: AtomicBool,
+    /// Until then it is taken for one that may have begun to.
+    strained: AtomicU64,
+    /// Somebody wants it to be asked.
+    wanted: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Promises {
+    upstreams: Vec<Upstream>,
+    /// By epoch, modulo their number.
+    fixed: [AtomicU64; KEPT],
+}
+
+/// What all workers know of all upstreams, and what they promised.
+#[derive(Debug)]
+pub struct Board {
+    services: Vec<Promises>,
+    /// By upstreams' addresses: `MTU (16) | milliseconds (48)`, the least MTU of a path to us that we told of, and when.
+    told: HashMap<Addr, AtomicU64>,
+    /// Counts what is new.
+    news: AtomicU64,
+    /// Counts the wishes for a probe.
+    wishes: AtomicU64,
 }
 
 impl Board {
-    /// Nothing known.
+    /// Nothing known, nothing promised.
     #[must_use]
     pub fn new(config: &Config) -> Board {
-        let services = config
-            .services
-            .iter()
-            .map(|service| service.upstreams.iter().map(|_| AtomicU64::new(0)).collect())
-            .collect();
-        let scales = config.services.iter().map(|_| AtomicU8::new(0)).collect();
-        Board { services, scales, news: AtomicU64::new(0) }
+        let services = config.services.iter().map(|service| Promises {
+            upstreams: service.upstreams.iter().map(|_| Upstream::default()).collect(),
+            fixed: Default::default(),
+        });
+        let upstreams = config.services.iter().flat_map(|service| &service.upstreams);
+        let told = upstreams.map(|upstream| (Addr::from(upstream.address.ip()), AtomicU64::new(0))).collect();
+        Board { services: services.collect(), told, news: AtomicU64::new(0), wishes: AtomicU64::new(0) }
     }
 
-    /// Notes what an upstream accepted. What was not offered this time stays as it was known.
-    pub(crate) fn learn(&self, service: ServiceId, upstream: u16, mut now: Accepted, source: Source) {
-        let Some(note) = self.services.get(usize::from(service.0)).and_then(|list| list.get(usize::from(upstream)))
-        else {
-            return;
-        };
-        // Two workers may note at once; each notes what it saw, and the next dial notes again.
-        if let Some(before) = Note(note.load(Ordering::Relaxed)).read() {
-            now.wscale = now.wscale.or(before.wscale);
-            now.sack = now.sack.or(before.sack);
-            now.timestamps = now.timestamps.or(before.timestamps);
-            // Hosts open windows that depend on what a SYN offers; only probes always offer the same.
-            if source == Source::Dial {
-                now.window = now.window.min(before.window);
+    fn upstream(&self, service: ServiceId, upstream: u16) -> Option<&Upstream> {
+        self.services.get(usize::from(service.0))?.upstreams.get(usize::from(upstream))
+    }
+
+    fn slot(&self, service: ServiceId, epoch: u64) -> Option<&AtomicU64> {
+        self.services.get(usize::from(service.0))?.fixed.get((epoch % KEPT as u64) as usize)
+    }
+
+    /// What SYN-ACKs of an epoch promise, if anybody has needed it yet.
+    pub(crate) fn fixed(&self, service: ServiceId, epoch: u64) -> Option<SynOffers> {
+        Fixed(self.slot(service, epoch)?.load(Ordering::Relaxed)).in_epoch(epoch)
+    }
+
+    /// The same, and if nobody has, it is `offers` from now on.
+    pub(crate) fn fix(&self, service: ServiceId, epoch: u64, offers: &SynOffers) -> Option<SynOffers> {
+        let slot = self.slot(service, epoch)?;
+        // One word is all there is: no other memory has to be seen with it.
+        let new = Fixed::of(epoch, offers);
+        let fixed = slot.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |found| {
+            Fixed(found).in_epoch(epoch).is_none().then_some(new.0)
+        });
+        match fixed {
+            Ok(_) => {
+                self.tell_news();
+                new.in_epoch(epoch)
+            }
+            Err(earlier) => Fixed(earlier).in_epoch(epoch),
+        }
+    }
+
+    fn tell_news(&self) {
+        self.news.fetch_add(1, Ordering::Release);
+    }
+
+    /// What an upstream accepted of a probe.
+    pub(crate) fn note(&self, service: ServiceId, upstream: u16) -> Option<Accepted> {
+        Note(self.upstream(service, upstream)?.note.load(Ordering::Relaxed)).read()
+    }
+
+    /// Notes what an upstream accepted of a probe, which offers everything.
+    pub(crate) fn learn(&self, service: ServiceId, upstream: u16, mut now: Accepted) {
+        let Some(known) = self.upstream(service, upstream) else { return };
+        now.mss = now.mss.max(MSS_MIN);
+        let new = Note::of(&now).0;
+        if known.note.swap(new, Ordering::Relaxed) != new {
+            self.tell_news();
+        }
+    }
+
+    /// Asks the worker that sends probes for one, soon.
+    pub(crate) fn want_probe(&self, service: ServiceId, upstream: u16) {
+        if let Some(known) = self.upstream(service, upstream)
+            && !known.wanted.swap(true, Ordering::Relaxed)
+        {
+            self.wishes.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// How often a probe was wanted.
+    pub(crate) fn wishes(&self) -> u64 {
+        self.wishes.load(Ordering::Acquire)
+    }
+
+    /// Whether this upstream is to be asked.
+    pub(crate) fn is_wanted(&self, service: ServiceId, upstream: u16) -> bool {
+        self.upstream(service, upstream).is_some_and(|known| known.wanted.load(Ordering::Relaxed))
+    }
+
+    /// This upstream was asked, and has answered.
+    pub(crate) fn grant(&self, service: ServiceId, upstream: u16) {
+        if let Some(known) = self.upstream(service, upstream) {
+            known.wanted.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes whether an upstream keeps nothing of a SYN.
+    pub(crate) fn learn_forgets(&self, service: ServiceId, upstream: u16, forgets: bool) {
+        if let Some(known) = self.upstream(service, upstream) {
+            known.forgets.store(forgets, Ordering::Relaxed);
+        }
+    }
+
+    /// Notes that an upstream left a SYN unanswered: its backlog may be full.
+    pub(crate) fn strain(&self, service: ServiceId, upstream: u16, now: Micros) {
+        if let Some(known) = self.upstream(service, upstream) {
+            known.strained.store(now.after(STRAINED).0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether an upstream may know no more of a handshake than the ACK that ends it says.
+    pub(crate) fn may_forget(&self, service: ServiceId, upstream: u16, now: Micros) -> bool {
+        self.upstream(service, upstream).is_some_and(|known| {
+            known.forgets.load(Ordering::Relaxed) || now.0 < known.strained.load(Ordering::Relaxed)
+        })
+    }
+
+    /// Notes that an upstream was told of a path to us for packets of `mtu` octets at most.
+    pub(crate) fn tell(&self, upstream: Addr, mtu: u16, now: Micros) {
+        if let Some(told) = self.told.get(&upstream) {
+            let least = self.told(upstream, now).map_or(mtu, |before| before.min(mtu));
+            let at = (now.0 / 1_000) & (u64::MAX >> 16);
+            told.store(u64::from(least) << 48 | at, Ordering::Relaxed);
+        }
+    }
+
+    /// The least MTU that an upstream was told of and may remember.
+    pub(crate) fn told(&self, upstream: Addr, now: Micros) -> Option<u16> {
+        let told = self.told.get(&upstream)?.load(Ordering::Relaxed);
+        let at = Micros((told & (u64::MAX >> 16)).saturating_mul(1_000));
+        (told != 0 && now < at.after(TOLD_LIFE)).then_some((told >> 48) as u16)
+    }
+
+    /// What a service would promise now; packets on all ports may have `mtu` octets.
+    pub(crate) fn offers(&self, service: ServiceId, settings: &Service, mtu: u16) -> SynOffers {
+        match settings.mode {
+            Mode::Terminate => terminated_offers(settings),
+            Mode::Splice => {
+                let upstreams = (0_u16..).take(settings.upstreams.len());
+                promise(upstreams.filter_map(|upstream| self.note(service, upstream)), settings, mtu)
             }
         }
-        let new = Note::of(&now).0;
-        if note.swap(new, Ordering::Relaxed) != new {
-            self.news.fetch_add(1, Ordering::Release);
-        }
-    }
-
-    /// The largest window scale that was ever promised for the service: what the windows of a client that scales are about.
-    pub(crate) fn promised_scale(&self, service: ServiceId) -> u8 {
-        self.scales.get(usize::from(service.0)).map_or(0, |scale| scale.load(Ordering::Relaxed))
-    }
-
-    /// Notes a window scale that is promised from now on.
-    fn promise_scale(&self, service: ServiceId, scale: Option<u8>) {
-        if let (Some(scale), Some(largest)) = (scale, self.scales.get(usize::from(service.0))) {
-            largest.fetch_max(scale, Ordering::Relaxed);
-        }
-    }
-
-    /// What a service may promise.
-    pub(crate) fn offers(&self, service: ServiceId, settings: &Service) -> SynOffers {
-        let known: Vec<Accepted> = self
-            .services
-            .get(usize::from(service.0))
-            .into_iter()
-            .flatten()
-            .filter_map(|note| Note(note.load(Ordering::Relaxed)).read())
-            .collect();
-        promise(&known, &settings.promise)
     }
 }
 
-/// The least that all known upstreams accept, and what is pinned.
-fn promise(known: &[Accepted], pinned: &Promise) -> SynOffers {
-    let all = |accepts: &dyn Fn(&Accepted) -> Option<bool>| {
-        !known.is_empty() && known.iter().all(|upstream| accepts(upstream) == Some(true))
-    };
-    let scales = all(&|upstream| upstream.wscale.map(|scale| scale.is_some()));
-    let largest = known.iter().filter_map(|upstream| upstream.wscale.flatten()).max();
+/// What a terminated service's SYN-ACKs say: what this stack can do.
+fn terminated_offers(settings: &Service) -> SynOffers {
+    SynOffers { mss: u16::MAX, wscale: Some(0), window: advertised(settings.buffer), sack: true, timestamps: true }
+}
+
+/// What is pinned, and else the least that all known upstreams accept.
+fn promise(known: impl Iterator<Item = Accepted> + Clone, settings: &Service, mtu: u16) -> SynOffers {
+    let pinned = &settings.promise;
+    let all = |accepts: fn(Accepted) -> Option<bool>| known.clone().all(|upstream| accepts(upstream) != Some(false));
+    let scales = all(|upstream| upstream.wscale.map(|scale| scale.is_some()));
+    let largest = known.clone().filter_map(|upstream| upstream.wscale.flatten()).max().unwrap_or(SCALE_ASSUMED);
+    let v4 = settings.upstreams.iter().all(|upstream| upstream.address.is_ipv4());
+    let assumed = segment::mss_of(mtu.min(MTU_ASSUMED), v4).max(MSS_MIN);
+    let window = known.clone().map(|upstream| upstream.window).min().unwrap_or(WINDOW_ASSUMED);
+    // The header comes out of the window, and is known to fit only with room to spare.
+    let window = window.saturating_sub(longest(settings).unwrap_or(0));
     SynOffers {
-        // Larger segments than an upstream takes are of no use to anybody, pinned or not.
-        mss: pinned.mss.into_iter().chain(known.iter().map(|upstream| upstream.mss)).min().unwrap_or(MSS_UNKNOWN),
-        wscale: pinned.window_scale.or(largest.filter(|_| scales)),
-        window: known.iter().map(|upstream| upstream.window).min().unwrap_or(WINDOW_UNKNOWN).max(WINDOW_MIN),
-        sack: pinned.sack.unwrap_or_else(|| all(&|upstream| upstream.sack)),
-        timestamps: pinned.timestamps.unwrap_or_else(|| all(&|upstream| upstream.timestamps)),
+        mss: pinned.mss.unwrap_or_else(|| known.clone().map(|upstream| upstream.mss).min().unwrap_or(assumed)),
+        wscale: pinned.window_scale.or(scales.then_some(largest)),
+        window: window.min(advertised(settings.buffer)).max(WINDOW_MIN),
+        sack: pinned.sack.unwrap_or_else(|| all(|upstream| upstream.sack)),
+        timestamps: pinned.timestamps.unwrap_or_else(|| all(|upstream| upstream.timestamps)),
     }
-}
-
-/// A probe of one upstream.
-pub(crate) struct Probe {
-    service: ServiceId,
-    upstream: u16,
-    due: Micros,
-    asked: Option<Asked>,
-}
-
-/// A probe's handshake.
-#[derive(Clone, Copy)]
-struct Asked {
-    target: Target,
-    isn: Seq,
-    syns: u8,
-}
-
-/// The probes of a configuration: every upstream of every spliced service that does not forgo them.
-pub(crate) fn probes(config: &Config, now: Micros) -> Vec<Probe> {
-    let services = config.services.iter().zip(0_u16..);
-    let spliced = services.filter(|(service, _)| service.mode == Mode::Splice && !service.promise.probe.is_zero());
-    spliced
-        .flat_map(|(service, id)| {
-            let upstreams = (0_u16..).take(service.upstreams.len());
-            upstreams.map(move |upstream| Probe { service: ServiceId(id), upstream, due: now, asked: None })
-        })
-        .collect()
 }
 
 impl Stack {
-    /// Takes over what all workers have learned, if there is anything new, and shows it. Cheap otherwise.
+    /// Takes up what was promised in the epochs that cookies are of now.
+    #[cold]
+    pub(crate) fn take_up_promises(&mut self) {
+        let (minting, other) = self.jar.epochs();
+        let board = &self.shared.board;
+        for (epoch, list) in [(minting, &mut self.offers), (other, &mut self.other_offers)] {
+            for (service, offers) in (0_u16..).zip(list) {
+                *offers = board.fixed(ServiceId(service), epoch).unwrap_or(SynOffers::OPEN);
+            }
+        }
+        self.known_news = None;
+    }
+
+    /// What the SYN-ACKs of `epoch` promised, as [`Jar::epoch_of`](crate::cookie::Jar::epoch_of) tells it.
+    pub(crate) fn promised(&self, service: ServiceId, epoch: u64) -> Option<SynOffers> {
+        let (minting, other) = self.jar.epochs();
+        let list = if epoch == minting {
+            &self.offers
+        } else if epoch == other {
+            &self.other_offers
+        } else if let Some(offers) = self.shared.board.fixed(service, epoch) {
+            // From before the clock was set.
+            return Some(offers);
+        } else {
+            &self.offers
+        };
+        match *list.get(usize::from(service.0))? {
+            SynOffers::OPEN => self.fix_promise(service, epoch != other),
+            offers => Some(offers),
+        }
+    }
+
+    /// Makes the first promise of an epoch, the one that mints or the other; or takes up another worker's.
+    #[cold]
+    pub(crate) fn fix_promise(&self, service: ServiceId, minting: bool) -> Option<SynOffers> {
+        let epochs = self.jar.epochs();
+        let epoch = if minting { epochs.0 } else { epochs.1 };
+        let index = usize::from(service.0);
+        let offers = self.shared.board.offers(service, self.config.services.get(index)?, self.least_mtu());
+        self.promised_anew.set(true);
+        self.shared.board.fix(service, epoch, &offers)
+    }
+
+    fn least_mtu(&self) -> u16 {
+        self.mtus.iter().copied().min().unwrap_or(MTU_ASSUMED)
+    }
+
+    /// Shows what SYN-ACKs promise, if anything is new. Cheap otherwise.
     pub(crate) fn refresh_offers(&mut self) {
         let news = self.shared.board.news.load(Ordering::Acquire);
         if self.known_news != Some(news) {
             self.known_news = Some(news);
             for service in 0..self.config.services.len() {
-                self.refresh_offer(ServiceId(service as u16));
+                self.show_offer(ServiceId(service as u16));
             }
         }
     }
@@ -283,7 +469,7 @@ impl Stack {
     /// A service whose SYN-ACKs changed since they were last asked for, for the log: its name, and what they promise.
     pub fn changed_offer(&mut self) -> Option<(String, String)> {
         let service = self.changed.pop()?;
-        let SynOffers { mss, wscale, window, sack, timestamps } = self.offers.get(usize::from(service.0))?;
+        let SynOffers { mss, wscale, window, sack, timestamps } = self.shown_offers.get(usize::from(service.0))?;
         let name = self.config.services.get(usize::from(service.0))?.name.clone();
         let scale = wscale.map_or("none".to_owned(), |scale| scale.to_string());
         let on = |promised: &bool| if *promised { "on" } else { "off" };
@@ -291,158 +477,24 @@ impl Stack {
         Some((name, format!("MSS {mss}, window {window}, window scale {scale}, SACK {sack}, timestamps {timestamps}")))
     }
 
-    fn refresh_offer(&mut self, service: ServiceId) {
+    /// Shows what is promised in this epoch; until it is, what would be.
+    fn show_offer(&mut self, service: ServiceId) {
         let index = usize::from(service.0);
-        if let (Some(settings), Some(offers)) = (self.config.services.get(index), self.offers.get_mut(index)) {
-            if settings.mode == Mode::Splice {
-                let before = *offers;
-                *offers = self.shared.board.offers(service, settings);
-                // Never a smaller one than before: cookies do not tell which it was, and windows read as too small only slow down.
-                let promised = self.shared.board.promised_scale(service);
-                offers.wscale = offers.wscale.map(|scale| scale.max(promised));
-                self.shared.board.promise_scale(service, offers.wscale);
-                // The header comes out of the window, and is known to fit only with room to spare.
-                if let Some(header) = longest(settings) {
-                    offers.window = offers.window.saturating_sub(header).max(WINDOW_MIN);
-                }
-                if *offers != before && !self.changed.contains(&service) {
-                    self.changed.push(service);
-                }
-            }
-            if let Some(counters) = self.counters.services.get(index) {
-                counters.offers.show(offers);
-            }
+        let Some(settings) = self.config.services.get(index) else { return };
+        let board = &self.shared.board;
+        let fixed = board.fixed(service, self.jar.epochs().0);
+        let offers = fixed.unwrap_or_else(|| board.offers(service, settings, self.least_mtu()));
+        if let Some(counters) = self.counters.services.get(index) {
+            counters.offers.show(&offers);
         }
-    }
-
-    /// Asks upstreams whose turn it is. Cheap when it is nobody's.
-    pub fn probe<N: Lower>(&mut self, now: Micros, net: &mut N) {
-        if now < self.next_probe {
-            return;
-        }
-        let config = self.config.clone();
-        let mut next = Micros(u64::MAX);
-        for index in 0..self.probes.len() {
-            if let Some(probe) = self.probes.get(index)
-                && now >= probe.due
-                && let Some(settings) = config.services.get(usize::from(probe.service.0))
-            {
-                self.ask(index, settings, now, net);
-            }
-            if let Some(probe) = self.probes.get(index) {
-                next = next.min(probe.due);
-            }
-        }
-        self.next_probe = next;
-    }
-
-    fn ask<N: Lower>(&mut self, index: usize, settings: &Service, now: Micros, net: &mut N) {
-        let Some(probe) = self.probes.get(index) else { return };
-        let (service, upstream) = (probe.service, probe.upstream);
-        let asked = match probe.asked {
-            Some(asked) if asked.syns >= PROBE_SYNS => {
-                self.probe_over(index, settings, Rest::Brief, now);
-                return;
-            }
-            Some(asked) => asked,
-            None => {
-                let Some(address) = settings.upstreams.get(usize::from(upstream)).map(|upstream| upstream.address)
-                else {
-                    return;
-                };
-                // Not counted as a failed dial: no client was waiting.
-                let aimed: Result<Target, DialFailure> = self.aim(service, settings, upstream, address, now, net);
-                let Ok(target) = aimed else {
-                    self.put_off(index, settings, now);
-                    return;
-                };
-                let value = FlowRef::Probe(index as u32).value();
-                if self.flows.insert(target.hash, &target.key, value).is_err() {
-                    self.source_ports.release(target.lease, Rest::None, now);
-                    self.put_off(index, settings, now);
-                    return;
-                }
-                Asked { target, isn: self.initial_sequence_number(&target.key, now), syns: 0 }
-            }
-        };
-        let Target { route, key, .. } = asked.target;
-        let syn = SynSegment {
-            key,
-            direction: Direction::ToPeer,
-            isn: asked.isn,
-            mss: segment::mss_of(route.mtu, key.src.is_v4()),
-            wscale: Some(PROBE_SCALE),
-            sack: true,
-            timestamp: Some(self.timestamp_ms.wrapping_add(self.keyed(&key, 1) as u32)),
-            window: u16::MAX,
-        };
-        let mut packet = [0; PACKET_MAX];
-        if let Some(octets) =
-            segment::synthesize_syn(&syn, &mut packet, TcpChecksum::Full).and_then(|len| packet.get(..len))
+        if let Some(shown) = self.shown_offers.get_mut(index)
+            && *shown != offers
         {
-            net.send(route.way, octets.len(), |out| out.copy_from_slice(octets));
+            *shown = offers;
+            if settings.mode == Mode::Splice && !self.changed.contains(&service) {
+                self.changed.push(service);
+            }
         }
-        if let Some(probe) = self.probes.get_mut(index) {
-            probe.asked = Some(Asked { syns: asked.syns.saturating_add(1), ..asked });
-            probe.due = now.after(PROBE_PAUSE);
-        }
-    }
-
-    /// An upstream's answer to a probe.
-    pub(crate) fn probed<N: Lower>(
-        &mut self,
-        index: u32,
-        segment: &Segment,
-        options: &TcpOptions,
-        now: Micros,
-        net: &mut N,
-    ) -> Result<Outcome, DropReason> {
-        let config = self.config.clone();
-        let Some(probe) = self.probes.get(index as usize) else { return Err(DropReason::NoFlow) };
-        let (service, upstream) = (probe.service, probe.upstream);
-        let (Some(asked), Some(settings)) = (probe.asked, config.services.get(usize::from(service.0))) else {
-            return Err(DropReason::NoFlow);
-        };
-        if !segment.flags.ack() || segment.ack != asked.isn.plus(1) {
-            return Err(DropReason::BadAck);
-        }
-        if segment.flags.rst() {
-            self.probe_over(index as usize, settings, Rest::None, now);
-            return Ok(Outcome::Consumed);
-        }
-        if !segment.flags.contains(Flags::SYN) {
-            return Err(DropReason::BadAck);
-        }
-        let offered = Offered { wscale: true, sack: true, timestamps: true };
-        let mut accepted = Accepted::of(segment, options, &offered);
-        accepted.fit(asked.target.route, asked.target.key.src.is_v4());
-        self.shared.board.learn(service, upstream, accepted, Source::Probe);
-        self.refresh_offers();
-        if let Some(reset) = segment::reset_for(segment) {
-            send_bare(&reset, asked.target.route.way, net);
-        }
-        self.probe_over(index as usize, settings, Rest::Brief, now);
-        Ok(Outcome::Consumed)
-    }
-
-    fn probe_over(&mut self, index: usize, settings: &Service, rest: Rest, now: Micros) {
-        if let Some(Asked { target, .. }) = self.probes.get_mut(index).and_then(|probe| probe.asked.take()) {
-            self.flows.remove(target.hash, &target.key);
-            self.source_ports.release(target.lease, rest, now);
-        }
-        self.put_off(index, settings, now);
-    }
-
-    fn put_off(&mut self, index: usize, settings: &Service, now: Micros) {
-        if let Some(probe) = self.probes.get_mut(index) {
-            // Until something is known, an upstream is asked more often.
-            let known = self.shared.board.services.get(usize::from(probe.service.0)).is_some_and(|list| {
-                list.get(usize::from(probe.upstream)).is_some_and(|note| note.load(Ordering::Relaxed) != 0)
-            });
-            let pause = settings.promise.probe;
-            probe.due = now.after(if known { pause } else { pause.min(Duration::from_secs(1)) });
-        }
-        self.next_probe = now;
     }
 
     /// What the SYN-ACK of `service` says on `port`.
@@ -455,12 +507,38 @@ impl Stack {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+    use sluice_config::Config;
+
     use super::*;
 
     const ALL: Accepted =
         Accepted { mss: 1_460, window: 65_160, wscale: Some(Some(7)), sack: Some(true), timestamps: Some(true) };
-    const FREE: Promise =
-        Promise { mss: None, window_scale: None, sack: None, timestamps: None, probe: Duration::from_secs(10) };
+    const SERVICE: ServiceId = ServiceId(0);
+
+    fn config(extra: &str, upstream: &str) -> Config {
+        let text = format!(
+            r#"
+[[port]]
+name = "p"
+device = "net_null0"
+addresses = ["198.51.100.2/24", "10.0.0.2/8", "fd00::2/64"]
+[[service]]
+name = "s"
+listen = ["198.51.100.10:443"]
+proxy_protocol = "off"
+mode = "splice"
+{extra}
+[[service.upstream]]
+address = "{upstream}"
+"#
+        );
+        sluice_config::parse("test.toml", &text).unwrap_or_else(|errors| panic!("{errors}"))
+    }
+
+    fn promised(known: &[Accepted], extra: &str) -> SynOffers {
+        promise(known.iter().copied(), &config(extra, "10.0.0.5:80").services[0], 1_500)
+    }
 
     #[test]
     fn a_note_reads_back() {
@@ -476,53 +554,128 @@ mod tests {
     }
 
     #[test]
-    fn nothing_known_is_nothing_promised() {
-        let expected = SynOffers { mss: 536, wscale: None, window: 8_192, sack: false, timestamps: false };
-        assert_eq!(promise(&[], &FREE), expected);
+    fn where_nothing_is_known_what_nearly_every_host_accepts_is_promised() {
+        let expected = SynOffers { mss: 1_460, wscale: Some(7), window: 8_192, sack: true, timestamps: true };
+        assert_eq!(promised(&[], ""), expected);
+        let v6 = config("", "[fd00::5]:80");
+        assert_eq!(promise(std::iter::empty(), &v6.services[0], 1_500).mss, 1_440);
+        assert_eq!(promise(std::iter::empty(), &v6.services[0], 9_000).mss, 1_440);
+        assert_eq!(promise(std::iter::empty(), &v6.services[0], 1_400).mss, 1_340);
     }
 
     #[test]
     fn the_least_of_all_upstreams_is_promised_and_the_largest_scale() {
         let small = Accepted { mss: 1_400, window: 30_000, wscale: Some(Some(9)), sack: Some(false), ..ALL };
         let expected = SynOffers { mss: 1_400, wscale: Some(9), window: 30_000, sack: false, timestamps: true };
-        assert_eq!(promise(&[ALL, small], &FREE), expected);
+        assert_eq!(promised(&[ALL, small], ""), expected);
         let unscaled = Accepted { wscale: Some(None), ..ALL };
-        assert_eq!(promise(&[ALL, unscaled], &FREE).wscale, None);
-    }
-
-    #[test]
-    fn what_was_never_offered_is_not_promised() {
-        let unasked = Accepted { wscale: None, sack: None, timestamps: None, ..ALL };
-        let promised = promise(&[ALL, unasked], &FREE);
-        assert_eq!((promised.wscale, promised.sack, promised.timestamps), (None, false, false));
+        assert_eq!(promised(&[ALL, unscaled], "").wscale, None);
     }
 
     #[test]
     fn pinned_values_stand_whatever_is_known() {
-        let pinned =
-            Promise { mss: Some(1_200), window_scale: Some(8), sack: Some(true), timestamps: Some(false), ..FREE };
-        let promised = promise(&[], &pinned);
-        assert_eq!((promised.mss, promised.wscale), (1_200, Some(8)));
-        assert!(promised.sack && !promise(&[ALL], &pinned).timestamps);
+        let pinned = "promise = { mss = 1200, window_scale = 8, sack = true, timestamps = false }";
+        for known in [&[][..], &[ALL], &[Accepted { mss: 536, wscale: Some(None), sack: Some(false), ..ALL }]] {
+            let promised = promised(known, pinned);
+            assert_eq!((promised.mss, promised.wscale), (1_200, Some(8)));
+            assert!(promised.sack && !promised.timestamps);
+        }
+    }
+
+    #[test]
+    fn no_window_is_promised_that_the_buffer_does_not_hold() {
+        assert_eq!(promised(&[ALL], "buffer = \"4KiB\"").window, 4_096);
+        assert_eq!(promised(&[], "buffer = \"4KiB\"").window, 4_096);
+        assert_eq!(promised(&[Accepted { window: 3_000, ..ALL }], "buffer = \"4KiB\"").window, 3_000);
+        assert_eq!(promised(&[Accepted { window: 0, ..ALL }], "").window, 536);
+    }
+
+    #[test]
+    fn no_mss_below_536_is_learned() {
+        let config = config("", "10.0.0.5:80");
+        let board = Board::new(&config);
+        board.learn(SERVICE, 0, Accepted { mss: 1, ..ALL });
+        assert_eq!(board.offers(SERVICE, &config.services[0], 1_500).mss, 536);
+    }
+
+    #[test]
+    fn the_first_promise_of_an_epoch_is_everybodys_until_the_next() {
+        let board = Board::new(&config("", "10.0.0.5:80"));
+        let (first, second) = (promised(&[], ""), promised(&[ALL], "promise = { window_scale = 3 }"));
+        assert_eq!(board.fixed(SERVICE, 9), None);
+        assert_eq!(board.fix(SERVICE, 9, &first), Some(first));
+        assert_eq!(board.fix(SERVICE, 9, &second), Some(first));
+        assert_eq!(board.fix(SERVICE, 10, &second), Some(second), "a scale may shrink");
+        assert_eq!((board.fixed(SERVICE, 9), board.fixed(SERVICE, 10)), (Some(first), Some(second)));
+    }
+
+    #[test]
+    fn a_clock_set_back_a_quarter_of_an_hour_finds_what_was_promised() {
+        let board = Board::new(&config("", "10.0.0.5:80"));
+        let promise = |scale| SynOffers { wscale: Some(scale), ..promised(&[ALL], "") };
+        for epoch in 0..30_u64 {
+            board.fix(SERVICE, epoch, &promise((epoch % 15) as u8));
+            for back in 0..=epoch.min(KEPT as u64 - 1) {
+                let then = epoch - back;
+                assert_eq!(
+                    board.fix(SERVICE, then, &promise(14)),
+                    Some(promise((then % 15) as u8)),
+                    "{then} at {epoch}"
+                );
+            }
+        }
+        assert_eq!(board.fixed(SERVICE, 0), None);
+    }
+
+    #[test]
+    fn what_an_upstream_was_told_it_may_remember_for_a_while() {
+        let board = Board::new(&config("", "10.0.0.5:80"));
+        let (upstream, now) = ("10.0.0.5".parse::<std::net::IpAddr>().unwrap().into(), Micros(5_000_000));
+        assert_eq!(board.told(upstream, now), None);
+        board.tell(upstream, 1_300, now);
+        board.tell(upstream, 1_400, now);
+        assert_eq!(board.told(upstream, now), Some(1_300));
+        assert_eq!(board.told(upstream, now.after(Duration::from_secs(1_100))), Some(1_300));
+        assert_eq!(board.told(upstream, now.after(Duration::from_secs(1_201))), None);
     }
 
     #[test]
     fn what_an_upstream_lacks_is_named() {
         let offered = Offered { wscale: true, sack: true, timestamps: true };
-        assert_eq!(ALL.missing(&offered, 1_460, 52, 128), None);
-        assert_eq!(ALL.missing(&offered, 1_461, 52, 128), Some(Missing::Mss));
-        assert_eq!(Accepted { mss: 100, ..ALL }.missing(&offered, 50, 89, 128), Some(Missing::Mss));
-        assert_eq!(Accepted { window: 127, ..ALL }.missing(&offered, 1_460, 52, 128), Some(Missing::WindowScale));
+        assert_eq!(ALL.missing(&offered, 1_460, None, 52, 128), None);
+        assert_eq!(ALL.missing(&offered, 1_461, None, 52, 128), Some(Missing::Mss));
+        assert_eq!(ALL.missing(&offered, 8_960, Some(1_460), 52, 128), None, "it has it from us");
+        assert_eq!(ALL.missing(&offered, 8_960, Some(1_461), 52, 128), Some(Missing::Mss));
+        assert_eq!(Accepted { mss: 100, ..ALL }.missing(&offered, 50, None, 89, 128), Some(Missing::Mss));
+        assert_eq!(Accepted { window: 127, ..ALL }.missing(&offered, 1_460, None, 52, 128), Some(Missing::WindowScale));
         let without = |change: fn(&mut Accepted)| {
             let mut accepted = ALL;
             change(&mut accepted);
-            accepted.missing(&offered, 1_460, 52, 128)
+            accepted.missing(&offered, 1_460, None, 52, 128)
         };
         assert_eq!(without(|a| a.wscale = Some(None)), Some(Missing::WindowScale));
         assert_eq!(without(|a| a.sack = Some(false)), Some(Missing::Sack));
         assert_eq!(without(|a| a.timestamps = Some(false)), Some(Missing::Timestamps));
         let unasked = Offered { wscale: false, sack: false, timestamps: false };
         let plain = Accepted { wscale: None, sack: None, timestamps: None, ..ALL };
-        assert_eq!(plain.missing(&unasked, 1_460, 52, 1), None);
+        assert_eq!(plain.missing(&unasked, 1_460, None, 52, 1), None);
+    }
+
+    proptest! {
+        #[test]
+        fn a_promise_reads_back_in_its_own_epoch_only(
+            mss: u16, window: u16, wscale in prop::option::of(0_u8..=14), sack: bool, timestamps: bool,
+            epoch in 0_u64..1 << 29, other in 0_u64..1 << 29,
+        ) {
+            let offers = SynOffers { mss, wscale, window, sack, timestamps };
+            let fixed = Fixed::of(epoch, &offers);
+            prop_assert_eq!(fixed.in_epoch(epoch), Some(offers));
+            // Slots are told apart by the rest.
+            if other % KEPT as u64 == epoch % KEPT as u64 && other != epoch {
+                prop_assert_eq!(fixed.in_epoch(other), None);
+            }
+            prop_assert_eq!(fixed.in_epoch(epoch + KEPT as u64), None);
+            prop_assert_eq!(Fixed(0).in_epoch(epoch), None);
+        }
     }
 }

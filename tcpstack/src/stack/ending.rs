@@ -99,9 +99,18 @@ impl Stack {
     }
 
     pub(crate) fn dial_failed(&mut self, service: ServiceId, upstream: u16, failure: DialFailure, now: Micros) {
+        self.shun(service, upstream, now);
+        self.count_dial_failure(service, upstream, failure);
+    }
+
+    /// Lets other upstreams of the service go first for a while.
+    pub(crate) fn shun(&mut self, service: ServiceId, upstream: u16, now: Micros) {
         if let Some(balancer) = self.balancers.get_mut(usize::from(service.0)) {
             balancer.failed(upstream, now);
         }
+    }
+
+    pub(crate) fn count_dial_failure(&self, service: ServiceId, upstream: u16, failure: DialFailure) {
         if let Some(counters) = self.counters.services.get(usize::from(service.0))
             && let Some(failures) = counters.dial_failures.get(usize::from(upstream))
         {

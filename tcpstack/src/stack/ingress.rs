@@ -15,6 +15,7 @@ use crate::limits::Refusal;
 use crate::net::{Lower, Way};
 use crate::record::EndCause;
 use crate::segment;
+use crate::splice::promise::SynOffers;
 
 /// One segment, and what is known of it.
 #[derive(Clone, Copy)]
@@ -38,8 +39,15 @@ pub(crate) struct Validated {
     pub(crate) offer: Offer,
     /// What our timestamps towards this client are ahead of the clock.
     pub(crate) ts_offset: u32,
+    /// What the SYN-ACK promised.
+    pub(crate) promise: SynOffers,
+}
+
+impl Validated {
     /// The shift that our windows were promised to be scaled by.
-    pub(crate) window_shift: u8,
+    pub(crate) fn window_shift(&self) -> u8 {
+        self.offer.wscale.map_or(0, |_| self.promise.shift())
+    }
 }
 
 /// Whether a segment refused for this reason may belong to a later connection between the same ends.
@@ -87,7 +95,7 @@ impl Stack {
             }
             Some(FlowRef::Probe(index)) => {
                 let options = segment.options(frame);
-                self.probed(index, segment, &options, now, net)
+                self.probed(index, inbound, &options, now, net)
             }
             Some(FlowRef::Linger(index)) => self.lingering(index, inbound, frame, now, net),
             None => {
@@ -213,10 +221,12 @@ impl Stack {
                 Refusal::Source => DropReason::SourceLimit,
             });
         }
-        let ts_offset =
-            self.jar.ts_offset(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), Seq(segment.ack.0.wrapping_sub(1)));
-        let window_shift = offer.wscale.map_or(0, |_| self.shared.board.promised_scale(service));
-        let validated = Validated { offer, ts_offset, window_shift };
+        let cookie = Seq(segment.ack.0.wrapping_sub(1));
+        let isn = Seq(segment.seq.0.wrapping_sub(1));
+        let ts_offset = self.jar.ts_offset(&segment.key, isn, cookie);
+        let epoch = self.jar.epoch_of(&segment.key, isn, cookie);
+        let promise = self.promised(service, epoch).unwrap_or(SynOffers::OPEN);
+        let validated = Validated { offer, ts_offset, promise };
         if let Some(counters) = self.counters.services.get(usize::from(service.0)) {
             counters.opened.bump();
             counters.active.add(1);

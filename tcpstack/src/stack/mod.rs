@@ -14,6 +14,7 @@ mod serve;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
 use siphasher::sip::SipHasher13;
-use sluice_config::{Config, Mode, Service};
+use sluice_config::{Config, Mode};
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::counter::Counter;
 use sluice_filters::engine::Engine;
@@ -40,7 +41,8 @@ use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
-use crate::splice::promise::{Board, Probe, SynOffers, probes};
+use crate::splice::probe::{Probe, probes};
+use crate::splice::promise::{Board, SynOffers};
 use crate::splice::{End, Splices};
 use crate::terminate::clock;
 use crate::terminate::endpoint::Interfaces;
@@ -60,7 +62,7 @@ pub struct Shared {
     pub limits: SharedLimits,
     /// Ended connections, on their way to the connection log.
     pub records: ArrayQueue<SessionRecord>,
-    /// What is known of spliced services' upstreams.
+    /// What is known of spliced services' upstreams, and what SYN-ACKs promised.
     pub(crate) board: Board,
     /// The keys that sign PROXY headers.
     pub(crate) keys: Arc<KeyRing>,
@@ -144,13 +146,19 @@ pub struct Stack {
     /// Where services listen, each once, and the places in that list.
     pub(crate) listens: Vec<End>,
     pub(crate) listen_index: HashMap<(Addr, u16), u32>,
-    /// By service: what its SYN-ACKs say.
+    /// By service: what SYN-ACKs say in the epoch that mints, and said or will say in the other one. Open until somebody asks.
     pub(crate) offers: Vec<SynOffers>,
-    /// The news of the board that are taken over, and the services they changed.
+    pub(crate) other_offers: Vec<SynOffers>,
+    /// A first promise was made in this turn: the next one takes it up.
+    pub(crate) promised_anew: Cell<bool>,
+    /// What is shown of them, the news of the board that are in it, and the services they changed.
+    pub(crate) shown_offers: Vec<SynOffers>,
     pub(crate) known_news: Option<u64>,
     pub(crate) changed: Vec<ServiceId>,
     pub(crate) probes: Vec<Probe>,
     pub(crate) next_probe: Micros,
+    /// The board's wishes for probes that were heard, and when to listen again.
+    pub(crate) probe_wishes: (u64, Micros),
     pub(crate) lingers: Lingers,
     pub(crate) wheel: Wheel,
     pub(crate) interfaces: Interfaces,
@@ -264,7 +272,7 @@ impl Stack {
             listen_index.insert((end.addr, end.port), listens.len() as u32);
             listens.push(end);
         }
-        let offers = config.services.iter().map(terminated_offers).collect();
+        let open = vec![SynOffers::OPEN; config.services.len()];
         // One worker's probes are enough.
         let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
         let balancers = config.services.iter().map(Balancer::new).collect();
@@ -282,11 +290,15 @@ impl Stack {
             held_octets: 0,
             listens,
             listen_index,
-            offers,
+            offers: open.clone(),
+            other_offers: open.clone(),
+            promised_anew: Cell::new(false),
+            shown_offers: open,
             known_news: None,
             changed: Vec::new(),
             probes,
             next_probe: now,
+            probe_wishes: (0, now),
             lingers: Lingers::new(),
             wheel: Wheel::new(now),
             // No secret: the numbers smoltcp draws are translated before anyone sees them.
@@ -318,12 +330,16 @@ impl Stack {
         clock::set_timestamp_clock(now);
         self.wall = wall;
         let ahead = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX).wrapping_sub(now.0);
-        if self.wall_ahead == ahead {
-            self.jar.tick(wall);
+        let rolls = if self.wall_ahead == ahead {
+            self.jar.tick(wall)
         } else {
             self.wall_ahead = ahead;
             self.filters.set_wall_ahead(ahead);
             self.jar.step(wall);
+            true
+        };
+        if rolls | self.promised_anew.take() {
+            self.take_up_promises();
         }
     }
 
@@ -378,7 +394,7 @@ impl Stack {
                 };
                 self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
             }
-            _ => self.answer_sparingly(frame, segment, offers, port, our_mac),
+            _ => self.answer_sparingly(frame, segment, service, port, our_mac),
         };
         let len = len.ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();
@@ -401,17 +417,21 @@ impl Stack {
         }
     }
 
-    /// For upstreams that cannot do everything.
+    /// For an epoch's first SYN, and for upstreams that cannot do everything.
     #[inline(never)]
     fn answer_sparingly(
         &self,
         frame: &mut [u8],
         segment: &Segment,
-        offers: &SynOffers,
+        service: ServiceId,
         port: PortId,
         our_mac: [u8; 6],
     ) -> Option<usize> {
-        let profile = self.profile(offers, segment, port, our_mac);
+        let offers = match *self.offers.get(usize::from(service.0))? {
+            SynOffers::OPEN => self.fix_promise(service, true)?,
+            offers => offers,
+        };
+        let profile = self.profile(&offers, segment, port, our_mac);
         self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
     }
 
@@ -467,11 +487,6 @@ impl Stack {
 const RESETS: usize = 128;
 /// Most flow entries of live connections one worker's table is made for.
 const FLOWS_MAX: usize = 1 << 23;
-
-/// What a terminated service's SYN-ACKs say: what this stack can do.
-fn terminated_offers(service: &Service) -> SynOffers {
-    SynOffers { mss: u16::MAX, wscale: Some(0), window: advertised(service.buffer), sack: true, timestamps: true }
-}
 
 /// The window in a SYN-ACK of a service with buffers of `buffer` octets.
 pub(crate) fn advertised(buffer: usize) -> u16 {

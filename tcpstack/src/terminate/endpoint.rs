@@ -198,6 +198,8 @@ pub(crate) struct Making {
     pub(crate) mtu: u16,
     /// Octets of each buffer.
     pub(crate) buffer: usize,
+    /// Octets that the peer was told it may send: the receive buffer holds as many.
+    pub(crate) promised: u16,
     pub(crate) congestion: Congestion,
     /// Our first number on the wire.
     pub(crate) isn: Seq,
@@ -253,7 +255,8 @@ pub(crate) struct Endpoint {
 impl Endpoint {
     fn new(making: &Making, guard: Guard, interfaces: &mut Interfaces, now: Micros) -> Endpoint {
         let buffer = making.buffer.min(BUFFER_MAX);
-        let mut socket = Socket::new(SocketBuffer::new(vec![0; buffer]), SocketBuffer::new(vec![0; buffer]));
+        let receive = buffer.max(usize::from(making.promised));
+        let mut socket = Socket::new(SocketBuffer::new(vec![0; receive]), SocketBuffer::new(vec![0; buffer]));
         socket.set_nagle_enabled(false);
         // ACKs are emitted once a burst, which merges more of them than a timer would, and sooner.
         socket.set_ack_delay(None);
@@ -280,7 +283,7 @@ impl Endpoint {
             sockets,
             handle,
             interface: interfaces.index(making.mtu),
-            leased: buffer * 2,
+            leased: receive + buffer,
             heard: now,
             waiting_since: None,
             reset: false,

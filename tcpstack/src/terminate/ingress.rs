@@ -27,6 +27,9 @@ impl Stack {
         if endpoint.reset {
             return Err(DropReason::NoFlow);
         }
+        if side == Side::Upstream && endpoint.leg.way.port() != arrival.port {
+            return Err(DropReason::WrongPort);
+        }
         if segment.flags.rst() && endpoint.finished() {
             // Both FINs are acknowledged. The peer forgot the connection, and answers a late segment of ours (RFC 1337).
             return Err(DropReason::BadRst);
@@ -84,17 +87,19 @@ impl Stack {
         let config = self.config.clone();
         let settings = config.services.get(usize::from(service.0))?;
         let Inbound { segment, hash, arrival: Arrival { port, mac, .. }, .. } = inbound;
-        let Validated { offer, ts_offset, window_shift } = validated;
+        let Validated { offer, ts_offset, promise } = validated;
         let options = segment.options(frame);
         let making = Making {
             key: segment.key,
             way: Way::Reply { port, mac },
             mtu: self.mtus.get(usize::from(port.0)).copied()?,
             buffer: settings.buffer,
+            // Whoever was promised a window may fill it, whatever the configuration says by now.
+            promised: promise.window,
             congestion: settings.congestion,
             isn: Seq(segment.ack.0.wrapping_sub(1)),
             timestamp_offset: ts_offset,
-            window_shift,
+            window_shift: validated.window_shift(),
             timestamps: options.timestamp.is_some(),
         };
         let offer = ClientOffer {
@@ -103,7 +108,7 @@ impl Stack {
             window_scale: offer.wscale,
             sack: offer.sack,
             timestamp: options.timestamp.map(|(value, _)| value),
-            advertised: self.offers.get(usize::from(service.0))?.window,
+            advertised: promise.window,
         };
         let mut client = Endpoint::accept(&making, &offer, &mut self.interfaces, now, net)?;
         let Gate::Feed = client.leg.guard.judge(segment, frame.get_mut(segment.l4()..segment.end())?) else {

@@ -120,6 +120,7 @@ impl Stack {
             way: route.way,
             mtu: route.mtu,
             buffer: settings.buffer,
+            promised: 0,
             congestion: settings.upstream_congestion,
             isn: self.initial_sequence_number(&key, now),
             timestamp_offset: self.keyed(&key, 1) as u32,

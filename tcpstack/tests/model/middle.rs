@@ -285,7 +285,8 @@ impl Sluice {
     pub fn icmp(&mut self, key: FlowKey, kind: IcmpKind, number: u32, len: u16) -> Result<(), DropReason> {
         let hash = self.stack.hash(&key);
         let error = IcmpError { kind, key, seq: Seq(number), len };
-        self.stack.icmp_error(&error, hash, self.now, &mut self.below)
+        let port = PortId(u8::from(!self.services.contains_key(&(key.dst, key.dst_port))));
+        self.stack.icmp_error(&error, hash, port, self.now, &mut self.below)
     }
 
     /// Serves the sessions that were touched, and hands out what was sent: whether towards a client, and the frame.

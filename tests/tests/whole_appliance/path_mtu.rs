@@ -164,3 +164,27 @@ fn a_forged_report_is_dropped_and_one_about_a_segment_under_way_is_believed() {
         assert_eq!(server.wait_for(1400).expect("more data, repeated").len(), 1400);
     }
 }
+
+/// A kernel that was told of a small link says so in its SYN-ACKs, to all clients. It is the way to one of them that is small, and
+/// the server takes what it took before. (That no connection falls back is seen when sluice ends.)
+#[test]
+fn a_path_mtu_that_one_client_taught_the_server_makes_no_other_connection_fall_back() {
+    let lab = Lab::two_arms();
+    let far = lab.host_behind(Side::Client, LINK);
+    let sluice = Sluice::start(&lab, &Setup::of(services(Family::server)));
+    for (upstream, port) in PORTS {
+        let listener = lab.server.listen(upstream.server(port));
+        let transfer = |client: std::net::TcpStream| {
+            let server = accept(&listener);
+            let sending = thread::spawn(move || drop(send(&server, DOWN, MIB)));
+            assert_eq!(hear(&client), Pattern::heard(DOWN, MIB, Ending::Eof), "{upstream:?}\n{}", sluice.metrics());
+            sending.join().expect("the server's thread");
+        };
+        transfer(far.connect(Family::V4.service(port)).expect("sluice answers"));
+        assert_eq!(lab.server.path_mtu(lan(upstream)), Some(as_of(LINK, Family::V4, upstream)));
+        for family in Family::BOTH {
+            transfer(lab.client.connect(family.service(port)).expect("sluice answers"));
+        }
+        assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[]), 0);
+    }
+}

@@ -182,6 +182,8 @@ pub(super) struct Lab {
     pub(super) random: u64,
     pub(super) services: Vec<std::net::SocketAddr>,
     pub(super) server_answers: bool,
+    /// The port that frames come in by.
+    pub(super) port: PortId,
     /// Off where the client is made by hand.
     pub(super) client_answers: bool,
 }
@@ -244,6 +246,7 @@ impl Lab {
             random: 0x1234_5678_9abc_def1,
             services,
             server_answers: true,
+            port: PortId(0),
             client_answers: true,
         }
     }
@@ -279,7 +282,7 @@ impl Lab {
             return;
         }
         let hash = self.stack.hash(&segment.key);
-        let arrival = Arrival { port: PortId(0), mac: CLIENT_MAC, unfinished: false };
+        let arrival = Arrival { port: self.port, mac: CLIENT_MAC, unfinished: false };
         match self.stack.segment(&segment, &mut buffer, hash, arrival, service, self.now, &mut self.below) {
             Ok(Outcome::Consumed) => {}
             Ok(Outcome::Forward) => {

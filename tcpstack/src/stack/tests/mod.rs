@@ -5,6 +5,7 @@ mod found_by_review;
 mod headers;
 mod lab;
 mod peers_that_break_rules;
+mod promises;
 mod sessions;
 mod spliced;
 mod spliced_by_hand;

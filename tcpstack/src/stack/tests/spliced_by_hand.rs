@@ -51,7 +51,7 @@ impl Talk {
     }
 
     /// A client whose SYN was answered.
-    fn shaken(extra: &str) -> Talk {
+    pub(super) fn shaken(extra: &str) -> Talk {
         let mut lab = Lab::new(extra);
         lab.client_answers = false;
         lab.server_answers = false;
@@ -158,7 +158,7 @@ impl Talk {
     }
 }
 
-trait Reversed {
+pub(super) trait Reversed {
     fn local_of_reversed(&self) -> String;
 }
 
@@ -419,7 +419,7 @@ fn icmp_errors_reach_the_sender_of_the_segment_with_its_own_numbers() {
     let error = |talk: &mut Talk, key: FlowKey, seq: u32, kind| {
         let error = IcmpError { kind, key, seq: Seq(seq), len: 1_500 };
         let hash = talk.lab.stack.hash(&key);
-        talk.lab.stack.icmp_error(&error, hash, talk.lab.now, &mut talk.lab.below)
+        talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below)
     };
     let too_big = IcmpKind::TooBig(1_400);
     let towards_upstream = key(UPSTREAM, &ours);
@@ -467,7 +467,7 @@ fn an_unreachable_upstream_is_given_up_by_an_icmp_error_about_the_syn() {
     let hash = talk.lab.stack.hash(&key);
     let about = |talk: &mut Talk, seq: u32, kind| {
         let error = IcmpError { kind, key, seq: Seq(seq), len: 60 };
-        talk.lab.stack.icmp_error(&error, hash, talk.lab.now, &mut talk.lab.below)
+        talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below)
     };
     let dial = talk.dial;
     let unreachable = IcmpKind::Unreachable(Unreachable::Host);

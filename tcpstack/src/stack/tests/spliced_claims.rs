@@ -372,7 +372,7 @@ fn a_path_too_small_to_be_told_still_carries_data() {
     let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
     let error = IcmpError { kind: IcmpKind::TooBig(600), key, seq, len: 1_052 };
     let hash = talk.lab.stack.hash(&key);
-    talk.lab.stack.icmp_error(&error, hash, talk.lab.now, &mut talk.lab.below).unwrap();
+    talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below).unwrap();
     talk.lab.below.sent.clear();
     // The upstream's segments are no larger than it was told; they are cut for this path alone.
     talk.upstream(Flags(FIN.0 | Flags::PSH.0), 0, 0, &payload);

@@ -2,6 +2,7 @@
 
 use crate::counters::Missing;
 use crate::record::EndCause;
+use crate::splice::promise::Accepted;
 use sluice_filters::Flags;
 use sluice_filters::icmp::{IcmpError, IcmpKind};
 use sluice_filters::testkit::{Opt, tcp};
@@ -167,7 +168,7 @@ fn a_stream_without_lulls_outlives_the_timestamp_clock() {
 
 #[test]
 fn the_promised_scale_is_that_of_the_syn_ack() {
-    let mut lab = Lab::new(PINNED);
+    let mut lab = Lab::new("mode = \"splice\"\npromise = { probe = \"0s\" }");
     lab.client_answers = false;
     lab.server_answers = false;
     lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
@@ -176,8 +177,10 @@ fn the_promised_scale_is_that_of_the_syn_ack() {
     let (_, packet) = lab.below.sent.pop_back().unwrap();
     let (answer, options) = read(&packet);
     assert_eq!(options.wscale, Some(7));
-    // Another upstream was seen not to scale.
-    lab.stack.offers[0].wscale = None;
+    // The upstream was seen not to scale.
+    let unscaled =
+        Accepted { mss: 1_460, window: 60_000, wscale: Some(None), sack: Some(true), timestamps: Some(true) };
+    lab.shared.board.learn(ServiceId(0), 0, unscaled);
     let stamp = options.timestamp.unwrap().0;
     let mut talk = Talk { lab, cookie: answer.seq.0, our_stamp: stamp, ours: String::new(), dial: 0 };
     talk.client(Flags::ACK, 0, 0, b"");
@@ -306,7 +309,7 @@ fn a_client_does_not_shrink_the_upstreams_path_for_all() {
     let told = |talk: &mut Talk, mtu, len| {
         let error = IcmpError { kind: IcmpKind::TooBig(mtu), key, seq, len };
         let hash = talk.lab.stack.hash(&key);
-        talk.lab.stack.icmp_error(&error, hash, talk.lab.now, &mut talk.lab.below)?;
+        talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below)?;
         let (_, packet) = talk.lab.below.sent.pop_back().unwrap();
         Ok(u16::from_be_bytes([packet[26], packet[27]]))
     };

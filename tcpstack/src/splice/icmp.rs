@@ -26,7 +26,7 @@ impl Stack {
     /// Takes an ICMP error about a segment of ours.
     ///
     /// # Errors
-    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way.
+    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, and no such SYN-ACK may be repeated.
     pub fn icmp_error<N: Lower>(
         &mut self,
         error: &IcmpError,
@@ -35,7 +35,7 @@ impl Stack {
         net: &mut N,
     ) -> Result<(), DropReason> {
         let Some(FlowRef::Splice(receiver, index)) = self.flows.find(hash, &error.key).map(FlowRef::from_value) else {
-            return Err(DropReason::BadIcmp);
+            return self.syn_ack_unreachable(error, hash);
         };
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return Err(DropReason::BadIcmp) };
         if let Some(target) = self.dialled(index)

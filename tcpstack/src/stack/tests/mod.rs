@@ -3,6 +3,7 @@
 mod found_by_review;
 mod headers;
 mod lab;
+mod peace;
 mod peers_that_break_rules;
 mod sessions;
 mod spliced;

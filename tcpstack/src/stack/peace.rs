@@ -32,8 +32,8 @@ use crate::unanswered::{Record, Table};
 
 /// SYN-ACKs repeated a turn at most.
 const REPEATED: usize = 32;
-/// Records that wait for their owners between two turns at most: more than the ports' bursts bring.
-const OUTBOX: usize = 4_096;
+/// Records that wait for their owners between two turns at most: what bursts of 32 frames from 32 ports bring.
+const OUTBOX: usize = 1_024;
 /// How long little has to come before pressure ends.
 const CALM: Duration = Duration::from_secs(2);
 /// An address may have a tenth of what its prefix may.

@@ -1,12 +1,14 @@
-//! Which 4-tuples had a SYN answered lately: Bloom filters (Bloom 1970), so that nobody who may still prove a cookie is reset.
+//! Which 4-tuples had a SYN answered lately: Bloom filters (Bloom 1970), so that nobody who may still prove a cookie is
+//! reset.
 //!
-//! A client whose handshake's last ACK was lost goes on: its second segment of data may come first, and says nothing that a cookie
-//! could be checked by. A RST would end an honest connection that only has to repeat its first segment. So no 4-tuple is reset
-//! whose SYN was answered while its cookie can still be good: less than two epochs ago.
+//! A client whose handshake's last ACK was lost goes on: its second segment of data may come first, and says nothing
+//! that a cookie could be checked by. A RST would end an honest connection that only has to repeat its first segment.
+//! So no 4-tuple is reset whose SYN was answered while its cookie can still be good: less than two epochs ago.
 //!
-//! One filter takes in what an epoch brings, on the monotonic clock; it and the two before it are asked. So what is noted is known
-//! for two epochs at least, three at most, whatever the wall clock is set to. A filter errs on the safe side only: it may take a
-//! stranger for known, who is then not reset. One that is more than half full says of nobody that it is a stranger.
+//! One filter takes in what an epoch brings, on the monotonic clock; it and the two before it are asked. So what is
+//! noted is known for two epochs at least, three at most, whatever the wall clock is set to. A filter errs on the safe
+//! side only: it may take a stranger for known, who is then not reset. One that is more than half full says of nobody
+//! that it is a stranger.
 
 #![cfg_attr(
     not(test),
@@ -27,7 +29,8 @@ use sluice_filters::units::Micros;
 const FILTERS: usize = 3;
 /// Bits that one entry sets.
 const BITS: u64 = 4;
-/// Bits of a filter for each entry that an epoch may bring; with four of them set, a stranger is known in one case of 420.
+/// Bits of a filter for each entry that an epoch may bring; with four of them set, a stranger is known in one case of
+/// 420.
 const SPACE: u64 = 16;
 /// Bits of a filter, at least and at most: 16 KiB and 1 MiB.
 const LEAST: u64 = 1 << 17;
@@ -64,7 +67,8 @@ fn spread(word: u64) -> u64 {
     word ^ word >> 31
 }
 
-/// The bits of an entry in a filter of `words` words, by double hashing (Kirsch and Mitzenmacher 2006): the word, and a mask.
+/// The bits of an entry in a filter of `words` words, by double hashing (Kirsch and Mitzenmacher 2006): the word, and a
+/// mask.
 fn bits(hash: u64, words: usize) -> impl Iterator<Item = (usize, u64)> {
     let hash = spread(hash);
     let (start, step) = (hash & 0xffff_ffff, hash >> 32 | 1);
@@ -98,8 +102,8 @@ impl Bloom {
 }
 
 impl Answered {
-    /// Empty filters for epochs of this length, each with as many as `entries` SYNs. Zero entries: without memory, and everybody is
-    /// known.
+    /// Empty filters for epochs of this length, each with as many as `entries` SYNs. Zero entries: without memory, and
+    /// everybody is known.
     pub(crate) fn new(entries: u64, epoch: Duration, now: Micros) -> Answered {
         let bits = entries.saturating_mul(SPACE).clamp(LEAST, MOST).next_power_of_two();
         let words = if entries == 0 { 0 } else { (bits >> 6) as usize };

@@ -230,7 +230,8 @@ pub fn synthesize_syn(syn: &SynSegment, out: &mut [u8], tcp_checksum: TcpChecksu
     head.write(out, &options.words(), tcp_checksum)
 }
 
-/// Writes a SYN-ACK that acknowledges up to `ack` and, with timestamps, echoes `echo`, as [`synthesize_syn`] writes a SYN.
+/// Writes a SYN-ACK that acknowledges up to `ack` and, with timestamps, echoes `echo`, as [`synthesize_syn`] writes a
+/// SYN.
 pub(crate) fn synthesize_syn_ack(
     syn: &SynSegment,
     ack: Seq,

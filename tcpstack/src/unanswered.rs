@@ -1,12 +1,13 @@
 //! SYN-ACKs that no ACK has answered yet: a fixed table of them, so that a few can be sent again while memory is cheap.
 //!
-//! The handshake's last ACK can be lost. A client whose server speaks first then waits for ever: it holds a connection that nobody
-//! else knows of. So, in peace, a SYN-ACK is repeated 1, 3, 7, 15 and 31 s after the SYN, as kernels do (RFC 9293 section 3.8.1,
-//! RFC 6298 section 5). When, and to whom, is [`crate::stack`]'s matter.
+//! The handshake's last ACK can be lost. A client whose server speaks first then waits for ever: it holds a connection
+//! that nobody else knows of. So, in peace, a SYN-ACK is repeated 1, 3, 7, 15 and 31 s after the SYN, as kernels do
+//! (RFC 9293 section 3.8.1, RFC 6298 section 5). When, and to whom, is [`crate::stack`]'s matter.
 //!
-//! A record is one cache line. It is found through the flow's keyed hash in a set of eight; a newcomer to a full set takes the
-//! place of the record that was repeated most often, of several the one that is due first. It waits in the list of its stage: all
-//! records of a stage wait equally long, so each list is in the order of its ends, and nothing is ever searched or sorted.
+//! A record is one cache line. It is found through the flow's keyed hash in a set of eight; a newcomer to a full set
+//! takes the place of the record that was repeated most often, of several the one that is due first. It waits in the
+//! list of its stage: all records of a stage wait equally long, so each list is in the order of its ends, and nothing
+//! is ever searched or sorted.
 //!
 //! Invariants:
 //! - The memory is allocated once. A record admits nobody: the cookie does.
@@ -97,8 +98,8 @@ const NOTHING: Record = Record {
 };
 
 impl Record {
-    /// Of the SYN-ACK in `frame`, which answers `segment`, a SYN to the place `listen` that came by `port`. Everything is read from
-    /// the answer itself, so that what is repeated is what was said.
+    /// Of the SYN-ACK in `frame`, which answers `segment`, a SYN to the place `listen` that came by `port`. Everything
+    /// is read from the answer itself, so that what is repeated is what was said.
     #[must_use]
     pub(crate) fn of(frame: &[u8], segment: &Segment, listen: u32, port: PortId) -> Option<Record> {
         let tcp = frame.get(segment.l4()..)?;
@@ -427,6 +428,26 @@ mod tests {
         assert_eq!(table.displaced() + table.len() as u64, 200_000);
         table.clear();
         assert_eq!((table.len(), table.next_due(second(9))), (0, Micros(u64::MAX)));
+    }
+
+    #[test]
+    fn two_thousand_forged_syns_a_second_leave_an_honest_one_its_first_repeats() {
+        let mut table = Table::new(true);
+        let mut came = [0_u32; REPEATS];
+        // Every 500th SYN is an honest one; counted once the table is as full as it gets.
+        for n in 0..80_000_u32 {
+            let now = Micros(u64::from(n) * 500);
+            table.keep(hash(n), record(n), now);
+            while let Some(due) = table.take_due(now) {
+                let n = due.client.v4_bits();
+                if n % 500 == 0 && (20_000..60_000).contains(&n) {
+                    came[usize::from(due.stage)] += 1;
+                }
+                table.keep_on(hash(n), due, now);
+            }
+        }
+        let [first, second, third, ..] = came;
+        assert!(first == 80 && second > 76 && (32..64).contains(&third), "{came:?} of 80");
     }
 
     #[test]

@@ -26,7 +26,8 @@ impl Stack {
     /// Takes an ICMP error about a segment of ours.
     ///
     /// # Errors
-    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, and no such SYN-ACK may be repeated.
+    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, and no such SYN-ACK may be
+    /// repeated.
     pub fn icmp_error<N: Lower>(
         &mut self,
         error: &IcmpError,

@@ -342,8 +342,8 @@ impl Stack {
         }
     }
 
-    /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing but, in peace, a note of it. The frame's buffer must
-    /// reach to [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
+    /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing but, in peace, a note of it. The
+    /// frame's buffer must reach to [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
     ///
     /// # Errors
     /// [`DropReason::Draining`] while no new connections are wanted.

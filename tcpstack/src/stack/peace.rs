@@ -1,14 +1,16 @@
-//! What is done only while little comes: SYN-ACKs are repeated, keep-alive probes may prove a cookie, and segments of no connection
-//! get a RST.
+//! What is done only while little comes: SYN-ACKs are repeated, keep-alive probes may prove a cookie, and segments of
+//! no connection get a RST.
 //!
-//! A kernel does all of it always, and pays with memory and answers. Here a flood must not be able to ask for either, so there is
-//! peace or pressure, each worker's own. Two gauges tell: SYNs that are answered, and segments of no connection. What comes beyond a
-//! gauge's rate and burst ends the peace at once, within the burst of frames that brings it; it returns when no more than half the
-//! rate came for two seconds. Under pressure a SYN's way is the same, instruction for instruction, as if nothing of this existed.
+//! A kernel does all of it always, and pays with memory and answers. Here a flood must not be able to ask for either,
+//! so there is peace or pressure, each worker's own. Two gauges tell: SYNs that are answered, and segments of no
+//! connection. What comes beyond a gauge's rate and burst ends the peace at once, within the burst of frames that
+//! brings it; it returns when no more than half the rate came for two seconds. Under pressure a SYN's way is the same,
+//! instruction for instruction, as if nothing of this existed.
 //!
-//! SYNs are answered by the worker that receives them, and everything else is its flow's owner's: so what is noted of an answered SYN
-//! goes to the owner ([`Stack::next_answered`], [`Stack::keep_answered`]). Whatever is not noted, for pressure or for a full
-//! letterbox, is told to all workers by its time: for two epochs from then on none of them resets anybody.
+//! SYNs are answered by the worker that receives them, and everything else is its flow's owner's: so what is noted of
+//! an answered SYN goes to the owner ([`Stack::next_answered`], [`Stack::keep_answered`]). Whatever is not noted, for
+//! pressure or for a full letterbox, is told to all workers by its time: for two epochs from then on none of them
+//! resets anybody.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -162,7 +164,8 @@ impl Stack {
         self.peace.outbox.reserve(OUTBOX);
     }
 
-    /// A SYN that was answered, for its flow's owner to [`Stack::keep_answered`]: the flow's keyed hash, and the record.
+    /// A SYN that was answered, for its flow's owner to [`Stack::keep_answered`]: the flow's keyed hash, and the
+    /// record.
     pub fn next_answered(&mut self) -> Option<(u64, Record)> {
         self.peace.outbox.pop()
     }
@@ -263,7 +266,7 @@ impl Stack {
         }
         self.careful = self.draining || self.peace.notes();
         let counters = &self.counters;
-        counters.peace.set(u64::from(!pressed));
+        counters.peace.set(u64::from(!self.draining && self.peace.notes()));
         counters.unanswered.set(if pressed { 0 } else { self.peace.unanswered.len() as u64 });
         counters.unanswered_displaced.set(self.peace.unanswered.displaced());
     }
@@ -324,8 +327,8 @@ impl Stack {
         let mut packet = [0; PACKET_MAX];
         let (ack, echo) = (record.isn().plus(1), record.echo().unwrap_or(0));
         let len = segment::synthesize_syn_ack(&syn, ack, echo, &mut packet, TcpChecksum::Full);
-        if let Some(octets) = len.and_then(|len| packet.get(..len)) {
-            net.send(way, octets.len(), |out| out.copy_from_slice(octets));
+        if let Some(bytes) = len.and_then(|len| packet.get(..len)) {
+            net.send(way, bytes.len(), |out| out.copy_from_slice(bytes));
             self.counters.syn_acks_repeated.bump();
         }
     }
@@ -353,7 +356,8 @@ impl Stack {
         Ok(())
     }
 
-    /// A client's RST without a flow: it does not want the SYN-ACK that it quotes by its number (RFC 9293 section 3.10.7.3).
+    /// A client's RST without a flow: it does not want the SYN-ACK that it quotes by its number (RFC 9293 section
+    /// 3.10.7.3).
     pub(super) fn unwanted(&mut self, hash: u64, segment: &Segment) {
         let key = &segment.key;
         let Some(listen) = self.listen_index.get(&(key.dst, key.dst_port)).copied() else { return };
@@ -369,15 +373,15 @@ impl Stack {
         !self.peace.flowless.pressed && self.peace.flowless.spend()
     }
 
-    /// What a keep-alive probe's cookie says: the segment is numbered one before what its sender sends next, which is still its
-    /// first octet, and may carry one octet of no meaning (RFC 9293 section 3.8.4).
+    /// What a keep-alive probe's cookie says: the segment is numbered one before what its sender sends next, which is
+    /// still its first byte, and may carry one byte of no meaning (RFC 9293 section 3.8.4).
     pub(super) fn check_keep_alive(&self, segment: &Segment) -> Option<Offer> {
         let bare = segment.payload_len <= 1 && !segment.flags.fin();
         bare.then(|| self.jar.check(&segment.key, segment.seq, segment.ack)).flatten()
     }
 
-    /// Resets who wrote to a service and belongs to no connection (RFC 9293 section 3.10.7.1), where that is safe. `peace` says that
-    /// little of the kind comes.
+    /// Resets who wrote to a service and belongs to no connection (RFC 9293 section 3.10.7.1), where that is safe.
+    /// `peace` says that little of the kind comes.
     pub(super) fn reset_stranger<N: Lower>(
         &mut self,
         hash: u64,
@@ -415,8 +419,8 @@ impl Stack {
     }
 }
 
-/// A keep-alive probe as the ACK it stands for: numbered as its sender's next octet, without the octet of no meaning. The frame says
-/// the same afterwards, checksums aside.
+/// A keep-alive probe as the ACK it stands for: numbered as its sender's next byte, without the byte of no meaning.
+/// The frame says the same afterwards, checksums aside.
 pub(super) fn as_ack(segment: &Segment, frame: &mut [u8]) -> Option<Segment> {
     let mut ack = *segment;
     ack.seq = segment.seq.plus(1);

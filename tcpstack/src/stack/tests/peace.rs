@@ -88,7 +88,7 @@ fn cookie(answer: &[u8]) -> u32 {
     read(answer).0.seq.0
 }
 
-/// A segment of a client's whose next octet is `offset` octets behind its first.
+/// A segment of a client's whose next byte is `offset` bytes behind its first.
 fn segment(lab: &mut Lab, flags: Flags, offset: u32, cookie: u32, payload: &[u8]) {
     let seq = ISN.wrapping_add(1).wrapping_add(offset);
     let frame = tcp(HAND, SERVICE).flags(flags).seq(seq).ack(cookie.wrapping_add(1)).window(1000).payload(payload);

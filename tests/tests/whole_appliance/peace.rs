@@ -96,5 +96,5 @@ fn a_stranger_is_reset_two_epochs_after_the_start_and_not_while_its_syn_may_be_a
     let metrics = sluice.metrics();
     let withheld = |reason| metrics.sum("sluice_flowless_resets_withheld_total", &[("reason", reason)]);
     assert_eq!(withheld("answered"), u64::from(PORTS), "{metrics}");
-    assert_eq!(metrics.sum("sluice_flowless_resets_total", &[]), u64::from(PORTS), "{metrics}");
+    assert!(metrics.sum("sluice_flowless_resets_total", &[]) >= u64::from(PORTS), "{metrics}");
 }

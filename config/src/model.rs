@@ -33,6 +33,8 @@ pub struct Config {
     pub sample: Option<Sample>,
     /// `[cookies]`
     pub cookies: Cookies,
+    /// `[peace]`
+    pub peace: Peace,
     /// `proxy_keys.file`: the keys that sign PROXY headers; there when a service authenticates.
     pub proxy_keys: Option<PathBuf>,
     /// `[metrics]`; absent = no exporter.
@@ -577,6 +579,20 @@ pub struct Cookies {
     pub epoch: Duration,
 }
 
+/// `[peace]`: what is done only while little comes. All of it holds for each worker.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Peace {
+    /// Answered SYNs up to which there is peace. Default 2,000 a second, 8,000 at once.
+    pub syns: Rate,
+    /// Segments of no connection up to which there is. Default 1,000 a second, 2,000 at once.
+    pub flowless: Rate,
+    /// SYN-ACKs sent again towards one prefix (IPv4 /24, IPv6 /48), a tenth of it towards one address; none = never.
+    /// Default 100 a second.
+    pub repeats: Option<Rate>,
+    /// RSTs in answer to segments of no connection towards one prefix; none = never. Default 100 a second.
+    pub resets: Option<Rate>,
+}
+
 /// `[metrics]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Metrics {
@@ -678,6 +694,17 @@ impl Default for Filters {
 impl Default for Cookies {
     fn default() -> Cookies {
         Cookies { seed_file: None, epoch: Duration::from_secs(64) }
+    }
+}
+
+impl Default for Peace {
+    fn default() -> Peace {
+        Peace {
+            syns: Rate { burst: 8_000, ..Rate::per_second(2_000) },
+            flowless: Rate { burst: 2_000, ..Rate::per_second(1_000) },
+            repeats: Some(Rate::per_second(100)),
+            resets: Some(Rate::per_second(100)),
+        }
     }
 }
 

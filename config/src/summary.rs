@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use crate::model::{
     Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Measure, Mode, Promise,
-    ProxyHeaderExtras, ProxyProtocol,
+    ProxyHeaderExtras, ProxyProtocol, Rate,
 };
 use crate::units::{show_duration, show_size};
 
 impl Config {
     /// What was understood: lines for the runtime, each port, route, service, upstream, set, rule, the filters, bans,
-    /// sample, cookies, keys, metrics and log, each ending in a newline.
+    /// sample, cookies, peace, keys, metrics and log, each ending in a newline.
     #[must_use]
     pub fn summary(&self) -> String {
         let mut out = Lines(String::new());
@@ -27,6 +27,15 @@ impl Config {
         self.filter_lines(&mut out);
         let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
         out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
+        let peace = &self.peace;
+        let towards = |rate: Option<Rate>| rate.map_or("off".to_owned(), |rate| rate.show(Measure::Packets));
+        out.line(format_args!(
+            "peace: up to {} SYNs and {} segments of no connection per worker; SYN-ACK repeats {}, RSTs {} per prefix",
+            peace.syns.show(Measure::Packets),
+            peace.flowless.show(Measure::Packets),
+            towards(peace.repeats),
+            towards(peace.resets),
+        ));
         if let Some(path) = &self.proxy_keys {
             out.line(format_args!("proxy keys: {}, read again when it changes", path.display()));
         }

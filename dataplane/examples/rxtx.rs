@@ -73,6 +73,7 @@ fn main() -> Result<(), StartError> {
         bans: None,
         sample: None,
         cookies: config::Cookies { seed_file: None, epoch: Duration::from_secs(64) },
+        peace: sluice_config::Peace::default(),
         proxy_keys: None,
         metrics: None,
         log: config::Log { level: config::Level::Info, connections: config::ConnectionLog::Off },

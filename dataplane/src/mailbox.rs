@@ -4,6 +4,7 @@
 use crossbeam::queue::ArrayQueue;
 use sluice_filters::addr::Addr;
 use sluice_filters::units::{PortId, WorkerId};
+use sluice_tcpstack::unanswered::Record;
 
 use crate::dpdk::Transfer;
 use crate::net::Learned;
@@ -20,6 +21,8 @@ pub(crate) enum Letter {
     /// A segment that was handed over had a valid cookie: for the worker whose filters looked at it. One that is lost costs no more than
     /// the count of a client, until its next connection.
     Proved(Addr),
+    /// A SYN that another worker has answered, for the owner of its flow.
+    Answered(Record),
     /// A finished frame, for the worker that serves the port.
     Transmit(Transfer, PortId),
     /// What ARP or NDP told.

@@ -141,6 +141,7 @@ impl Turn for Worker {
         for port in 0..self.rx.len() {
             work += self.receive(PortId(port as u8), now);
         }
+        self.pass_on_answered();
         work += self.read_letters(now);
         work += self.follow_orders();
         self.stack.probe(now, &mut self.egress);
@@ -162,6 +163,10 @@ impl Turn for Worker {
 impl Worker {
     pub(crate) fn new(parts: Parts) -> Worker {
         let now = parts.clock.now();
+        let mut stack = parts.stack;
+        if parts.steer.in_software() {
+            stack.share_answered();
+        }
         Worker {
             id: parts.id,
             clock: parts.clock,
@@ -170,7 +175,7 @@ impl Worker {
             later: Vec::with_capacity(BURST),
             free: FreeList::new(),
             services: parts.services,
-            stack: parts.stack,
+            stack,
             egress: parts.egress,
             steer: parts.steer,
             mailboxes: parts.mailboxes,
@@ -498,6 +503,18 @@ impl Worker {
         }
     }
 
+    /// What there is to note of answered SYNs goes to their flows' owners, where all that follows a SYN will be.
+    fn pass_on_answered(&mut self) {
+        while let Some((hash, record)) = self.stack.next_answered() {
+            let owner = self.steer.client(hash, self.id);
+            if owner == self.id {
+                self.stack.keep_answered(record);
+            } else if self.mailboxes.post(owner, Letter::Answered(record)).is_err() {
+                self.stack.miss_answered();
+            }
+        }
+    }
+
     /// Letters from other workers.
     fn read_letters(&mut self, now: Micros) -> usize {
         let mut read = 0;
@@ -515,6 +532,7 @@ impl Worker {
                 }
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
+                Letter::Answered(record) => self.stack.keep_answered(record),
                 Letter::Proved(client) => self.stack.filters.verified(client, now),
             }
         }

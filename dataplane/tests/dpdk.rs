@@ -68,6 +68,7 @@ fn appliance(cores: &[u16], control_core: u16, ports: Vec<config::Port>) -> conf
         rules: Vec::new(),
         filters: config::Filters::default(),
         bans: None,
+        peace: config::Peace::default(),
         sample: None,
         cookies: config::Cookies { seed_file: None, epoch: Duration::from_secs(64) },
         proxy_keys: None,

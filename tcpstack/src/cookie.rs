@@ -16,10 +16,13 @@
 //! a second hash meanwhile. Of several steps within an epoch the last that took all live epochs away counts, or else the first.
 //!
 //! Invariants:
-//! - Nothing is remembered between SYN and ACK, and nothing is derived per packet but the hash.
-//! - A forged ACK passes with probability 2^-23; with twice that in the epoch after a step.
-//! - The answer is at most [`AMPLIFICATION`] octets longer than the SYN, is sent once and never retransmitted: a reflected
-//!   SYN flood grows by less than a tenth.
+//! - Nothing that is remembered between SYN and ACK admits anybody, and nothing is derived per packet but the hash.
+//!   What the stack notes of an answered SYN in peace ([`crate::unanswered`]) serves to send the same answer again.
+//! - A forged ACK passes with probability 2^-23; with twice that in the epoch after a step; one that may as well be a
+//!   keep-alive probe is looked at twice while few such come.
+//! - The answer is at most [`AMPLIFICATION`] octets longer than the SYN. Under pressure it is sent once and never
+//!   retransmitted: a reflected SYN flood grows by less than a tenth. In peace it may be sent six times, under a
+//!   ceiling of its own.
 //! - The answer asserts only what both sides can do: an option the client did not offer is not in it (RFC 7323 sections 2.2
 //!   and 3.2). ECN is not negotiated, and data on the SYN is not acknowledged, so the client sends it again.
 

@@ -33,6 +33,22 @@ pub struct StackCounters {
     pub records_lost: Counter,
     /// Upstream source ports in use or resting (gauge).
     pub source_ports: Counter,
+    /// Gauge: few SYNs come, so that answered ones are noted, 0 or 1.
+    pub peace: Counter,
+    /// Gauge: SYN-ACKs that may be repeated.
+    pub unanswered: Counter,
+    /// Records of SYN-ACKs that gave way to newer ones.
+    pub unanswered_displaced: Counter,
+    /// SYN-ACKs sent again.
+    pub syn_acks_repeated: Counter,
+    /// Repeats not sent for their ceiling, or because the device was full.
+    pub repeats_withheld: Counter,
+    /// Keep-alive probes that proved a cookie.
+    pub keep_alives: Counter,
+    /// RSTs sent in answer to segments of no connection; part of `resets_sent`.
+    pub strangers_reset: Counter,
+    /// RSTs not sent in answer to such segments, by [`Withheld`].
+    pub resets_withheld: [Counter; Withheld::ALL.len()],
 }
 
 /// One service's share.
@@ -177,6 +193,35 @@ impl AckResult {
     }
 }
 
+/// Why a segment of no connection got no RST.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Withheld {
+    /// Too many SYNs or segments of no connection come, or the appliance is draining.
+    Pressure,
+    /// For the last two epochs it is not known whose SYNs were answered.
+    Unknown,
+    /// A SYN of its sender's was answered, so that the ACK of the handshake may still come.
+    Answered,
+    /// Its prefix gets as many as it may.
+    Ceiling,
+}
+
+impl Withheld {
+    /// Every reason, in counter order.
+    pub const ALL: [Withheld; 4] = [Withheld::Pressure, Withheld::Unknown, Withheld::Answered, Withheld::Ceiling];
+
+    /// The metric's label value.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Withheld::Pressure => "pressure",
+            Withheld::Unknown => "unknown",
+            Withheld::Answered => "answered",
+            Withheld::Ceiling => "ceiling",
+        }
+    }
+}
+
 /// Why a dial did not become a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialFailure {
@@ -244,6 +289,14 @@ impl StackCounters {
             timers: Counter::default(),
             records_lost: Counter::default(),
             source_ports: Counter::default(),
+            peace: Counter::default(),
+            unanswered: Counter::default(),
+            unanswered_displaced: Counter::default(),
+            syn_acks_repeated: Counter::default(),
+            repeats_withheld: Counter::default(),
+            keep_alives: Counter::default(),
+            strangers_reset: Counter::default(),
+            resets_withheld: Default::default(),
         }
     }
 }

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod answered;
 pub mod cookie;
 pub mod counters;
 pub mod flow;
@@ -18,4 +19,5 @@ mod splice;
 pub mod stack;
 mod terminate;
 pub mod translate;
+pub mod unanswered;
 pub mod wheel;

@@ -230,6 +230,29 @@ pub fn synthesize_syn(syn: &SynSegment, out: &mut [u8], tcp_checksum: TcpChecksu
     head.write(out, &options.words(), tcp_checksum)
 }
 
+/// Writes a SYN-ACK that acknowledges up to `ack` and, with timestamps, echoes `echo`, as [`synthesize_syn`] writes a
+/// SYN.
+pub(crate) fn synthesize_syn_ack(
+    syn: &SynSegment,
+    ack: Seq,
+    echo: u32,
+    out: &mut [u8],
+    tcp_checksum: TcpChecksum,
+) -> Option<usize> {
+    let mut head = Head::between(&syn.key, syn.direction);
+    head.seq = syn.isn;
+    head.ack = ack;
+    head.flags = Flags::SYN | Flags::ACK;
+    head.window = syn.window;
+    let options = SynOptions {
+        mss: syn.mss,
+        wscale: syn.wscale,
+        sack: syn.sack,
+        timestamp: syn.timestamp.map(|value| (value, echo)),
+    };
+    head.write(out, &options.words(), tcp_checksum)
+}
+
 /// The fields of a segment without payload, addresses in the order of the packet.
 pub(crate) struct Head {
     pub(crate) src: Addr,

@@ -20,7 +20,7 @@ use self::model::world::{Report, World};
 ///
 /// `repeats` is for the day on which the stack repeats a SYN-ACK whose ACK is lost: until then that ACK is spared where the client
 /// waits for its server's first word. `hook` is for whatever has to hold at any moment, such as a tracker that forgets all it knows.
-const HONEST: Settings = Settings { plain: false, forger: false, repeats: false, modes: Modes::Both, hook: None };
+const HONEST: Settings = Settings { plain: false, forger: false, repeats: true, modes: Modes::Both, hook: None };
 
 /// Failures that are told of.
 const TOLD: usize = 20;

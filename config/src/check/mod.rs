@@ -465,6 +465,7 @@ fn finish(draft: Draft) -> Option<Config> {
             max_size: sample.max_size,
         }),
         cookies: draft.cookies,
+        peace: draft.peace,
         proxy_keys: draft.proxy_keys,
         metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),
         log: draft.log,

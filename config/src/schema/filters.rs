@@ -1,4 +1,4 @@
-//! `[filters]` with its limits per source, `[bans]` and `[sample]`.
+//! `[filters]` with its limits per source, `[bans]`, `[sample]` and `[peace]`.
 
 use std::path::PathBuf;
 
@@ -7,7 +7,7 @@ use ipnet::IpNet;
 use super::{absolute_path, optional};
 use crate::address;
 use crate::error::{Diagnostics, Located, quoted};
-use crate::model::{Filters, Measure, Rate, SourceLimits};
+use crate::model::{Filters, Measure, Peace, Rate, SourceLimits};
 use crate::read::Section;
 
 pub(super) const FILTERS: &[&str] =
@@ -15,6 +15,7 @@ pub(super) const FILTERS: &[&str] =
 pub(super) const SOURCE_LIMITS: &[&str] = &["syns", "flowless_acks", "connections", "packets", "bytes"];
 pub(super) const BANS: &[&str] = &["file", "capacity"];
 pub(super) const SAMPLE: &[&str] = &["file", "rate", "snap", "max_size"];
+pub(super) const PEACE: &[&str] = &["syns", "flowless", "repeats", "resets"];
 
 /// Most records and bans: 256 MiB of records per worker.
 const MAX_RECORDS: u32 = 16_777_216;
@@ -52,20 +53,8 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
     let prefixes = |key: &str, diag: &mut Diagnostics<'_>| -> Vec<Located<IpNet>> {
         section.list(key, diag).iter().filter_map(|item| item.parsed(diag, address::prefix)).collect()
     };
-    let ceiling = match section.get("syn_ack_ceiling") {
-        None => default.syn_ack_ceiling,
-        Some(entry) if entry.as_text() == Some("off") => None,
-        Some(entry) if matches!(entry.as_text(), Some("none" | "no" | "")) => {
-            let found = format!("{} is not a rate", quoted(entry.as_text().unwrap_or_default()));
-            diag.wrong(
-                &entry.located(()),
-                found,
-                "write \"off\" for no ceiling, or a rate as in \"20000/s burst 40000\"",
-            );
-            None
-        }
-        Some(entry) => entry.rate(Measure::Packets, diag),
-    };
+    let remedy = "write \"off\" for no ceiling, or a rate as in \"20000/s burst 40000\"";
+    let ceiling = rate_or_off(&section, "syn_ack_ceiling", default.syn_ack_ceiling, remedy, diag);
     FiltersDraft {
         deny: prefixes("deny", diag),
         allow: prefixes("allow", diag),
@@ -79,6 +68,37 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
             per_subnet: source_limits(&section, "per_subnet", diag),
             per_site: source_limits(&section, "per_site", diag),
         },
+    }
+}
+
+/// A rate that can be switched off; `default` when it is not there.
+fn rate_or_off(
+    section: &Section<'_>,
+    key: &str,
+    default: Option<Rate>,
+    remedy: &str,
+    diag: &mut Diagnostics<'_>,
+) -> Option<Rate> {
+    let Some(entry) = section.get(key) else { return default };
+    match entry.as_text() {
+        Some("off") => None,
+        Some(text @ ("none" | "no" | "")) => {
+            diag.wrong(&entry.located(()), format!("{} is not a rate", quoted(text)), remedy);
+            None
+        }
+        _ => entry.rate(Measure::Packets, diag),
+    }
+}
+
+pub(super) fn peace(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Peace {
+    let default = Peace::default();
+    let Some(section) = optional(root, "peace", PEACE, diag) else { return default };
+    let remedy = "write \"off\" for none, or a rate as in \"100/s\"";
+    Peace {
+        syns: section.rate("syns", Measure::Packets, diag).unwrap_or(default.syns),
+        flowless: section.rate("flowless", Measure::Packets, diag).unwrap_or(default.flowless),
+        repeats: rate_or_off(&section, "repeats", default.repeats, remedy, diag),
+        resets: rate_or_off(&section, "resets", default.resets, remedy, diag),
     }
 }
 

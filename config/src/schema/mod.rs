@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::address;
 use crate::error::{Diagnostics, Located, Wrong};
-use crate::model::{ConnectionLog, Cookies, Hugepages, Idle, Level, Log, Runtime};
+use crate::model::{ConnectionLog, Cookies, Hugepages, Idle, Level, Log, Peace, Runtime};
 use crate::read::Section;
 
 pub(crate) use conditions::{FLAGS, OPTIONS, show_hex};
@@ -23,7 +23,7 @@ pub(crate) use rules::{RuleDraft, SetDraft, SourceDraft};
 pub(crate) use service::ServiceDraft;
 
 /// Every section and its keys; the first is the file itself. `docs/configuration.md` describes each, which a test sees to.
-pub(crate) const SCHEMA: [(&str, &[&str]); 23] = [
+pub(crate) const SCHEMA: [(&str, &[&str]); 24] = [
     ("", FILE),
     ("runtime", RUNTIME),
     ("port", port::PORT),
@@ -44,6 +44,7 @@ pub(crate) const SCHEMA: [(&str, &[&str]); 23] = [
     ("bans", filters::BANS),
     ("sample", filters::SAMPLE),
     ("cookies", COOKIES),
+    ("peace", filters::PEACE),
     ("proxy_keys", PROXY_KEYS),
     ("metrics", METRICS),
     ("log", LOG),
@@ -60,6 +61,7 @@ const FILE: &[&str] = &[
     "bans",
     "sample",
     "cookies",
+    "peace",
     "proxy_keys",
     "metrics",
     "log",
@@ -108,6 +110,7 @@ pub(crate) struct Draft {
     pub(crate) bans: Option<BansDraft>,
     pub(crate) sample: Option<SampleDraft>,
     pub(crate) cookies: Cookies,
+    pub(crate) peace: Peace,
     /// `[proxy_keys]` stands in the file, whether it is right or not.
     pub(crate) has_proxy_keys: bool,
     pub(crate) proxy_keys: Option<PathBuf>,
@@ -166,6 +169,7 @@ pub(crate) fn draft(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Draft {
         bans: filters::bans(root, diag),
         sample: filters::sample(root, diag),
         cookies: cookies(root, diag),
+        peace: filters::peace(root, diag),
         has_proxy_keys: root.get("proxy_keys").is_some(),
         proxy_keys: proxy_keys(root, diag),
         metrics: metrics(root, diag),

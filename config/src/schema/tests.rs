@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use super::*;
 use crate::model::{
     Action, Balance, Bans, Config, Congestion, Connect, Expression, Filters, FlagMatch, Geo, Limit, Limits, Matches,
-    Measure, Mode, OptionMatch, PayloadMatch, Per, Port, PortAddress, Promise, ProxyHeaderExtras, ProxyProtocol, Rate,
-    Rule, Sample, Service, Set, SourceLimits, Sources, Timeouts, Upstream,
+    Measure, Mode, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise, ProxyHeaderExtras, ProxyProtocol,
+    Rate, Rule, Sample, Service, Set, SourceLimits, Sources, Timeouts, Upstream,
 };
 use crate::{Place, parse};
 
@@ -155,6 +155,12 @@ fn minimal_file_has_every_default() {
         bans: None,
         sample: None,
         cookies: Cookies { seed_file: None, epoch: secs(64) },
+        peace: Peace {
+            syns: Rate { amount: 2_000, every: secs(1), burst: 8_000 },
+            flowless: Rate { amount: 1_000, every: secs(1), burst: 2_000 },
+            repeats: Some(Rate::per_second(100)),
+            resets: Some(Rate::per_second(100)),
+        },
         proxy_keys: None,
         metrics: None,
         log: Log { level: Level::Info, connections: ConnectionLog::Stdout },
@@ -436,6 +442,21 @@ fn limits_bans_and_samples_are_read() {
     assert_eq!(config.sample, Some(sample));
     let config = parse("f", &format!("{MINIMAL}[bans]\n")).unwrap();
     assert_eq!(config.bans, Some(Bans { file: None, capacity: 1_000_000 }));
+}
+
+#[test]
+fn peace_has_its_rates_and_repeats_and_resets_can_be_off() {
+    let text = "[peace]\nsyns = \"5/s\"\nflowless = \"30/min burst 7\"\nrepeats = \"off\"\nresets = \"9/s\"\n";
+    let config = parse("f", &format!("{MINIMAL}{text}")).unwrap_or_else(|e| panic!("{e}"));
+    let peace = Peace {
+        syns: Rate::per_second(5),
+        flowless: Rate { amount: 30, every: Duration::from_secs(60), burst: 7 },
+        repeats: None,
+        resets: Some(Rate::per_second(9)),
+    };
+    assert_eq!(config.peace, peace);
+    let errors = parse("f", &format!("{MINIMAL}[peace]\nresets = \"none\"\n")).unwrap_err().to_string();
+    assert!(errors.contains("peace.resets: \"none\" is not a rate; write \"off\" for none"), "{errors}");
 }
 
 #[test]

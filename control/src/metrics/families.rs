@@ -106,6 +106,22 @@ families! {
         "Challenge ACKs sent (RFC 5961).";
     RESETS: Counter "sluice_resets_sent_total" ["worker"]
         "RSTs sent for connections that were refused or are unknown.";
+    PEACE: Gauge "sluice_peace" ["worker"]
+        "Whether so few SYNs come that answered ones are noted.";
+    UNANSWERED: Gauge "sluice_unanswered_syns" ["worker"]
+        "SYN-ACKs that no ACK has answered and that may be repeated.";
+    UNANSWERED_DISPLACED: Counter "sluice_unanswered_syns_displaced_total" ["worker"]
+        "SYN-ACKs that are not repeated because newer ones needed the room.";
+    REPEATS: Counter "sluice_syn_acks_repeated_total" ["worker"]
+        "SYN-ACKs sent again because no ACK came.";
+    REPEATS_WITHHELD: Counter "sluice_syn_acks_repeats_withheld_total" ["worker"]
+        "Repeats not sent, for their ceiling or because the device was full.";
+    KEEP_ALIVES: Counter "sluice_cookie_keep_alives_total" ["worker"]
+        "Keep-alive probes that proved a cookie.";
+    STRANGERS_RESET: Counter "sluice_flowless_resets_total" ["worker"]
+        "RSTs sent in answer to segments of no connection.";
+    RESETS_WITHHELD: Counter "sluice_flowless_resets_withheld_total" ["reason"]
+        "Segments of no connection that got no RST, by the reason.";
 
     SERVICE_SYNS: Counter "sluice_service_syns_total" ["service"]
         "SYNs to the service that were answered.";

@@ -21,7 +21,7 @@ use sluice_filters::counter::Counter;
 use sluice_filters::engine::RuleCounters;
 use sluice_filters::units::Micros;
 use sluice_tcpstack::counters::{
-    AckResult, DialFailure, Missing, OfferGauges, ProbeResult, ServiceCounters, StackCounters,
+    AckResult, DialFailure, Missing, OfferGauges, ProbeResult, ServiceCounters, StackCounters, Withheld,
 };
 use sluice_tcpstack::record::EndCause;
 
@@ -194,7 +194,7 @@ impl Series {
 
     fn worker(&mut self, index: usize) {
         type Field = fn(&WorkerCounters) -> &Counter;
-        const COUNTERS: [(Family, Field); 12] = [
+        const COUNTERS: [(Family, Field); 17] = [
             (f::BANS_REFUSED, |worker| &worker.filters.bans_refused),
             (f::LIMIT_DISPLACED, |worker| &worker.filters.records_displaced),
             (f::LIMIT_REFUSED, |worker| &worker.filters.records_refused),
@@ -202,15 +202,22 @@ impl Series {
             (f::SYN_COOKIES, |worker| &worker.stack.cookies_sent),
             (f::CHALLENGE_ACKS, |worker| &worker.stack.challenge_acks),
             (f::RESETS, |worker| &worker.stack.resets_sent),
+            (f::UNANSWERED_DISPLACED, |worker| &worker.stack.unanswered_displaced),
+            (f::REPEATS, |worker| &worker.stack.syn_acks_repeated),
+            (f::REPEATS_WITHHELD, |worker| &worker.stack.repeats_withheld),
+            (f::KEEP_ALIVES, |worker| &worker.stack.keep_alives),
+            (f::STRANGERS_RESET, |worker| &worker.stack.strangers_reset),
             (f::WORKER_TURNS, |worker| &worker.turns),
             (f::WORKER_BUSY_TURNS, |worker| &worker.busy_turns),
             (f::HANDOVER_PACKETS, |worker| &worker.handed_over),
             (f::HANDOVER_FULL, |worker| &worker.handover_full),
             (f::POOL_EMPTY, |worker| &worker.pool_empty),
         ];
-        const GAUGES: [(Family, Field); 10] = [
+        const GAUGES: [(Family, Field); 12] = [
             (f::BANS, |worker| &worker.filters.bans),
             (f::LIMIT_RECORDS, |worker| &worker.filters.records),
+            (f::PEACE, |worker| &worker.stack.peace),
+            (f::UNANSWERED, |worker| &worker.stack.unanswered),
             (f::FLOW_ENTRIES, |worker| &worker.stack.flow_entries),
             (f::TIME_WAIT, |worker| &worker.stack.time_wait),
             (f::SOURCE_PORTS, |worker| &worker.stack.source_ports),
@@ -290,6 +297,11 @@ impl Series {
         }
         for (at, result) in AckResult::ALL.into_iter().enumerate() {
             self.counter(&f::COOKIE_ACKS, [result.as_str()], move |r| r.stack(|stack| stack.cookie_acks[at].get()));
+        }
+        for (at, reason) in Withheld::ALL.into_iter().enumerate() {
+            self.counter(&f::RESETS_WITHHELD, [reason.as_str()], move |r| {
+                r.stack(|stack| stack.resets_withheld[at].get())
+            });
         }
         self.gauge(&f::POOL_IN_USE, [], |r| r.pool.in_use as f64);
         self.gauge(&f::POOL_CAPACITY, [], |r| r.pool.capacity as f64);

@@ -466,6 +466,7 @@ mod tests {
             rules: Vec::new(),
             filters: config::Filters::default(),
             bans: None,
+            peace: config::Peace::default(),
             sample: None,
             cookies: config::Cookies { seed_file: None, epoch: std::time::Duration::from_secs(64) },
             proxy_keys: None,

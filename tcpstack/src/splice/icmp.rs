@@ -29,8 +29,8 @@ impl Stack {
     /// Takes an ICMP error about a segment of ours, received on `port`.
     ///
     /// # Errors
-    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, [`DropReason::WrongPort`] when nobody on that port
-    /// can have seen it.
+    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, and no such SYN-ACK may be repeated,
+    /// [`DropReason::WrongPort`] when nobody on that port can have seen it.
     pub fn icmp_error<N: Lower>(
         &mut self,
         error: &IcmpError,
@@ -40,7 +40,7 @@ impl Stack {
         net: &mut N,
     ) -> Result<(), DropReason> {
         let Some(FlowRef::Splice(receiver, index)) = self.flows.find(hash, &error.key).map(FlowRef::from_value) else {
-            return Err(DropReason::BadIcmp);
+            return self.syn_ack_unreachable(error, hash);
         };
         if receiver == Side::Upstream && self.splices.get(index).is_none_or(|splice| splice.upstream.port != port) {
             return Err(DropReason::WrongPort);

@@ -8,6 +8,7 @@ use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
+use super::peace::as_ack;
 use super::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
 use crate::cookie::Offer;
 use crate::counters::{AckResult, Missing};
@@ -186,13 +187,32 @@ impl Stack {
         let Inbound { segment, arrival, service, .. } = inbound;
         let Some(service) = service else { return self.stray(segment, arrival, net) };
         let flags = segment.flags;
-        if !flags.ack() || flags.syn() || flags.rst() {
+        if flags.rst() {
+            self.unwanted(inbound.hash, segment);
             return Err(DropReason::NoFlow);
         }
-        let Some(offer) = self.check(segment) else {
-            self.count_ack(AckResult::BadCookie);
-            return Err(DropReason::BadCookie);
+        if !flags.ack() || flags.syn() {
+            let peace = self.count_flowless();
+            self.reset_stranger(inbound.hash, segment, arrival, peace, net);
+            return Err(DropReason::NoFlow);
+        }
+        let ack;
+        let (inbound, segment, offer) = match self.check(segment) {
+            Some(offer) => (inbound, segment, offer),
+            None => {
+                let peace = self.count_flowless();
+                let probed = if peace { self.check_keep_alive(segment) } else { None };
+                let Some((offer, standing)) = probed.zip(as_ack(segment, frame)) else {
+                    self.count_ack(AckResult::BadCookie);
+                    self.reset_stranger(inbound.hash, segment, arrival, peace, net);
+                    return Err(DropReason::BadCookie);
+                };
+                self.counters.keep_alives.bump();
+                ack = standing;
+                (Inbound { segment: &ack, ..inbound }, &ack, offer)
+            }
         };
+        self.forget_answered(inbound.hash, &segment.key);
         let way = Way::Reply { port: arrival.port, mac: arrival.mac };
         if self.draining {
             self.count_ack(AckResult::Draining);

@@ -10,6 +10,7 @@ pub(crate) mod ending;
 pub(crate) mod header;
 pub(crate) mod ingress;
 pub(crate) mod linger;
+mod peace;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -18,6 +19,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use crossbeam::queue::ArrayQueue;
@@ -32,6 +34,7 @@ use sluice_filters::{DropReason, Segment};
 use self::dial::{Balancer, SourcePorts};
 use self::header::Pressure;
 use self::linger::Lingers;
+use self::peace::Peace;
 use crate::cookie::{Jar, SynAckProfile};
 use crate::counters::StackCounters;
 use crate::flow::FlowTable;
@@ -66,6 +69,8 @@ pub struct Shared {
     pub(crate) board: Board,
     /// The keys that sign PROXY headers.
     pub(crate) keys: Arc<KeyRing>,
+    /// When a SYN was last answered that its flow's owner did not note, microseconds.
+    pub(crate) unnoted: AtomicU64,
 }
 
 impl Shared {
@@ -78,6 +83,7 @@ impl Shared {
             records: ArrayQueue::new(records),
             board: Board::new(config),
             keys,
+            unnoted: AtomicU64::new(0),
         }
     }
 }
@@ -180,6 +186,9 @@ pub struct Stack {
     pub(crate) dirty: Vec<u32>,
     pub(crate) due: Vec<u32>,
     pub(crate) draining: bool,
+    /// SYNs are noted when they are answered, or are not answered at all.
+    pub(crate) careful: bool,
+    pub(crate) peace: Peace,
     /// How the last forwarded segment leaves. Kept here and not returned: handed up through several calls, its small fields would be
     /// copied in larger pieces than they were written in, for which the processor waits.
     pub(crate) forward: Forward,
@@ -276,6 +285,9 @@ impl Stack {
         // One worker's probes are enough.
         let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
         let balancers = config.services.iter().map(Balancer::new).collect();
+        let peace = Peace::new(&config, [word(4), word(5)], now);
+        // Whoever answered SYNs before did not say to whom.
+        shared.unnoted.fetch_max(now.0, Ordering::Relaxed);
         let mut stack = Stack {
             filters,
             worker,
@@ -316,6 +328,8 @@ impl Stack {
             dirty: Vec::with_capacity(256),
             due: Vec::with_capacity(256),
             draining: false,
+            careful: peace.notes(),
+            peace,
             forward: Forward::NONE,
             config: Rc::new(Config::clone(&config)),
         };
@@ -341,6 +355,7 @@ impl Stack {
         if rolls | self.promised_anew.take() {
             self.take_up_promises();
         }
+        self.begin_peaceful_turn(now);
     }
 
     /// The flow table's hash of `key`.
@@ -364,8 +379,8 @@ impl Stack {
         }
     }
 
-    /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing. The frame's buffer must reach to
-    /// [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
+    /// Answers a SYN to a service with a cookie, in the same frame; keeps nothing but, in peace, a note of it. The
+    /// frame's buffer must reach to [`crate::cookie::SYN_ACK_MAX`] octets or further; returns the answer's length.
     ///
     /// # Errors
     /// [`DropReason::Draining`] while no new connections are wanted.
@@ -379,9 +394,21 @@ impl Stack {
         port: PortId,
         our_mac: [u8; 6],
     ) -> Result<usize, DropReason> {
-        if self.draining {
-            return Err(DropReason::Draining);
+        if self.careful {
+            return self.answer_with_care(frame, segment, service, port, our_mac);
         }
+        self.answer(frame, segment, service, port, our_mac)
+    }
+
+    #[inline(always)]
+    fn answer(
+        &mut self,
+        frame: &mut [u8],
+        segment: &Segment,
+        service: ServiceId,
+        port: PortId,
+        our_mac: [u8; 6],
+    ) -> Result<usize, DropReason> {
         let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
         let len = match *offers {
             // What terminate mode and nearly every upstream can do is compiled by itself.
@@ -445,6 +472,7 @@ impl Stack {
     /// From now on nobody new is let in (`SIGTERM`).
     pub fn drain(&mut self) {
         self.draining = true;
+        self.careful = true;
     }
 
     /// Live sessions.
@@ -477,6 +505,7 @@ impl Stack {
         self.counters.time_wait.set(self.lingers.len() as u64);
         self.refresh_offers();
         self.feel_pressure(now);
+        self.feel_peace(now);
         self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
         self.counters.held_bytes.set(self.held_octets as u64);
         self.counters.source_ports.set(self.source_ports.occupied() as u64);

@@ -32,7 +32,7 @@ impl Stack {
     }
 
     /// Marks the sessions whose timers are due, `budget` of them at most, for the next [`Stack::serve`]; spliced ones, as many, are
-    /// served at once.
+    /// served at once. Repeats a few SYN-ACKs that are due.
     pub fn run_timers<N: Lower>(&mut self, now: Micros, budget: usize, net: &mut N) {
         let mut due = std::mem::take(&mut self.due);
         self.wheel.advance(now, budget, &mut due);
@@ -50,5 +50,6 @@ impl Stack {
             self.splice_due(index, now, net);
         }
         self.due = due;
+        self.repeat_syn_acks(now, net);
     }
 }

@@ -38,6 +38,7 @@ mod limits;
 mod loss;
 mod network;
 mod path_mtu;
+mod peace;
 mod promises;
 mod proxy;
 mod shutdown;

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use sluice_filters::addr::Addr;
 
+use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::{Flags, Parsed, RxChecksums, parse};
 use smoltcp::iface::{Config as IfaceConfig, Interface, SocketHandle, SocketSet};
@@ -267,6 +268,12 @@ impl Lab {
             Err(reason) => return self.drops.push(reason),
         };
         let service = self.services.contains(&segment.key.local()).then_some(ServiceId(0));
+        if let Some(service) = service
+            && let Err(reason) =
+                self.stack.filters.check(&Facts { segment: &segment, frame: &buffer, service }, self.now)
+        {
+            return self.drops.push(reason);
+        }
         if let (Some(service), true) = (service, segment.flags.is_initial_syn()) {
             buffer.resize(buffer.len().max(SYN_ACK_MAX), 0);
             match self.stack.answer_syn(&mut buffer, &segment, service, PortId(0), OUR_MAC) {

@@ -447,7 +447,7 @@ mod tests {
             }
         }
         let [first, second, third, ..] = came;
-        assert!(first == 80 && second > 76 && (32..64).contains(&third), "{came:?} of 80");
+        assert!(first == 80 && second >= 72 && third >= 36, "{came:?} of 80");
     }
 
     #[test]

@@ -275,7 +275,11 @@ impl Stack {
         let isn = splice.isn;
         let Some(opening) = splice.opening.as_deref() else { return Err(DropReason::NoFlow) };
         match (side, opening.stage) {
-            (Side::Client, _) if writes_before(inbound.segment, isn.plus(1)) => Err(DropReason::OutOfWindow),
+            (Side::Client, _) if writes_before(inbound.segment, isn.plus(1)) => {
+                // A keep-alive may have a byte of garbage; who sends it waits for an answer.
+                self.challenge(Side::Client, index, now, net);
+                Err(DropReason::OutOfWindow)
+            }
             (Side::Client, Stage::Greeting) => self.spliced_connected(side, index, inbound, frame, now, net),
             (Side::Client, Stage::Waiting | Stage::Dialing { .. }) => self.early(index, inbound, frame, now, net),
             (Side::Upstream, Stage::Waiting) => Err(DropReason::NoFlow),
@@ -315,6 +319,10 @@ impl Stack {
         (splice.client.port, splice.mac) = (arrival.port, arrival.mac);
         if !passing.occupies() {
             let _ = splice.note(Side::Client, &passing, coarse(now));
+            if passing.seq == splice.isn {
+                // A keep-alive, which there is nobody else to answer (RFC 9293 section 3.8.4).
+                self.challenge(Side::Client, index, now, net);
+            }
             return Ok(Outcome::Consumed);
         }
         let Some(opening) = &mut splice.opening else { return Err(DropReason::NoFlow) };

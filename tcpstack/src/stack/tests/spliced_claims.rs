@@ -436,3 +436,14 @@ fn a_fin_or_a_reset_does_not_put_off_the_header() {
         assert!(talk.sent().iter().any(|sent| sent.3.starts_with(b"PROXY ")), "{flags:?}");
     }
 }
+
+#[test]
+fn a_clients_keep_alive_is_answered_while_nobody_was_dialled() {
+    for payload in [&b""[..], b"?"] {
+        let mut talk = Talk::new(&format!("{PINNED}\nconnect = \"on-data\""));
+        talk.sent();
+        talk.client(Flags::ACK, 1_u32.wrapping_neg(), 0, payload);
+        let (_, answer, ..) = talk.one();
+        assert_eq!((answer.seq, answer.ack), (Seq(talk.cookie).plus(1), Seq(ISN).plus(1)));
+    }
+}

@@ -26,6 +26,7 @@ macro_rules! both_modes {
 }
 
 mod basics;
+mod closings;
 mod crowds;
 mod endings;
 mod filter_files;

@@ -4,6 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::appliance::{Mode, Service, Setup, Sluice};
 use crate::capture::Taps;
@@ -81,7 +82,8 @@ impl Trial {
     #[must_use]
     pub fn run(&self) -> Outcome {
         let lab = if self.between == Between::Nobody { Lab::cable() } else { Lab::two_arms() };
-        let servers = Servers::start(&lab, &self.cells, self.load.patience);
+        // Servers outlast the clients, so that of two that wait for each other the client says so.
+        let servers = Servers::start(&lab, &self.cells, self.load.patience + Duration::from_secs(1));
         let mut haproxy: Option<Process> = None;
         let mut sluice: Option<Sluice<'_>> = None;
         match self.between {

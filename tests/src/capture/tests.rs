@@ -351,7 +351,7 @@ fn a_reset_that_no_end_sent_is_named() {
         let ours = reset(&story[17]);
         story.push(ours);
     });
-    assert_eq!(rules, [(Leg::Client, 13, Rule::NothingInvented)]);
+    assert_eq!(rules, [(Leg::Client, 14, Rule::NothingInvented)]);
     // The upstream's own, passed on.
     let rules = found(|story| {
         let (theirs, ours) = (reset(&story[16]), reset(&story[17]));

@@ -2,6 +2,10 @@
 //!
 //! Each link loses in both directions, whoever stands between, and counts what it lost at each hook. Recorders beside the links see
 //! what the appliance sees: what a host sends is lost before they see it, what a host is sent after.
+//!
+//! What a wire loses, its sender does not know. A `drop` at the `egress` hook is told to the sender's TCP, which then has not sent the
+//! segment at all: its later segments carry the number before, and nothing is ever lost as on a wire. So what is lost on the way out is
+//! forwarded to an interface that leads nowhere.
 
 use std::fmt::Write as _;
 
@@ -12,6 +16,9 @@ use crate::netns::Ns;
 
 /// The table that holds the rules.
 const TABLE: &str = "loss";
+
+/// The interface that leads nowhere: its other end is down.
+const NOWHERE: &str = "nowhere";
 
 /// What the links of a lab lose, for as long as the lab stands.
 #[derive(Clone, Copy, Debug)]
@@ -39,15 +46,18 @@ impl<'lab> Losses<'lab> {
         for (name, ns, interface) in losses.ends() {
             // One command a line: nft reads a line to its end.
             let mut rules = format!("add table netdev {TABLE}\n");
-            for hook in ["ingress", "egress"] {
+            for (hook, lose) in [("ingress", "drop".to_owned()), ("egress", format!("fwd to {NOWHERE}"))] {
                 let _ = writeln!(
                     rules,
                     "add chain netdev {TABLE} {hook} {{ type filter hook {hook} device {interface} priority 0; }}\n\
-                     add rule netdev {TABLE} {hook} numgen random mod 1000 < {per_mille} counter drop"
+                     add rule netdev {TABLE} {hook} numgen random mod 1000 < {per_mille} counter {lose}"
                 );
             }
             let file = lab.write(&format!("loss-{name}.nft"), &rules);
-            ns.sh(&format!("nft -f {file}"));
+            ns.sh(&format!(
+                "ip link add {NOWHERE} type veth peer name {NOWHERE}0\n\
+                 sysctl -qw net.ipv6.conf.{NOWHERE}.disable_ipv6=1\nip link set {NOWHERE} up\nnft -f {file}"
+            ));
         }
         losses
     }

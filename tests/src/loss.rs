@@ -43,6 +43,8 @@ impl<'lab> Losses<'lab> {
     #[must_use]
     pub fn start(lab: &'lab Lab, per_mille: u16) -> Losses<'lab> {
         let losses = Losses { lab };
+        // nft takes no number past the last.
+        let some = if per_mille < 1000 { format!("numgen random mod 1000 < {per_mille} ") } else { String::new() };
         for (name, ns, interface) in losses.ends() {
             // One command a line: nft reads a line to its end.
             let mut rules = format!("add table netdev {TABLE}\n");
@@ -50,7 +52,7 @@ impl<'lab> Losses<'lab> {
                 let _ = writeln!(
                     rules,
                     "add chain netdev {TABLE} {hook} {{ type filter hook {hook} device {interface} priority 0; }}\n\
-                     add rule netdev {TABLE} {hook} numgen random mod 1000 < {per_mille} counter {lose}"
+                     add rule netdev {TABLE} {hook} {some}counter {lose}"
                 );
             }
             let file = lab.write(&format!("loss-{name}.nft"), &rules);

@@ -15,6 +15,7 @@ use sluice_tests::flood::{Flood, Kind, resolve};
 use sluice_tests::frames::flags;
 use sluice_tests::lab::{Arms, Family, Lab, SERVICE4, Side};
 use sluice_tests::link::Link;
+use sluice_tests::loss::Losses;
 use sluice_tests::peer::{
     DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
     server_closes_first, server_resets, server_stalls,
@@ -131,12 +132,37 @@ fn a_crowd_of_five_thousand_gets_its_echoes() {
     eprintln!("5,000 visitors took {:?}", began.elapsed());
 }
 
+/// As on a wire. A sender that is told of a loss has not sent the segment, and numbers what follows as if it had never been.
+#[test]
+fn what_a_link_loses_its_sender_has_sent() {
+    let lab = Lab::cable();
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (mut client, _server, _) = route.connect(&listener);
+    let losses = Losses::start(&lab, 1000);
+    client.write_all(&[0; 100]).expect("it fits");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let seen = lab.client.sh("ss -Htin state established dport = :7001");
+        if seen.contains("unacked:1 ") {
+            assert!(!seen.contains("notsent:"), "{seen}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing was sent: {seen}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let lost = losses.counts();
+    assert!(lost.iter().any(|lost| lost.at == "client egress" && lost.packets > 0), "{lost:?}");
+    // The server's end hears nothing of it, and so has nothing to say.
+    assert!(lost.iter().any(|lost| lost.at == "server egress" && lost.packets == 0), "{lost:?}");
+}
+
 /// The trial that sluice is put to in `whole_appliance::closings`, with somebody else between.
 fn over_links_that_lose_one_percent(between: Between, headers: &[Header]) {
     let trial = Trial {
         between,
         cells: Cell::all(&Closing::SHORT, headers),
-        load: Load { count: 300, at_once: 300, patience: Duration::from_secs(45) },
+        load: Load { count: 300, at_once: 300, patience: Duration::from_secs(90) },
         per_mille: 10,
         ring: Trial::RING,
     };
@@ -158,7 +184,7 @@ fn three_thousand_that_echo_at_once_complete_through_haproxy() {
     let trial = Trial {
         between: Between::Haproxy,
         cells: Cell::all(&[Closing::Echo], &Header::BOTH),
-        load: Load { count: 3000, at_once: 3000, patience: Duration::from_secs(45) },
+        load: Load { count: 3000, at_once: 3000, patience: Duration::from_secs(90) },
         per_mille: 0,
         ring: Trial::RING,
     };

@@ -61,6 +61,8 @@ pub struct Outcome {
     pub lost: Vec<Lost>,
     /// Segments that the hosts' kernels sent again.
     pub repeated: u64,
+    /// Spliced connections that went on in terminate mode.
+    pub fallbacks: u64,
     /// Where records of failures are, when there are any.
     pub kept: Option<PathBuf>,
 }
@@ -92,7 +94,7 @@ impl Trial {
                 let ports: Vec<_> = self.cells.iter().map(|cell| (cell.port, cell.header == Header::V2)).collect();
                 haproxy = Some(relay(&lab, &ports));
             }
-            Between::Sluice(mode) => sluice = Some(Sluice::start(&lab, &self.setup(mode))),
+            Between::Sluice(mode) => sluice = Some(Sluice::start(&lab, &self.setup(mode)).may_fall_back()),
         }
         neighbours_are_known(&lab);
         let losses = (self.per_mille > 0).then(|| Losses::start(&lab, self.per_mille));
@@ -128,8 +130,9 @@ impl Trial {
             }
             directory
         });
+        let fallbacks = sluice.as_ref().map_or(0, |sluice| sluice.metrics().sum("sluice_splice_fallbacks_total", &[]));
         drop((haproxy, sluice));
-        Outcome { reports, lost, repeated, kept }
+        Outcome { reports, lost, repeated, fallbacks, kept }
     }
 
     fn setup(&self, mode: Mode) -> Setup {
@@ -145,7 +148,7 @@ impl Trial {
 }
 
 impl Outcome {
-    /// Every connection of the trial completed.
+    /// Every connection of the trial completed, in the mode that it was to be served in.
     ///
     /// # Panics
     /// When some did not. The message says which, why, and where their packets are.
@@ -153,6 +156,7 @@ impl Outcome {
         for report in &self.reports {
             eprintln!("{what}: {report}");
         }
+        assert_eq!(self.fallbacks, 0, "{what}: spliced connections went on in terminate mode");
         let failed: usize = self.reports.iter().map(|report| report.failures.len()).sum();
         if failed == 0 {
             return;

@@ -153,8 +153,6 @@ fn what_a_link_loses_its_sender_has_sent() {
     }
     let lost = losses.counts();
     assert!(lost.iter().any(|lost| lost.at == "client egress" && lost.packets > 0), "{lost:?}");
-    // The server's end hears nothing of it, and so has nothing to say.
-    assert!(lost.iter().any(|lost| lost.at == "server egress" && lost.packets == 0), "{lost:?}");
 }
 
 /// The trial that sluice is put to in `whole_appliance::closings`, with somebody else between.

@@ -40,7 +40,7 @@ pub fn binary() -> String {
 pub const NOBODY: u16 = 9;
 
 /// How a service serves its connections.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// The client's TCP ends in the appliance.
     Terminate,
@@ -205,6 +205,7 @@ pub struct Setup {
     routes: String,
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
+    ring: u32,
     services: Vec<Service>,
 }
 
@@ -225,6 +226,8 @@ impl Setup {
             routes: String::new(),
             wan_device: None,
             wan_vlan: 0,
+            // Deep enough that a flood's bursts wait in it while the one core is busy elsewhere.
+            ring: 8192,
             services: Vec::new(),
         }
     }
@@ -311,6 +314,12 @@ impl Setup {
         Setup { wan_vlan: vlan, ..self }
     }
 
+    /// Sets how many frames each of the ports' rings holds.
+    #[must_use]
+    pub fn ring(self, frames: u32) -> Setup {
+        Setup { ring: frames, ..self }
+    }
+
     /// The file's text for `lab`.
     ///
     /// # Panics
@@ -356,12 +365,11 @@ impl Setup {
     }
 
     fn port(&self, text: &mut String, name: &str, index: u8, addresses: &[String], gateway: &[String]) {
-        // Rings deep enough that a flood's bursts wait in them while the one core is busy elsewhere.
         let (device, args) = self.wan_device.clone().filter(|_| name == "wan").unwrap_or_else(|| {
-            let queues = self.workers;
+            let (queues, ring) = (self.workers, self.ring);
             (
                 format!("net_af_packet{index}"),
-                format!("iface=p{index},qpairs={queues},blocksz=65536,framesz=2048,framecnt=8192"),
+                format!("iface=p{index},qpairs={queues},blocksz=65536,framesz=2048,framecnt={ring}"),
             )
         });
         let _ = write!(

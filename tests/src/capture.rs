@@ -50,10 +50,14 @@ impl Tap {
     /// Without root, or when there is no such interface.
     #[must_use]
     pub fn start(ns: &Ns, interface: &str, port: u16) -> Tap {
+        Tap::filtered(ns, interface, &format!("tcp port {port}"))
+    }
+
+    fn filtered(ns: &Ns, interface: &str, filter: &str) -> Tap {
         let opened = ns.run(|| {
             let capture = Capture::from_device(interface)?.promisc(true).snaplen(2_000).immediate_mode(true);
             let mut capture = capture.precision(Precision::Nano).buffer_size(256 << 20).open()?;
-            capture.filter(&format!("tcp port {port}"), true)?;
+            capture.filter(filter, true)?;
             capture.setnonblock()
         });
         let capture = opened.unwrap_or_else(|error: pcap::Error| panic!("cannot record {interface}: {error}"));
@@ -119,11 +123,20 @@ pub struct Taps {
 }
 
 impl Taps {
-    /// Records service `service_port` and what goes to upstreams' `upstream_port`.
+    /// Records service `service_port` and what goes to upstreams' `upstream_port`. From now on the lab's links keep the
+    /// order of what they carry, so that what is recorded is the order in which the appliance received it.
     #[must_use]
     pub fn start(lab: &Lab, service_port: u16, upstream_port: u16) -> Taps {
+        lab.keep_order();
         let (ns, interface) = lab.beside_wan();
         Taps { client: Tap::start(ns, interface, service_port), server: Tap::start(&lab.server, "s0", upstream_port) }
+    }
+
+    /// Records all TCP.
+    #[must_use]
+    pub fn all_tcp(lab: &Lab) -> Taps {
+        let (ns, interface) = lab.beside_wan();
+        Taps { client: Tap::filtered(ns, interface, "tcp"), server: Tap::filtered(&lab.server, "s0", "tcp") }
     }
 
     /// What they recorded.
@@ -156,6 +169,30 @@ impl Legs {
         (count(&self.client, conversation.client_leg()), count(&self.server, conversation.server_leg()))
     }
 
+    /// The frames of connections whose ends are wanted: on the client's leg client and service, on the server's sluice and upstream.
+    #[must_use]
+    pub fn only(
+        &self,
+        client: impl Fn(SocketAddr, SocketAddr) -> bool,
+        server: impl Fn(SocketAddr, SocketAddr) -> bool,
+    ) -> Legs {
+        let kept = |frames: &[Captured], wanted: &dyn Fn(SocketAddr, SocketAddr) -> bool| {
+            let either = |frame: &&Captured| ends(&frame.frame).is_some_and(|(a, b)| wanted(a, b) || wanted(b, a));
+            frames.iter().filter(either).cloned().collect()
+        };
+        Legs { client: kept(&self.client, &client), server: kept(&self.server, &server) }
+    }
+
+    /// Writes both records as `NAME-client.pcap` and `NAME-server.pcap`.
+    ///
+    /// # Panics
+    /// When the disk refuses.
+    pub fn save(&self, directory: &Path, name: &str) {
+        for (leg, frames) in [("client", &self.client), ("server", &self.server)] {
+            save(&directory.join(format!("{name}-{leg}.pcap")), frames);
+        }
+    }
+
     /// Checks, and leaves both records as files in `SLUICE_CAPTURES`, where that is set, when something is wrong.
     ///
     /// # Panics
@@ -166,9 +203,7 @@ impl Legs {
             return;
         }
         if let Some(directory) = std::env::var_os("SLUICE_CAPTURES") {
-            for (name, frames) in [("client.pcap", &self.client), ("server.pcap", &self.server)] {
-                save(&Path::new(&directory).join(name), frames);
-            }
+            self.save(Path::new(&directory), "legs");
         }
         let first: String = violations.iter().take(40).map(|violation| format!("\n  {violation}")).collect();
         panic!("{} breaches of {conversation:?}; the first:{first}", violations.len());
@@ -254,7 +289,7 @@ pub enum Rule {
     NoGap,
     /// An octet of a stream is the same each time and on both legs.
     SameOctets,
-    /// Nothing goes out that did not come in before.
+    /// Nothing goes out that did not come in before: no octet, and no RST.
     NothingInvented,
     /// The PROXY header does not reach the client.
     HeaderStaysInside,
@@ -313,6 +348,18 @@ struct Heard<'a> {
     payload: &'a [u8],
     ip_sum_wrong: bool,
     tcp_sum_wrong: bool,
+}
+
+/// Source and destination of a TCP segment.
+fn ends(frame: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
+    let packet = SlicedPacket::from_ethernet(frame).ok()?;
+    let (from, to): (IpAddr, IpAddr) = match packet.net? {
+        NetSlice::Ipv4(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Ipv6(ip) => (ip.header().source_addr().into(), ip.header().destination_addr().into()),
+        NetSlice::Arp(_) => return None,
+    };
+    let Some(TransportSlice::Tcp(tcp)) = packet.transport else { return None };
+    Some((SocketAddr::new(from, tcp.source_port()), SocketAddr::new(to, tcp.destination_port())))
 }
 
 /// The segments between `ends` in a record.

@@ -273,6 +273,20 @@ impl Lab {
         host
     }
 
+    /// From now on links keep the order of what they carry, as recorders beside them see it. Otherwise what two processors send at once
+    /// waits in two queues of a veth pair, and one may overtake the other behind the recorder.
+    pub fn keep_order(&self) {
+        for ns in [&self.client, &self.appliance, &self.server].into_iter().chain(&self.between) {
+            // One sends after the other, past the recorder and onto the link in one; and one processor receives.
+            ns.sh("for link in /sys/class/net/*; do\n\
+                   name=${link##*/}\n\
+                   [ $name != lo ] || continue\n\
+                   tc qdisc replace dev $name root pfifo limit 10000\n\
+                   echo 1 > $link/queues/rx-0/rps_cpus\n\
+                   done");
+        }
+    }
+
     /// What the lossy wire did so far; none without one.
     #[must_use]
     pub fn wire(&self) -> Option<&Wire> {

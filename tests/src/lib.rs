@@ -17,12 +17,14 @@
 
 pub mod appliance;
 pub mod capture;
+pub mod closings;
 pub mod crowd;
 pub mod echo;
 pub mod flood;
 pub mod frames;
 pub mod lab;
 pub mod link;
+pub mod loss;
 pub mod malformed;
 pub mod metrics;
 pub mod netns;
@@ -31,4 +33,5 @@ pub mod process;
 pub mod rawtcp;
 pub mod servers;
 pub mod station;
+pub mod trial;
 pub mod wire;

@@ -2,17 +2,20 @@
 //! here is what peers must see through sluice.
 
 use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use sluice_tests::capture::{Conversation, Legs, Tap};
+use sluice_tests::closings::{Cell, Closing, Header, Load};
 use sluice_tests::crowd::{Echo, visit};
 use sluice_tests::echo::answers;
 use sluice_tests::flood::{Flood, Kind, resolve};
 use sluice_tests::frames::flags;
 use sluice_tests::lab::{Arms, Family, Lab, SERVICE4, Side};
 use sluice_tests::link::Link;
+use sluice_tests::loss::Losses;
 use sluice_tests::peer::{
     DOWN, Ending, Pattern, Route, UP, both_send, client_closes_first, client_resets, client_stalls,
     server_closes_first, server_resets, server_stalls,
@@ -20,6 +23,7 @@ use sluice_tests::peer::{
 use sluice_tests::rawtcp::{RawTcp, SERVER_MAC, Shape};
 use sluice_tests::servers::{curl, haproxy, iperf3, iperf3_run, nginx, nginx_log, ssh, sshd, url};
 use sluice_tests::station::Station;
+use sluice_tests::trial::{Between, Trial};
 use sluice_tests::wire::Impairment;
 
 const MIB: u64 = 1 << 20;
@@ -128,6 +132,101 @@ fn a_crowd_of_five_thousand_gets_its_echoes() {
     eprintln!("5,000 visitors took {:?}", began.elapsed());
 }
 
+/// As on a wire. A sender that is told of a loss has not sent the segment, and numbers what follows as if it had never been.
+#[test]
+fn what_a_link_loses_its_sender_has_sent() {
+    let lab = Lab::cable();
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (mut client, _server, _) = route.connect(&listener);
+    let losses = Losses::start(&lab, 1000);
+    client.write_all(&[0; 100]).expect("it fits");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let seen = lab.client.sh("ss -Htin state established dport = :7001");
+        if seen.contains("unacked:1 ") {
+            assert!(!seen.contains("notsent:"), "{seen}");
+            break;
+        }
+        assert!(Instant::now() < deadline, "nothing was sent: {seen}");
+        thread::sleep(Duration::from_millis(10));
+    }
+    let lost = losses.counts();
+    assert!(lost.iter().any(|lost| lost.at == "client egress" && lost.packets > 0), "{lost:?}");
+}
+
+/// The trial that sluice is put to in `whole_appliance::closings`, with somebody else between.
+fn over_links_that_lose_one_percent(between: Between, headers: &[Header]) {
+    let trial = Trial {
+        between,
+        cells: Cell::all(&Closing::SHORT, headers),
+        load: Load { count: 300, at_once: 300, patience: Duration::from_secs(90) },
+        per_mille: 10,
+        ring: Trial::RING,
+    };
+    trial.run().expect_all(between.as_str());
+}
+
+#[test]
+fn short_connections_complete_over_a_cable_that_loses() {
+    over_links_that_lose_one_percent(Between::Nobody, &[Header::None]);
+}
+
+#[test]
+fn short_connections_complete_through_haproxy_over_links_that_lose() {
+    over_links_that_lose_one_percent(Between::Haproxy, &Header::BOTH);
+}
+
+#[test]
+fn three_thousand_that_echo_at_once_complete_through_haproxy() {
+    let trial = Trial {
+        between: Between::Haproxy,
+        cells: Cell::all(&[Closing::Echo], &Header::BOTH),
+        load: Load { count: 3000, at_once: 3000, patience: Duration::from_secs(90) },
+        per_mille: 0,
+        ring: Trial::RING,
+    };
+    trial.run().expect_all("HAProxy");
+}
+
+/// What a trial is for.
+#[test]
+fn connections_that_fail_are_named_with_their_reason_and_their_packets_are_kept() {
+    // Nobody writes the header that these servers read first.
+    let trial = Trial {
+        between: Between::Nobody,
+        cells: Cell::all(&Closing::SHORT, &[Header::V2]),
+        load: Load { count: 20, at_once: 80, patience: Duration::from_secs(3) },
+        per_mille: 0,
+        ring: Trial::RING,
+    };
+    let outcome = trial.run();
+    for report in &outcome.reports {
+        assert_eq!((report.durations.len(), report.failures.len(), report.strays.len()), (0, 20, 20), "{report}");
+        for failure in &report.failures {
+            let known = |client: SocketAddr| Family::BOTH.iter().any(|family| family.client() == client.ip());
+            assert!(failure.client.is_some_and(known), "{failure}");
+            // Where the client is silent, the ends wait for each other.
+            let silent = report.cell.closing == Closing::Greeting;
+            assert!(!silent || failure.reason.starts_with("waiting for the end: not done after 3s"), "{failure}");
+        }
+        assert!(report.strays.iter().all(|stray| stray.contains(": reading the header: ")), "{:?}", report.strays);
+    }
+    let kept = outcome.kept.expect("failures are recorded");
+    let listed = std::fs::read_to_string(kept.join("server-speaks-first-proxy-v2.txt")).unwrap();
+    assert_eq!(listed.lines().count(), 40, "{listed}");
+    for leg in ["client", "server"] {
+        let record = kept.join(format!("server-speaks-first-proxy-v2-{leg}.pcap"));
+        let mut record = pcap::Capture::from_file(&record).unwrap();
+        let mut dials = 0;
+        while let Ok(packet) = record.next_packet() {
+            let tcp = if packet.data[12] == 0x08 { 14 + 20 } else { 14 + 40 };
+            dials += usize::from(packet.data[tcp + 13] & (flags::SYN | flags::ACK) == flags::SYN);
+        }
+        assert_eq!(dials, 20, "{leg}");
+    }
+}
+
 #[test]
 fn the_raw_client_is_understood_by_a_kernel() {
     let lab = Lab::cable();
@@ -213,6 +312,7 @@ fn the_lossy_wire_loses_and_reorders_and_tcp_survives_it() {
 #[test]
 fn the_checker_finds_nothing_wrong_with_kernels_on_a_losing_wire() {
     let lab = Lab::new(Arms::Cable, Some(Impairment { loss: 0.01, ..Impairment::NONE }));
+    lab.keep_order();
     for family in Family::BOTH {
         let taps = [Tap::start(&lab.client, "c0", 7001), Tap::start(&lab.server, "s0", 7001)];
         let route = Route::of(&lab, family, 7001);

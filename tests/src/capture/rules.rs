@@ -3,12 +3,9 @@
 //! Numbers are offsets into the two streams, so that both legs speak of the same octet: the client's first octet is 0 on
 //! either leg, the PROXY header in front of it has negative offsets, a FIN counts as one octet.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Conversation, Heard, Leg, Legs, Rule, Violation, segments, unreadable};
-
-/// Segments for which one acknowledgment may be recorded a tick too late.
-const SWAPS: u64 = 2_000;
 
 /// What one end of a leg has sent on it.
 #[derive(Debug, Default)]
@@ -29,12 +26,10 @@ struct Sent {
     clocks: HashSet<u32>,
     /// The newest TSval of segments in order.
     clock: Option<u32>,
-    /// Acknowledgments without data whose clock was behind.
-    late: usize,
-    /// Segments with a clock.
-    clocked: u64,
-    /// Acknowledgments among them that were excused as misrecorded.
-    swapped: u64,
+    /// Acknowledgments without data whose clock was behind: their place, what they acknowledged, how many.
+    late: HashMap<(i64, i64), usize>,
+    /// It has sent a RST.
+    reset: bool,
     /// How far it has acknowledged the other end's stream.
     acked: Option<i64>,
     /// Up to where it was willing to take the other end's stream.
@@ -156,6 +151,10 @@ impl Checker<'_> {
             self.sent[leg][me].clocks.insert(value);
         }
         if heard.rst {
+            self.sent[leg][me].reset = true;
+            if self.forwarded(heard) && !self.sent[1 - leg][me].reset {
+                self.breach(Rule::NothingInvented, "a RST that no end sent".to_owned());
+            }
             return;
         }
         let Some(ack) = heard.ack else { return };
@@ -197,34 +196,32 @@ impl Checker<'_> {
         if heard.ack.is_some() && !self.sent[leg][usize::from(heard.up)].clocks.contains(&echo) {
             self.breach(Rule::EchoKnown, format!("TSecr {echo} was never the other end's TSval on this leg"));
         }
-        let source = self.sent[1 - leg][me].late;
         let forwarded = self.forwarded(heard);
+        let acked = heard.ack.and_then(|ack| self.sent[leg][usize::from(heard.up)].offset(ack));
         let sent = &mut self.sent[leg][me];
         if offset < sent.highest {
             return;
         }
-        sent.clocked += 1;
         let newest = *sent.clock.get_or_insert(value);
         if value.wrapping_sub(newest).cast_signed() >= 0 {
             sent.clock = Some(value);
             return;
         }
-        // Acknowledgments that overtook each other before they reached sluice leave it in the order they came.
-        let bare = heard.payload.is_empty() && !heard.fin;
-        let mut excused = bare && {
-            sent.late += 1;
-            sent.late <= source
-        };
-        // Where two processors of an end's kernel send at the turn of a tick, a recorder beside them may have seen another order than the
-        // wire did: a few acknowledgments in a long transfer.
-        if forwarded && bare && !excused && value.wrapping_add(1) == newest && sent.swapped < sent.clocked / SWAPS {
-            sent.late -= 1;
-            sent.swapped += 1;
-            excused = true;
+        // Acknowledgments that overtook each other before they reached sluice leave it in the order they came: the very ones, no others.
+        let bare = acked.filter(|_| heard.payload.is_empty() && !heard.fin).map(|acked| (offset, acked));
+        if let Some(bare) = bare {
+            *sent.late.entry(bare).or_default() += 1;
         }
-        if forwarded && !excused {
-            let octets = heard.payload.len();
-            self.breach(Rule::ClockForward, format!("TSval {value} after {newest}, {octets} octets"));
+        let came_late = bare.and_then(|bare| self.sent[1 - leg][me].late.get_mut(&bare)).filter(|left| **left > 0);
+        if !forwarded {
+            return;
+        }
+        match came_late {
+            Some(left) => *left -= 1,
+            None => {
+                let octets = heard.payload.len();
+                self.breach(Rule::ClockForward, format!("TSval {value} after {newest}, {octets} octets"));
+            }
         }
     }
 

@@ -310,7 +310,7 @@ fn a_clock_that_goes_back_is_named() {
 const COOKIE_CLOCK: u32 = (u32::MAX - 12).wrapping_add(CLOCK);
 
 #[test]
-fn acknowledgments_that_overtook_each_other_before_sluice_are_excused_and_others_are_not() {
+fn acknowledgments_that_overtook_each_other_before_sluice_are_right_and_others_are_not() {
     // Two acknowledgments of the client come late, in the wrong order, and go out as they came.
     let late = |story: &mut Vec<Line>, legs: &[usize]| {
         for leg in legs {
@@ -320,6 +320,44 @@ fn acknowledgments_that_overtook_each_other_before_sluice_are_excused_and_others
     };
     assert_eq!(found(|story| late(story, &[0, 1])), []);
     assert_eq!(found(|story| late(story, &[1])), [(Leg::Server, 14, Rule::ClockForward)]);
+    // One came late, two went out late.
+    assert_eq!(found(|story| late(story, &[0, 1, 1])), [(Leg::Server, 15, Rule::ClockForward)]);
+    // Another one than the one that came late.
+    let rules = found(|story| {
+        late(story, &[0, 1]);
+        story[27].ack = story[27].ack.wrapping_sub(1);
+    });
+    assert_eq!(rules, [(Leg::Server, 14, Rule::ClockForward)]);
+}
+
+#[test]
+fn an_acknowledgment_a_tick_late_is_named_however_long_the_transfer() {
+    let rules = found(|story| {
+        for _ in 0..5_000 {
+            for leg in [24, 25] {
+                story.push(story[leg].clone());
+            }
+        }
+        let last = story[25].clone();
+        story.push(Line { clock: (last.clock.0 - 1, last.clock.1), ..last });
+    });
+    assert_eq!(rules, [(Leg::Server, 5_014, Rule::ClockForward)]);
+}
+
+#[test]
+fn a_reset_that_no_end_sent_is_named() {
+    let reset = |line: &Line| Line { flags: flags::RST | flags::ACK, ..line.clone() };
+    let rules = found(|story| {
+        let ours = reset(&story[17]);
+        story.push(ours);
+    });
+    assert_eq!(rules, [(Leg::Client, 14, Rule::NothingInvented)]);
+    // The upstream's own, passed on.
+    let rules = found(|story| {
+        let (theirs, ours) = (reset(&story[16]), reset(&story[17]));
+        story.extend([theirs, ours]);
+    });
+    assert_eq!(rules, []);
 }
 
 #[test]

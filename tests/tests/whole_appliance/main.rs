@@ -27,6 +27,7 @@ macro_rules! both_modes {
 
 mod basics;
 mod clock;
+mod closings;
 mod crowds;
 mod endings;
 mod filter_files;

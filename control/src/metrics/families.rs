@@ -104,6 +104,8 @@ families! {
         "Challenge ACKs sent (RFC 5961).";
     RESETS: Counter "sluice_resets_sent_total" ["worker"]
         "RSTs sent for connections that were refused or are unknown.";
+    ANSWERS_WITHHELD: Counter "sluice_answers_withheld_total" ["worker"]
+        "RSTs and ACKs to segments of no connection that the ceiling of such answers kept back.";
 
     SERVICE_SYNS: Counter "sluice_service_syns_total" ["service"]
         "SYNs to the service that were answered.";

@@ -189,7 +189,7 @@ impl Series {
 
     fn worker(&mut self, index: usize) {
         type Field = fn(&WorkerCounters) -> &Counter;
-        const COUNTERS: [(Family, Field); 12] = [
+        const COUNTERS: [(Family, Field); 13] = [
             (f::BANS_REFUSED, |worker| &worker.filters.bans_refused),
             (f::LIMIT_DISPLACED, |worker| &worker.filters.records_displaced),
             (f::LIMIT_REFUSED, |worker| &worker.filters.records_refused),
@@ -197,6 +197,7 @@ impl Series {
             (f::SYN_COOKIES, |worker| &worker.stack.cookies_sent),
             (f::CHALLENGE_ACKS, |worker| &worker.stack.challenge_acks),
             (f::RESETS, |worker| &worker.stack.resets_sent),
+            (f::ANSWERS_WITHHELD, |worker| &worker.stack.answers_withheld),
             (f::WORKER_TURNS, |worker| &worker.turns),
             (f::WORKER_BUSY_TURNS, |worker| &worker.busy_turns),
             (f::HANDOVER_PACKETS, |worker| &worker.handed_over),

@@ -204,6 +204,7 @@ pub struct Setup {
     routes: String,
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
+    source_check: Option<String>,
     services: Vec<Service>,
 }
 
@@ -223,6 +224,7 @@ impl Setup {
             routes: String::new(),
             wan_device: None,
             wan_vlan: 0,
+            source_check: None,
             services: Vec::new(),
         }
     }
@@ -303,6 +305,12 @@ impl Setup {
         Setup { wan_vlan: vlan, ..self }
     }
 
+    /// Sets both ports' `source_check`.
+    #[must_use]
+    pub fn source_check(self, check: &str) -> Setup {
+        Setup { source_check: Some(check.to_owned()), ..self }
+    }
+
     /// The file's text for `lab`.
     ///
     /// # Panics
@@ -362,6 +370,9 @@ impl Setup {
         );
         if self.wan_vlan != 0 && name == "wan" {
             let _ = writeln!(text, "vlan = {}", self.wan_vlan);
+        }
+        if let Some(check) = &self.source_check {
+            let _ = writeln!(text, "source_check = \"{check}\"");
         }
         if !gateway.is_empty() {
             let _ = writeln!(text, "gateway = {gateway:?}");

@@ -105,6 +105,21 @@ pub struct Port {
     pub mtu: u16,
     /// Receive frames for all MAC addresses. Default false.
     pub promiscuous: bool,
+    /// What is asked of the sources of what comes in here. Default `loose`.
+    pub source_check: SourceCheck,
+}
+
+/// `port.source_check`: whether a packet's source may be where the packet came from (RFC 3704). The appliance's own addresses and
+/// broadcast addresses are no sources, and an upstream's address is one only where its route leads, whatever is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SourceCheck {
+    /// Nothing more.
+    Off,
+    /// Some route leads to it, through whatever port.
+    #[default]
+    Loose,
+    /// The best route to it, or one as good, leads through this port.
+    Strict,
 }
 
 /// An interface address: the host part and the prefix length.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::model::{
     Balance, Config, Congestion, Connect, ConnectionLog, Hugepages, Idle, Level, Measure, Mode, Promise,
-    ProxyHeaderExtras, ProxyProtocol, Rate,
+    ProxyHeaderExtras, ProxyProtocol, Rate, SourceCheck,
 };
 use crate::units::{show_duration, show_size};
 
@@ -110,7 +110,7 @@ impl Config {
                 port.addresses.iter().map(|a| format!("{}/{}", a.address, a.network.prefix_len())).collect();
             let vlan = if port.vlan == 0 { "untagged".to_owned() } else { format!("VLAN {}", port.vlan) };
             out.line(format_args!(
-                "port {}: {}{}, {}{}, {vlan}, MTU {}{}",
+                "port {}: {}{}, {}{}, {vlan}, MTU {}{}, source check {}{}",
                 port.name,
                 port.device,
                 option(" ", &port.args),
@@ -118,12 +118,32 @@ impl Config {
                 option(", gateway ", &list(&port.gateways)),
                 port.mtu,
                 if port.promiscuous { ", promiscuous" } else { "" },
+                port.source_check,
+                self.without_default_route(port.source_check),
             ));
         }
         for route in &self.routes {
             let port = self.ports.get(route.port).map_or("?", |port| port.name.as_str());
             out.line(format_args!("route {}: via {} on port {port}", route.to, route.via));
         }
+    }
+
+    /// What a source check without a default route comes to: whoever has none forgets that sources need one.
+    fn without_default_route(&self, check: SourceCheck) -> String {
+        if check == SourceCheck::Off {
+            return String::new();
+        }
+        let mut said = String::new();
+        for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+            let spoken = self.ports.iter().any(|port| port.addresses.iter().any(|a| a.address.is_ipv4() == is_v4));
+            let gateway = self.ports.iter().any(|port| port.gateways.iter().any(|g| g.is_ipv4() == is_v4));
+            let route =
+                self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.to.addr().is_ipv4() == is_v4);
+            if spoken && !gateway && !route {
+                said += &format!(" (no {family} gateway: sources on links and behind routes only)");
+            }
+        }
+        said
     }
 
     fn service_lines(&self, out: &mut Lines) {
@@ -228,6 +248,7 @@ spelled! {
     Connect { OnAccept = "on-accept", OnData = "on-data" }
     Balance { RoundRobin = "round-robin" }
     Congestion { None = "none", Reno = "reno" }
+    SourceCheck { Off = "off", Loose = "loose", Strict = "strict" }
     Level { Error = "error", Warn = "warn", Info = "info", Debug = "debug", Trace = "trace" }
 }
 

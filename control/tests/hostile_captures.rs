@@ -19,6 +19,7 @@ const CONFIG: &str = r#"
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24"]
+gateway = "198.51.100.1"
 [[service]]
 name = "web"
 listen = ["198.51.100.10:443"]

@@ -61,6 +61,7 @@ fn main() -> Result<(), StartError> {
         vlan: 0,
         mtu: 1500,
         promiscuous: true,
+        source_check: config::SourceCheck::Loose,
     };
     let config = config::Config {
         runtime: config::Runtime { hugepages: config::Hugepages::Auto, ..config::Runtime::default() },

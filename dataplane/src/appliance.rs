@@ -6,8 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use sluice_config::{Config, Idle};
-use sluice_filters::ServiceMap;
 use sluice_filters::engine::{Engine, Plan as Filters};
+use sluice_filters::gate::Gate;
 use sluice_filters::units::{Micros, WorkerId};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::proxy::KeyRing;
@@ -348,6 +348,7 @@ impl Plan {
         if id == WorkerId(0) {
             net.announce(now);
         }
+        let gate = Gate::new(&config, net.link_locals());
         let egress = Egress::new(egress::Parts {
             worker: id,
             net,
@@ -373,7 +374,7 @@ impl Plan {
             id,
             clock,
             rx,
-            services: ServiceMap::new(&config.services),
+            gate,
             stack,
             egress,
             steer,

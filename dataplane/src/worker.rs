@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 
+use sluice_filters::engine::Unseen;
+use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::icmp::IcmpError;
-use sluice_filters::rules::Facts;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
-use sluice_filters::{
-    Datagram, DropReason, L2, Parsed, RxChecksums, Segment, ServiceMap, glance, parse, parse_then, src_mac,
-};
+use sluice_filters::{Datagram, DropReason, L2, Parsed, RxChecksums, Segment, glance, parse, parse_then, src_mac};
 use sluice_tcpstack::stack::{Arrival, Outcome, Stack};
 
 use crate::clock::Clock;
@@ -87,7 +86,7 @@ pub(crate) struct Worker {
     burst: Burst,
     later: Vec<Later>,
     free: FreeList,
-    services: ServiceMap,
+    gate: Gate,
     stack: Stack,
     egress: Egress,
     steer: Arc<Steer>,
@@ -118,7 +117,7 @@ pub(crate) struct Parts {
     pub(crate) id: WorkerId,
     pub(crate) clock: Clock,
     pub(crate) rx: Vec<Option<RxQueue>>,
-    pub(crate) services: ServiceMap,
+    pub(crate) gate: Gate,
     pub(crate) stack: Stack,
     pub(crate) egress: Egress,
     pub(crate) steer: Arc<Steer>,
@@ -174,7 +173,7 @@ impl Worker {
             burst: Burst::new(),
             later: Vec::with_capacity(BURST),
             free: FreeList::new(),
-            services: parts.services,
+            gate: parts.gate,
             stack,
             egress: parts.egress,
             steer: parts.steer,
@@ -278,7 +277,8 @@ impl Worker {
         for index in 0..received {
             let Some(glimpse) = self.burst.get(index).and_then(|frame| glance(frame.data())) else { continue };
             if let Some(foregone) = self.stack.filters.foresee(&glimpse, now)
-                && self.services.get(glimpse.dst, glimpse.dst_port).is_some()
+                && self.gate.services().get(glimpse.dst, glimpse.dst_port).is_some()
+                && self.gate.source(glimpse.src, Some(port)).is_ok()
                 && let Some(frame) = self.burst.take(index)
             {
                 octets += frame.len() as u64;
@@ -318,14 +318,15 @@ impl Worker {
     #[inline(always)]
     fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
-        let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(DropReason::NotAService)?;
-        self.stack.filters.check(&Facts { segment, frame: frame.data(), service }, now)?;
+        let came = Came { port: Some(port), frame: frame.data(), now };
+        let judged = self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)?;
+        let Addressee::Service(service) = judged else { return Err(DropReason::NotAService) };
         self.stack.filters.answer(segment.key.src, now)?;
         let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
         self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac)
     }
 
-    /// Other TCP: filters, then the stack.
+    /// Other TCP: filters, or that it is an upstream's, then the stack.
     #[inline]
     fn tcp(
         &mut self,
@@ -336,27 +337,17 @@ impl Worker {
         now: Micros,
     ) -> Result<Verdict, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
-        let service = self.services.get(segment.key.dst, segment.key.dst_port);
-        let Some(service) = service else { return self.upstream(port, frame, segment, hash, now) };
-        self.stack.filters.check(&Facts { segment, frame: frame.data(), service }, now)?;
-        let owner = self.steer.client(hash, self.id);
-        self.deliver(owner, port, frame, segment, hash, Some(service), now)
-    }
-
-    /// TCP that is not for a service: an upstream's answer, or nobody's.
-    fn upstream(
-        &mut self,
-        port: PortId,
-        frame: &mut Frame,
-        segment: &Segment,
-        hash: u64,
-        now: Micros,
-    ) -> Result<Verdict, DropReason> {
-        if !self.egress.net.is_local(segment.key.dst) {
-            return Err(DropReason::NotAService);
+        let came = Came { port: Some(port), frame: frame.data(), now };
+        match self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)? {
+            Addressee::Service(service) => {
+                let owner = self.steer.client(hash, self.id);
+                self.deliver(owner, port, frame, segment, hash, Some(service), now)
+            }
+            Addressee::Dialler => {
+                let owner = self.steer.upstream(segment.key.dst_port, self.id);
+                self.deliver(owner, port, frame, segment, hash, None, now)
+            }
         }
-        let owner = self.steer.upstream(segment.key.dst_port, self.id);
-        self.deliver(owner, port, frame, segment, hash, None, now)
     }
 
     /// Gives a segment to its owner's stack.
@@ -398,11 +389,14 @@ impl Worker {
         if let Err(reason) = self.egress.net.accepts(port, frame.data(), packet.l2) {
             return Verdict::Drop(reason);
         }
+        if let Err(reason) = self.gate.error_about(packet.src, (error.key.src, error.key.src_port), port) {
+            return Verdict::Drop(reason);
+        }
         if !self.egress.net.may_hear_error(now) {
             return Verdict::Drop(DropReason::IcmpRate);
         }
         let hash = self.stack.hash(&error.key);
-        let service = self.services.get(error.key.dst, error.key.dst_port).is_some();
+        let service = self.gate.services().get(error.key.dst, error.key.dst_port).is_some();
         let owner = self.steer.owner(&error.key, hash, port, service, self.id);
         if owner != self.id {
             return Verdict::HandOver(owner);
@@ -552,7 +546,7 @@ impl Worker {
         let hash = self.flow_hash(parsed);
         let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
         self.stack.filters.resume(exempt);
-        let service = self.services.get(segment.key.dst, segment.key.dst_port);
+        let service = self.gate.services().get(segment.key.dst, segment.key.dst_port);
         let delivered = self.deliver(self.id, port, frame, segment, hash, service, now);
         if let Some(client) = self.stack.filters.proved_client() {
             let _ = self.mailboxes.post(by, Letter::Proved(client));

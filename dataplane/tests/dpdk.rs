@@ -45,6 +45,7 @@ fn port(name: &str, device: &str, args: &str) -> config::Port {
         vlan: 0,
         mtu: 1500,
         promiscuous: false,
+        source_check: config::SourceCheck::Loose,
     }
 }
 

@@ -1,7 +1,7 @@
 //! sluice's only header parser, and everything that is asked of a packet before memory is spent on its sender.
 //!
 //! [`parse`] turns a frame into a [`Parsed`] that proves its bounds, or into the [`DropReason`] that ends it;
-//! [`services::ServiceMap`] says whether anybody listens. [`engine`] asks the rest in its order: [`sets`] say where a source stands,
+//! [`gate::Gate`] says whether its source may have sent it and who listens. [`engine`] asks the rest in its order: [`sets`] say where a source stands,
 //! [`memory`] holds bans and limits, [`rules`] are the operator's, [`expression`] runs tcpdump's filters for them.
 //! [`checksum`] is the one implementation of the Internet checksum. No clock, no allocation per packet; all that is remembered is in
 //! [`memory`], of fixed size.
@@ -13,6 +13,7 @@ pub mod checksum;
 pub mod counter;
 pub mod engine;
 pub mod expression;
+pub mod gate;
 pub mod icmp;
 pub mod memory;
 mod options;

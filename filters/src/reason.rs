@@ -57,7 +57,7 @@ reasons! {
     TtlExceeded = "ttl_exceeded",
     /// IP that carries neither TCP nor its family's ICMP.
     NotTcp = "not_tcp",
-    /// A source address nobody may send from: unspecified, loopback, broadcast, class E, IPv4-mapped.
+    /// A source address nobody may send from: unspecified, loopback, broadcast (of our networks too), class E, IPv4-mapped.
     MartianSource = "martian_source",
     /// A multicast source address.
     MulticastSource = "multicast_source",
@@ -73,6 +73,14 @@ reasons! {
     BadFlags = "bad_flags",
     /// The TCP checksum is wrong.
     BadTcpChecksum = "bad_tcp_checksum",
+
+    // The gate.
+    /// A source address of the appliance's own: somebody else uses it, or a switch sends our frames back.
+    OwnSource = "own_source",
+    /// An upstream's address as the source, on a port that the route to it does not leave by.
+    UpstreamSource = "upstream_source",
+    /// `port.source_check`: no route leads to the source, or none through this port.
+    SourceRoute = "source_route",
 
     // The stateless filters.
     /// The source is in `filters.deny`.
@@ -115,6 +123,8 @@ reasons! {
     BadIcmp = "bad_icmp",
     /// Echo requests past `filters.icmp_rate`, or more ICMP errors than honest routers send.
     IcmpRate = "icmp_rate",
+    /// More ARP and NDP requests than are answered.
+    NeighborRate = "neighbor_rate",
     /// ARP, NDP or ICMP for an address that is not ours.
     NotOurs = "not_ours",
     /// The next hop has not answered ARP or NDP.

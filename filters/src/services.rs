@@ -1,4 +1,4 @@
-//! Which service listens at an address and port.
+//! Which service listens at an address and port, and other tables of the operator's addresses.
 //!
 //! An open-addressed table with linear probing and a multiplicative hash. The hash has no secret: only the operator's own
 //! `listen` entries are ever inserted, so nobody outside can choose keys that collide, and the table is at most a quarter full.
@@ -21,23 +21,27 @@ use crate::units::ServiceId;
 /// From (address, port) to service. Built at start, read only.
 #[derive(Clone, Debug)]
 pub struct ServiceMap {
-    /// A power of two of them, at least one free.
-    slots: Box<[Slot]>,
-    /// `64 - log2(slots.len())`: the hash's upper bits are its good ones.
-    shift: u32,
+    listens: EndpointMap<ServiceId>,
     /// Every address that a service listens at, sorted.
     addresses: Box<[(u64, u64)]>,
 }
 
-/// Port 0 marks a free slot: nothing listens there.
-#[derive(Clone, Copy, Debug)]
-struct Slot {
-    addr: Addr,
-    port: u16,
-    service: ServiceId,
+/// From (address, port) to something of the operator's. Built at start, read only.
+#[derive(Clone, Debug)]
+pub(crate) struct EndpointMap<V> {
+    /// A power of two of them, at least one free.
+    slots: Box<[Slot<V>]>,
+    /// `64 - log2(slots.len())`: the hash's upper bits are its good ones.
+    shift: u32,
 }
 
-const FREE: Slot = Slot { addr: Addr { hi: 0, lo: 0 }, port: 0, service: ServiceId(0) };
+/// Port 0 marks a free slot: nothing listens there.
+#[derive(Clone, Copy, Debug)]
+struct Slot<V> {
+    addr: Addr,
+    port: u16,
+    value: V,
+}
 
 impl ServiceMap {
     /// The map of all `listen` entries; a service's id is its index. Entries with port 0 are left out, and of equal entries
@@ -51,49 +55,17 @@ impl ServiceMap {
     }
 
     fn from_entries(entries: Vec<(Addr, u16, ServiceId)>) -> ServiceMap {
-        // A quarter full at most, and never so small that the shift would be 64.
-        let size = entries.len().saturating_mul(4).next_power_of_two().max(8);
-        let mut map = ServiceMap {
-            slots: vec![FREE; size].into(),
-            shift: 64u32.saturating_sub(size.trailing_zeros()),
-            addresses: Box::default(),
-        };
         let mut addresses: Vec<_> = entries.iter().map(|&(addr, ..)| (addr.hi, addr.lo)).collect();
         addresses.sort_unstable();
         addresses.dedup();
-        map.addresses = addresses.into();
-        for (addr, port, service) in entries {
-            map.insert(Slot { addr, port, service });
-        }
-        map
-    }
-
-    fn insert(&mut self, new: Slot) {
-        if new.port == 0 || self.get(new.addr, new.port).is_some() {
-            return;
-        }
-        let start = self.home(new.addr, new.port);
-        let (before, from) = self.slots.split_at_mut(start);
-        if let Some(slot) = from.iter_mut().chain(before).find(|slot| slot.port == 0) {
-            *slot = new;
-        }
+        ServiceMap { listens: EndpointMap::new(&entries, ServiceId(0)), addresses: addresses.into() }
     }
 
     /// The service that listens at `addr` and `port`.
     #[inline(always)]
     #[must_use]
     pub fn get(&self, addr: Addr, port: u16) -> Option<ServiceId> {
-        let mut at = self.home(addr, port);
-        loop {
-            let slot = self.slots.get(at)?;
-            if slot.port == 0 {
-                return None;
-            }
-            if slot.port == port && slot.addr == addr {
-                return Some(slot.service);
-            }
-            at = at.wrapping_add(1) & self.slots.len().wrapping_sub(1);
-        }
+        self.listens.get(addr, port)
     }
 
     /// Whether some service listens at `addr`, on whatever port: the addresses we answer for in ARP, NDP and ICMP.
@@ -105,6 +77,48 @@ impl ServiceMap {
     /// The addresses that services listen at, each once.
     pub fn addresses(&self) -> impl Iterator<Item = Addr> + '_ {
         self.addresses.iter().map(|&(hi, lo)| Addr { hi, lo })
+    }
+}
+
+impl<V: Copy> EndpointMap<V> {
+    /// The map of `entries`, of which equal ones count once, the first, and those with port 0 not. `none` fills free slots.
+    pub(crate) fn new(entries: &[(Addr, u16, V)], none: V) -> EndpointMap<V> {
+        // A quarter full at most, and never so small that the shift would be 64.
+        let size = entries.len().saturating_mul(4).next_power_of_two().max(8);
+        let free = Slot { addr: Addr { hi: 0, lo: 0 }, port: 0, value: none };
+        let shift = 64u32.saturating_sub(size.trailing_zeros());
+        let mut map = EndpointMap { slots: vec![free; size].into(), shift };
+        for &(addr, port, value) in entries {
+            map.insert(Slot { addr, port, value });
+        }
+        map
+    }
+
+    fn insert(&mut self, new: Slot<V>) {
+        if new.port == 0 || self.get(new.addr, new.port).is_some() {
+            return;
+        }
+        let start = self.home(new.addr, new.port);
+        let (before, from) = self.slots.split_at_mut(start);
+        if let Some(slot) = from.iter_mut().chain(before).find(|slot| slot.port == 0) {
+            *slot = new;
+        }
+    }
+
+    /// What stands at `addr` and `port`.
+    #[inline(always)]
+    pub(crate) fn get(&self, addr: Addr, port: u16) -> Option<V> {
+        let mut at = self.home(addr, port);
+        loop {
+            let slot = self.slots.get(at)?;
+            if slot.port == 0 {
+                return None;
+            }
+            if slot.port == port && slot.addr == addr {
+                return Some(slot.value);
+            }
+            at = at.wrapping_add(1) & self.slots.len().wrapping_sub(1);
+        }
     }
 
     /// Where the search for a key starts: below `slots.len()`.
@@ -171,7 +185,8 @@ mod tests {
             let entries = (1..=entries).map(|port| (Addr::v4(0xc000_0201), port, ServiceId(port))).collect();
             let map = ServiceMap::from_entries(entries);
             for i in 0..10_000u32 {
-                assert!(map.home(Addr::v4(i.wrapping_mul(0x9e37_79b9)), i as u16) < map.slots.len());
+                let home = map.listens.home(Addr::v4(i.wrapping_mul(0x9e37_79b9)), i as u16);
+                assert!(home < map.listens.slots.len());
             }
         }
     }
@@ -183,7 +198,7 @@ mod tests {
         let ports = (0..4_096).map(|i| (Addr::v4(0xc000_0201), 1_024 + i, ServiceId(0))).collect();
         for entries in [rows, ports] {
             let map = ServiceMap::from_entries(entries);
-            let runs = map.slots.split(|slot| slot.port == 0).map(<[Slot]>::len);
+            let runs = map.listens.slots.split(|slot| slot.port == 0).map(<[Slot<ServiceId>]>::len);
             assert!(runs.max() < Some(32));
         }
     }

@@ -1,13 +1,14 @@
-//! Every reason for which the parser and the filters drop, with a frame that meets it and the nearest one that passes.
+//! Every reason for which the parser, the gate and the filters drop, with a frame that meets it and the nearest one that passes.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_filters::engine::{Engine, FilterCounters, Plan};
+use sluice_filters::engine::{Engine, FilterCounters, Plan, Unseen};
+use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{self, TcpBuilder, fix_checksums};
-use sluice_filters::units::Micros;
-use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, ServiceMap, parse};
+use sluice_filters::units::{Micros, PortId};
+use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, parse};
 
 use DropReason::*;
 
@@ -45,6 +46,10 @@ fn damaged(at: usize) -> Vec<u8> {
 
 fn from(src: &str) -> Vec<u8> {
     testkit::tcp(src, WEB).flags(Flags::SYN).build()
+}
+
+fn from6(src: &str) -> Vec<u8> {
+    testkit::tcp(src, WEB6).flags(Flags::SYN).build()
 }
 
 fn to(dst: &str) -> Vec<u8> {
@@ -109,7 +114,7 @@ fn of_the_parser() -> Vec<(DropReason, Vec<u8>, Vec<u8>)> {
 /// The filters of a configuration, asked as a worker asks them about segments of no connection, whose cookies are right.
 struct Filters {
     engine: Engine,
-    services: ServiceMap,
+    gate: Gate,
     now: Micros,
 }
 
@@ -121,11 +126,16 @@ impl Filters {
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24", "2001:db8::2/64"]
+gateway = "198.51.100.1"
+[[port]]
+name = "lan"
+device = "net_null1"
+addresses = ["10.0.0.2/24"]
 [[service]]
 name = "web"
 listen = ["198.51.100.10:443", "[2001:db8::10]:443"]
 [[service.upstream]]
-address = "198.51.100.5:80"
+address = "10.0.0.5:80"
 {ending}
 "#
         );
@@ -133,16 +143,17 @@ address = "198.51.100.5:80"
         let plan = Plan::compile("test.toml", &config, &[], 1).unwrap();
         Filters {
             engine: Engine::new(Arc::new(plan), [1, 2], Arc::new(FilterCounters::new(&config))),
-            services: ServiceMap::new(&config.services),
+            gate: Gate::new(&config, []),
             now: Micros(1_000_000),
         }
     }
 
     fn rx(&mut self, frame: &[u8]) -> Result<(), DropReason> {
         let Parsed::Tcp(segment) = parse(frame, RxChecksums::default())? else { return Ok(()) };
-        let service = self.services.get(segment.key.dst, segment.key.dst_port).ok_or(NotAService)?;
+        let came = Came { port: Some(PortId(0)), frame, now: self.now };
+        let judged = self.gate.judge(&mut self.engine, &segment, came, &mut Unseen)?;
+        let Addressee::Service(service) = judged else { return Ok(()) };
         let facts = Facts { segment: &segment, frame, service };
-        self.engine.check(&facts, self.now)?;
         if segment.flags.is_initial_syn() {
             return self.engine.answer(segment.key.src, self.now);
         }
@@ -152,13 +163,16 @@ address = "198.51.100.5:80"
     }
 }
 
-/// By the filters: the reason, the configuration, what came before, a frame, its near miss.
+/// By the gate and the filters: the reason, the configuration, what came before, a frame, its near miss.
 type Case = (DropReason, &'static str, Vec<Vec<u8>>, Vec<u8>, Vec<u8>);
 
 fn of_the_filters() -> Vec<Case> {
     let (syn, ack) = (syn().build(), ack().build());
     let neighbour = from("203.0.114.7:40000");
     vec![
+        (OwnSource, "", vec![], from("198.51.100.2:40000"), from("198.51.100.3:40000")),
+        (UpstreamSource, "", vec![], from("10.0.0.5:40000"), from("10.0.0.6:40000")),
+        (SourceRoute, "", vec![], from6("[2001:db8:7::7]:40000"), from6("[2001:db8::7]:40000")),
         (DenyList, "[filters]\ndeny = [\"203.0.113.0/29\"]", vec![], syn.clone(), from("203.0.113.8:1")),
         (NotAllowed, "[filters]\nallow = [\"203.0.113.8/29\"]", vec![], syn.clone(), from("203.0.113.8:1")),
         (NotAService, "", vec![], to("198.51.100.10:444"), to("198.51.100.10:443")),
@@ -241,7 +255,8 @@ fn every_reason_of_the_filters_has_its_frame_and_a_near_miss() {
         // What is limited passes again with time, and what is banned when the ban is over.
         let mut later = start();
         later.now = later.now.after(Duration::from_secs(2));
-        let for_a_time = !matches!(reason, DenyList | NotAllowed | NotAService | Rule);
+        let for_a_time =
+            !matches!(reason, OwnSource | UpstreamSource | SourceRoute | DenyList | NotAllowed | NotAService | Rule);
         assert_eq!(later.rx(&frame).is_ok(), for_a_time, "{reason:?} later");
     }
 }

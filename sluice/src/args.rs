@@ -119,6 +119,10 @@ pub struct Explain {
     /// Which packet of the capture is explained, counted from 1 as tcpdump and `sluice replay --diff` do. Default: 1.
     #[arg(short, long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub number: Option<u64>,
+    /// The port that the packet comes in by: what depends on it (`port.source_check`) is checked, too. Default: the capture's
+    /// interface, if a port has its name; otherwise that is taken to be right.
+    #[arg(long, value_name = "NAME")]
+    pub port: Option<String>,
     /// The packet, in one word or several, or the file of a capture; - is standard input.
     #[arg(value_name = "PACKET", required = true, num_args = 1..)]
     pub packet: Vec<String>,
@@ -145,6 +149,10 @@ pub struct Replay {
     /// What every packet must be, or the exit code is 3; what a service sent is not judged.
     #[arg(long, value_enum, value_name = "FATE")]
     pub expect: Option<Fate>,
+    /// The port that the packets come in by, all of them: what depends on it (`port.source_check`) is checked, too. Default: each
+    /// packet's interface, if a port has its name; otherwise that is taken to be right.
+    #[arg(long, value_name = "NAME")]
+    pub port: Option<String>,
     /// Show no progress bar.
     #[arg(long)]
     pub quiet: bool,

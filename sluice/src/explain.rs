@@ -10,7 +10,7 @@ use sluice_control::packet;
 
 use crate::args::Explain;
 use crate::exit::{BAD_CONFIG, complain, print};
-use crate::load::load;
+use crate::load::{load, port};
 
 /// Prints the way of the packet that is asked for.
 pub fn explain(wanted: &Explain) -> ExitCode {
@@ -20,6 +20,9 @@ pub fn explain(wanted: &Explain) -> ExitCode {
 fn run(wanted: &Explain) -> Result<ExitCode, ExitCode> {
     let whole = load(&wanted.config)?;
     let packet = packet(wanted).map_err(|error| complain(&format_args!("sluice: {error}"), BAD_CONFIG))?;
+    let asked_port = port(&whole.config, wanted.port.as_deref())?;
+    let interface = |name: &String| whole.config.ports.iter().position(|port| port.name == *name);
+    let port = asked_port.or(packet.interface.as_ref().and_then(interface));
     let now = || SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let asked = wanted.time.map(|time| time.duration_since(UNIX_EPOCH).unwrap_or_default());
     let circumstances = Circumstances {
@@ -28,6 +31,7 @@ fn run(wanted: &Explain) -> Result<ExitCode, ExitCode> {
         bans: &whole.bans,
         seed: whole.seed()?,
         time: asked.or(packet.time).unwrap_or_else(now),
+        port,
     };
     Ok(print(&explain::explain(&circumstances, whole.filters.plan, &packet.frame, packet.wire_len)))
 }
@@ -39,6 +43,8 @@ struct Packet {
     wire_len: u32,
     /// When it was captured, if it was.
     time: Option<Duration>,
+    /// Where, if the capture says so.
+    interface: Option<String>,
 }
 
 fn packet(wanted: &Explain) -> Result<Packet, String> {
@@ -58,7 +64,7 @@ fn packet(wanted: &Explain) -> Result<Packet, String> {
     }
     let frame = packet::parse_words(&wanted.packet).map_err(|error| format!("the packet: {error}"))?;
     let wire_len = u32::try_from(frame.len()).unwrap_or(u32::MAX);
-    Ok(Packet { frame, wire_len, time: None })
+    Ok(Packet { frame, wire_len, time: None, interface: None })
 }
 
 /// Packet `number`, from 1, of a capture.
@@ -68,7 +74,12 @@ fn captured(file: &Path, number: u64) -> Result<Packet, String> {
     while let Some(packet) = capture.next().map_err(|error| error.to_string())? {
         count = packet.number;
         if count == number {
-            return Ok(Packet { frame: packet.frame.to_vec(), wire_len: packet.wire_len, time: Some(packet.time) });
+            return Ok(Packet {
+                frame: packet.frame.to_vec(),
+                wire_len: packet.wire_len,
+                time: Some(packet.time),
+                interface: packet.interface.map(str::to_owned),
+            });
         }
     }
     let file = file.display();

@@ -34,3 +34,16 @@ pub fn load(path: &Path) -> Result<Whole, ExitCode> {
     let bans = configured_bans(&config).map_err(|error| wrong(&error))?;
     Ok(Whole { config, filters, bans })
 }
+
+/// The index of the port called `name`, if one is asked for, or complains.
+pub fn port(config: &Config, name: Option<&str>) -> Result<Option<usize>, ExitCode> {
+    let Some(name) = name else { return Ok(None) };
+    let port = config.ports.iter().position(|port| port.name == name);
+    port.map(Some).ok_or_else(|| {
+        let names: Vec<&str> = config.ports.iter().map(|port| port.name.as_str()).collect();
+        complain(
+            &format_args!("sluice: --port {name}: no port has this name; the ports are {}", names.join(", ")),
+            BAD_CONFIG,
+        )
+    })
+}

@@ -14,7 +14,7 @@ use sluice_filters::{Parsed, RxChecksums, parse};
 
 use crate::args::{self, Fate};
 use crate::exit::{BAD_CONFIG, DIFFERENT, FAILED, complain, print};
-use crate::load::load;
+use crate::load::{load, port};
 
 /// Packets between two looks at the progress bar.
 const STEP: u64 = 4_096;
@@ -29,6 +29,8 @@ pub fn replay(wanted: &args::Replay) -> ExitCode {
 fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
     let mut ours = appliance(&wanted.config)?;
     let mut other = wanted.diff.as_deref().map(appliance).transpose()?;
+    let ours_port = port(ours.config(), wanted.port.as_deref())?;
+    let other_port = other.as_ref().map(|other| port(other.config(), wanted.port.as_deref())).transpose()?;
     let mut capture = Capture::open(&wanted.capture).map_err(|error| complain(&error, BAD_CONFIG))?;
     outputs_are_apart(wanted).map_err(|error| complain(&error, BAD_CONFIG))?;
     let create = |file: &Option<_>| file.as_deref().map(PcapWriter::create).transpose();
@@ -47,9 +49,12 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
             Err(error) => break Some(error),
         };
         let (time, frame, len) = (packet.time, packet.frame, packet.wire_len);
+        let interface = packet.interface;
+        come_by(&mut ours, ours_port, interface);
         let outcome = ours.packet(time, frame, len);
         report.add(outcome, time, len);
         if let Some(other) = &mut other {
+            come_by(other, other_port.flatten(), interface);
             let theirs = other.packet(time, frame, len);
             other_report.add(theirs, time, len);
             diff.add([ours.config(), other.config()], [outcome, theirs], packet.number, || describe(frame));
@@ -99,6 +104,13 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
         ));
     }
     Ok(if diff.is_empty() { printed } else { ExitCode::from(DIFFERENT) })
+}
+
+/// Tells a replay where the next packet comes in: by the port that was asked for, or by the one of its interface's name.
+fn come_by(replay: &mut Replay, asked: Option<usize>, interface: Option<&str>) {
+    let named = |name: &str| replay.config().ports.iter().position(|port| port.name == name);
+    let port = asked.or(interface.and_then(named));
+    replay.come_by(port);
 }
 
 fn is_unexpected(outcome: Outcome, expected: Option<Fate>) -> bool {

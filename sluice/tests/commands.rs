@@ -91,6 +91,7 @@ hugepages = "off"
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24"]
+gateway = "198.51.100.1"
 [[service]]
 name = "web"
 listen = ["198.51.100.10:80"]

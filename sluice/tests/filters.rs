@@ -153,10 +153,70 @@ fn explain_tells_the_way_of_a_packet() {
             "192.0.2.7:4 > 198.51.100.10:444",
             "service    none listens on 198.51.100.10:444\nverdict    dropped: not_a_service\n",
         ),
+        (
+            "192.0.2.7:4 > 198.51.100.10:444 flags=R",
+            "service    none listens on 198.51.100.10:444\nverdict    dropped: not_a_service\n",
+        ),
+        (
+            "198.51.100.50:443 > 198.51.100.2:50000 flags=.",
+            "upstream   198.51.100.50:443 is one, and filters are for clients\nverdict    goes to the connection that dialled it;",
+        ),
+        (
+            "198.51.100.2:4 > 198.51.100.10:443",
+            "source     198.51.100.2 is the appliance's own address\nverdict    dropped: own_source\n",
+        ),
+        (
+            "198.51.100.10:443 > 192.0.2.7:4 flags=S.",
+            "source     198.51.100.10 is the appliance's own address\nverdict    dropped: own_source, where the appliance receives it\n",
+        ),
+        (
+            "198.51.100.255:4 > 198.51.100.10:443",
+            "source     198.51.100.255 is a network's own or its broadcast address\nverdict    dropped: martian_source\n",
+        ),
         ("192.0.2.7:4 > 198.51.100.10:443 flags=SF", "parser     not acceptable\nverdict    dropped: bad_flags\n"),
     ] {
         let said = explain(packet);
         assert!(said.contains(wanted), "{packet}: {said}");
+    }
+}
+
+#[test]
+fn explain_and_replay_check_a_source_as_on_the_port_that_is_named() {
+    let folder = place();
+    let lan =
+        "[[port]]\nname = \"lan\"\ndevice = \"net_null0\"\naddresses = [\"10.0.0.2/24\"]\nsource_check = \"strict\"\n";
+    config(folder.path(), "sluice.toml", lan);
+    let explain = |port: &[&str], packet: &str| {
+        let arguments = [&["explain", "-c", "sluice.toml"], port, &[packet]].concat();
+        let (code, said, error) = run(folder.path(), &arguments);
+        assert_eq!((code, error.as_str()), (0, ""), "{packet}");
+        said
+    };
+    let client = "203.0.113.7:4 > 198.51.100.10:443";
+    for port in [&[][..], &["--port", "wan"]] {
+        assert!(explain(port, client).contains("verdict    SYN-ACK"), "{port:?}");
+    }
+    let said = explain(&["--port", "lan"], client);
+    let wanted = "source     the best route to 203.0.113.7 does not leave by port \"lan\", whose source_check is \"strict\"\n\
+                  verdict    dropped: source_route\n";
+    assert!(said.contains(wanted), "{said}");
+    let said = explain(&["--port", "lan"], "198.51.100.50:443 > 198.51.100.2:50000 flags=.");
+    let wanted = "source     198.51.100.50 is an upstream's address, and its route does not leave by port \"lan\"\n\
+                  verdict    dropped: upstream_source\n";
+    assert!(said.contains(wanted), "{said}");
+
+    let one = vec![(0, tcp("203.0.113.7:4", WEB).flags(sluice_filters::Flags::SYN).build())];
+    capture(&folder.path().join("one.pcap"), &[&one]);
+    for (port, wanted) in [("wan", "SYN answered with a cookie"), ("lan", "dropped: source_route")] {
+        let (_, said, _) = run(folder.path(), &["replay", "-c", "sluice.toml", "--port", port, "one.pcap"]);
+        assert!(said.contains(wanted), "{port}: {said}");
+    }
+    for command in [
+        &["explain", "-c", "sluice.toml", "--port", "dmz", client][..],
+        &["replay", "-c", "sluice.toml", "--port", "dmz", "one.pcap"],
+    ] {
+        let (code, _, error) = run(folder.path(), command);
+        assert_eq!((code, error.as_str()), (2, "sluice: --port dmz: no port has this name; the ports are wan, lan\n"));
     }
 }
 

@@ -22,6 +22,7 @@ cores = [1, 2, 3, 4]
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24"]
+gateway = "198.51.100.1"
 [[service]]
 name = "web"
 listen = ["198.51.100.10:80"]

@@ -1,4 +1,4 @@
-//! One packet kind through everything a worker does with it but the device: parse, service and source lookups, then the cookie's
+//! One packet kind through everything a worker does with it but the device: parse, the gate's verdict (service, source, filters), then the cookie's
 //! answer or the cookie check. `packet_path KIND COUNT`, KIND being `syn`, `syn-bare`, `ack`, `drop` or `none` (the loop itself).
 //!
 //! Run under an instruction counter with two counts, the difference divided by the difference of counts is one packet's cost;
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sluice_filters::addr::{Addr, FlowKey};
-use sluice_filters::engine::Engine;
-use sluice_filters::rules::Facts;
+use sluice_filters::engine::{Engine, Unseen};
+use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
-use sluice_filters::{Flags, Parsed, RxChecksums, ServiceMap, parse, parse_then};
+use sluice_filters::{Flags, Parsed, RxChecksums, parse, parse_then};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
 use sluice_tcpstack::net::{Lower, Reach, Route, Way};
@@ -25,6 +25,7 @@ const CONFIG: &str = r#"
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24"]
+gateway = "198.51.100.1"
 [[service]]
 name = "s"
 listen = ["198.51.100.10:443"]
@@ -79,7 +80,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let count: u64 = args.next().ok_or(usage)?.parse()?;
 
     let config = Arc::new(sluice_config::parse("packet_path.toml", CONFIG)?);
-    let services = ServiceMap::new(&config.services);
+    let gate = Gate::new(&config, []);
     let counters = Arc::new(StackCounters::new(&config));
     let mut stack = Stack::new(Setup {
         filters: Engine::of(&config).expect("no rules"),
@@ -147,13 +148,13 @@ fn main() -> Result<(), Box<dyn Error>> {
                 if !segment.flags.is_initial_syn() {
                     return later.push((segment, stack.hash(&segment.key)));
                 }
-                let service = services.get(segment.key.dst, segment.key.dst_port);
-                let Some(service) = service else {
+                let came = Came { port: Some(PortId(0)), frame: &buffer.octets[..buffer.len], now: NOW };
+                let judged = gate.judge(&mut stack.filters, &segment, came, &mut Unseen);
+                let Ok(Addressee::Service(service)) = judged else {
                     dropped += 1;
                     return;
                 };
-                let facts = Facts { segment: &segment, frame: &buffer.octets[..buffer.len], service };
-                if stack.filters.check(&facts, NOW).is_err() || stack.filters.answer(segment.key.src, NOW).is_err() {
+                if stack.filters.answer(segment.key.src, NOW).is_err() {
                     dropped += 1;
                     return;
                 }
@@ -163,15 +164,12 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
         for (segment, hash) in later.drain(..) {
             stack.touch(hash);
-            let service = services.get(segment.key.dst, segment.key.dst_port);
-            let Some(service) = service else {
+            let came = Came { port: Some(PortId(0)), frame: &buffer[..len], now: NOW };
+            let judged = gate.judge(&mut stack.filters, &segment, came, &mut Unseen);
+            let Ok(Addressee::Service(service)) = judged else {
                 dropped += 1;
                 continue;
             };
-            if stack.filters.check(&Facts { segment: &segment, frame: &buffer[..len], service }, NOW).is_err() {
-                dropped += 1;
-                continue;
-            }
             let arrival = Arrival { port: PortId(0), mac: [2, 0, 0, 0, 0, 1], unfinished: false };
             let result = stack.segment(&segment, &mut buffer[..len], hash, arrival, Some(service), NOW, &mut lower);
             dropped += u64::from(black_box(result).is_err());

@@ -1,5 +1,5 @@
-//! One spliced segment through everything a worker does with it but the device and the link header: parse, service and source
-//! lookups, flow and session, rewrite, IP header. Bursts of 32: parsed and hashed, then touched, then judged.
+//! One spliced segment through everything a worker does with it but the device and the link header: parse, the gate's
+//! verdict, flow and session, rewrite, IP header. Bursts of 32: parsed and hashed, then touched, then judged.
 //!
 //! `splice_path` prints a table of nanoseconds. `splice_path KIND SIZE FLOWS COUNT` works on COUNT segments of one kind: `up` (from the
 //! client), `down` (from the upstream) or `none` (the loop itself, which writes the frames), with SIZE octets of new payload and
@@ -14,10 +14,11 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use sluice_filters::checksum::Sum;
-use sluice_filters::rules::Facts;
+use sluice_filters::engine::Unseen;
+use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::testkit::{Opt, PEER_MAC};
 use sluice_filters::units::PortId;
-use sluice_filters::{Parsed, RxChecksums, Segment, ServiceMap, parse_then};
+use sluice_filters::{Parsed, RxChecksums, Segment, parse_then};
 use sluice_tcpstack::stack::{Arrival, Outcome};
 
 use self::spliced::{Lab, write_ip};
@@ -48,7 +49,7 @@ type Headers = [u8; HEADERS];
 
 struct Bench {
     lab: Lab,
-    services: ServiceMap,
+    gate: Gate,
     size: usize,
     up: Vec<Headers>,
     down: Vec<Headers>,
@@ -77,7 +78,7 @@ impl Bench {
         let config = spliced::config(flows, SCALE);
         Bench {
             lab,
-            services: ServiceMap::new(&config.services),
+            gate: Gate::new(&config, []),
             size,
             up,
             down,
@@ -127,14 +128,14 @@ impl Bench {
             }
             for (index, segment, hash) in self.later.drain(..) {
                 let frame = &mut burst[index];
-                let service = self.services.get(segment.key.dst, segment.key.dst_port);
-                if let Some(service) = service {
-                    let facts = Facts { segment: &segment, frame, service };
-                    if self.lab.stack.filters.check(&facts, self.lab.now).is_err() {
-                        continue;
-                    }
-                }
-                let arrival = Arrival { port: PortId(u8::from(kind == Kind::Down)), mac: PEER_MAC, unfinished: false };
+                let port = PortId(u8::from(kind == Kind::Down));
+                let came = Came { port: Some(port), frame, now: self.lab.now };
+                let service = match self.gate.judge(&mut self.lab.stack.filters, &segment, came, &mut Unseen) {
+                    Ok(Addressee::Service(service)) => Some(service),
+                    Ok(Addressee::Dialler) => None,
+                    Err(_) => continue,
+                };
+                let arrival = Arrival { port, mac: PEER_MAC, unfinished: false };
                 let (now, wire) = (self.lab.now, &mut self.lab.wire);
                 let outcome = self.lab.stack.segment(&segment, &mut frame[..len], hash, arrival, service, now, wire);
                 if let Ok(Outcome::Forward) = outcome {

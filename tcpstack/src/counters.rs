@@ -19,6 +19,8 @@ pub struct StackCounters {
     pub challenge_acks: Counter,
     /// RSTs built by us for flows we refuse or have lost.
     pub resets_sent: Counter,
+    /// RSTs and ACKs to segments of no connection that the ceiling of such answers kept back.
+    pub answers_withheld: Counter,
     /// Gauge: flow table entries.
     pub flow_entries: Counter,
     /// Gauge: connections in TIME-WAIT, their sockets already gone.
@@ -282,6 +284,7 @@ impl StackCounters {
             services,
             challenge_acks: Counter::default(),
             resets_sent: Counter::default(),
+            answers_withheld: Counter::default(),
             flow_entries: Counter::default(),
             time_wait: Counter::default(),
             buffer_bytes: Counter::default(),

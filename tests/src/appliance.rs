@@ -206,6 +206,7 @@ pub struct Setup {
     wan_device: Option<(String, String)>,
     wan_vlan: u16,
     ring: u32,
+    source_check: Option<String>,
     services: Vec<Service>,
 }
 
@@ -228,6 +229,7 @@ impl Setup {
             wan_vlan: 0,
             // Deep enough that a flood's bursts wait in it while the one core is busy elsewhere.
             ring: 8192,
+            source_check: None,
             services: Vec::new(),
         }
     }
@@ -320,6 +322,12 @@ impl Setup {
         Setup { ring: frames, ..self }
     }
 
+    /// Sets both ports' `source_check`.
+    #[must_use]
+    pub fn source_check(self, check: &str) -> Setup {
+        Setup { source_check: Some(check.to_owned()), ..self }
+    }
+
     /// The file's text for `lab`.
     ///
     /// # Panics
@@ -378,6 +386,9 @@ impl Setup {
         );
         if self.wan_vlan != 0 && name == "wan" {
             let _ = writeln!(text, "vlan = {}", self.wan_vlan);
+        }
+        if let Some(check) = &self.source_check {
+            let _ = writeln!(text, "source_check = \"{check}\"");
         }
         if !gateway.is_empty() {
             let _ = writeln!(text, "gateway = {gateway:?}");

@@ -482,6 +482,7 @@ fn finish_port(port: PortDraft) -> Port {
         vlan: port.vlan,
         mtu: port.mtu.map_or(1500, |mtu| mtu.value),
         promiscuous: port.promiscuous,
+        source_check: port.source_check,
     }
 }
 

@@ -7,10 +7,11 @@ use ipnet::IpNet;
 use super::name;
 use crate::address;
 use crate::error::{Diagnostics, Located, Wrong, quoted};
-use crate::model::PortAddress;
+use crate::model::{PortAddress, SourceCheck};
 use crate::read::{Entry, Section};
 
-pub(super) const PORT: &[&str] = &["name", "device", "args", "addresses", "gateway", "vlan", "mtu", "promiscuous"];
+pub(super) const PORT: &[&str] =
+    &["name", "device", "args", "addresses", "gateway", "vlan", "mtu", "promiscuous", "source_check"];
 pub(super) const ROUTE: &[&str] = &["to", "via", "port"];
 
 /// One `[[port]]`.
@@ -23,6 +24,7 @@ pub(crate) struct PortDraft {
     pub(crate) vlan: u16,
     pub(crate) mtu: Option<Located<u16>>,
     pub(crate) promiscuous: bool,
+    pub(crate) source_check: SourceCheck,
 }
 
 /// One `[[route]]`.
@@ -59,7 +61,9 @@ pub(super) fn port(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<
     let vlan = section.integer("vlan", 0..=4_094_u16, diag).map_or(0, |n| n.value);
     let mtu = section.integer("mtu", 576..=9_000_u16, diag);
     let promiscuous = section.boolean("promiscuous", diag).unwrap_or(false);
-    Some(PortDraft { name: name?, device: device?, args, addresses, gateways, vlan, mtu, promiscuous })
+    let checks = [("off", SourceCheck::Off), ("loose", SourceCheck::Loose), ("strict", SourceCheck::Strict)];
+    let source_check = section.choice("source_check", &checks, diag).unwrap_or_default();
+    Some(PortDraft { name: name?, device: device?, args, addresses, gateways, vlan, mtu, promiscuous, source_check })
 }
 
 /// A PCI address in DPDK's spelling, or the name of a virtual device.

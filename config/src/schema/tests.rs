@@ -8,7 +8,7 @@ use super::*;
 use crate::model::{
     Action, Balance, Bans, Config, Congestion, Connect, Expression, Filters, FlagMatch, Geo, Limit, Limits, Matches,
     Measure, Mode, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise, ProxyHeaderExtras, ProxyProtocol,
-    Rate, Rule, Sample, Service, Set, SourceLimits, Sources, Timeouts, Upstream,
+    Rate, Rule, Sample, Service, Set, SourceCheck, SourceLimits, Sources, Timeouts, Upstream,
 };
 use crate::{Place, parse};
 
@@ -113,6 +113,7 @@ fn minimal_file_has_every_default() {
             vlan: 0,
             mtu: 1500,
             promiscuous: false,
+            source_check: SourceCheck::Loose,
         }],
         routes: vec![],
         services: vec![Service {

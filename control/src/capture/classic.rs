@@ -73,6 +73,6 @@ impl Classic {
         source.need_slice(octets, part)?;
         // A fraction above one second, which no known program writes, carries.
         let time = Duration::from_secs(seconds.into()) + Duration::from_nanos(u64::from(fraction) * self.unit);
-        Ok(Some(Record { time, captured: octets, wire_len, link: self.link }))
+        Ok(Some(Record { time, captured: octets, wire_len, link: self.link, interface: 0 }))
     }
 }

@@ -31,8 +31,13 @@ pub(super) struct PcapNg {
     time: Duration,
 }
 
-#[derive(Clone, Copy, Debug)]
+/// Longest name of an interface that is kept, octets: ports have 63 at most.
+const MAX_NAME: u16 = 63;
+
+#[derive(Clone, Debug)]
 struct Interface {
+    /// `if_name`; empty without one.
+    name: String,
     link: u32,
     snap: u32,
     resolution: Resolution,
@@ -200,6 +205,7 @@ impl PcapNg {
         let &[_, _, _, _, _, _, _, _, l0, l1, _, _, s0, s1, s2, s3] = &header;
         source.take(header.len());
         let mut interface = Interface {
+            name: String::new(),
             link: self.order.u16([l0, l1]).into(),
             snap: self.order.u32([s0, s1, s2, s3]),
             resolution: Resolution::Micro,
@@ -217,6 +223,11 @@ impl PcapNg {
                 return Err(block.corrupt(format!("an option of {len} octets, which the block has no room for")));
             }
             match (code, len) {
+                (2, 1..=MAX_NAME) => {
+                    let option = source.need_slice(usize::from(len) + 4, block.part)?;
+                    let name = String::from_utf8_lossy(option.get(4..).unwrap_or_default());
+                    interface.name = name.trim_end_matches('\0').to_owned();
+                }
                 (9, 1) => {
                     let [_, _, _, _, resolution, ..] = source.need::<8>(block.part)?;
                     interface.resolution = Resolution::from_option(resolution);
@@ -245,14 +256,15 @@ impl PcapNg {
             word
         };
         let (interface, link) = self.of(block, index, number)?;
+        let (resolution, offset) = (interface.resolution, interface.offset);
         check_length(block, captured, number)?;
         if u64::from(captured).next_multiple_of(4) > u64::from(block.total) - 32 {
             return Err(block.corrupt(format!("{captured} octets in a block of {}", block.total)));
         }
-        let time = interface.resolution.duration(u64::from(high) << 32 | u64::from(low));
-        let seconds = time.as_secs().saturating_add_signed(interface.offset);
+        let time = resolution.duration(u64::from(high) << 32 | u64::from(low));
+        let seconds = time.as_secs().saturating_add_signed(offset);
         self.time = Duration::new(seconds, time.subsec_nanos());
-        self.found(source, block, 28, captured, wire_len, link)
+        self.found(source, block, (28, captured), wire_len, (index, link))
     }
 
     /// A simple packet block: the first interface's, without a time.
@@ -263,32 +275,37 @@ impl PcapNg {
         let snap = if interface.snap == 0 { u32::MAX } else { interface.snap };
         let captured = wire_len.min(snap).min(block.total - 16);
         check_length(block, captured, number)?;
-        self.found(source, block, 12, captured, wire_len, link)
+        self.found(source, block, (12, captured), wire_len, (0, link))
     }
 
-    fn of(&self, block: Block, index: u32, number: u64) -> Result<(Interface, Link), CaptureFault> {
+    fn of(&self, block: Block, index: u32, number: u64) -> Result<(&Interface, Link), CaptureFault> {
         let interface = usize::try_from(index).ok().and_then(|index| self.interfaces.get(index)).ok_or_else(|| {
             block.corrupt(format!("interface {index} of {} that the section describes", self.interfaces.len()))
         })?;
         let link = Link::from_number(interface.link)
             .ok_or(CaptureFault::LinkType { packet: Some(number), number: interface.link })?;
-        Ok((*interface, link))
+        Ok((interface, link))
     }
 
     fn found(
         &mut self,
         source: &mut Source,
         block: Block,
-        header: usize,
-        captured: u32,
+        (header, captured): (usize, u32),
         wire_len: u32,
-        link: Link,
+        (interface, link): (u32, Link),
     ) -> Result<Record, CaptureFault> {
         source.take(header);
         source.need_slice(captured as usize, block.part)?;
         let octets = u64::from(block.total) - header as u64 - u64::from(captured) - 4;
         self.pending = Some(Pending { octets, total: block.total, at: block.at, part: block.part });
-        Ok(Record { time: self.time, captured: captured as usize, wire_len, link })
+        Ok(Record { time: self.time, captured: captured as usize, wire_len, link, interface })
+    }
+
+    /// The name of an interface of this section, if it has one.
+    pub(super) fn interface_name(&self, interface: u32) -> Option<&str> {
+        let interface = self.interfaces.get(usize::try_from(interface).ok()?)?;
+        Some(interface.name.as_str()).filter(|name| !name.is_empty())
     }
 }
 

@@ -25,6 +25,8 @@ pub struct Packet<'a> {
     pub wire_len: u32,
     /// Whether octets are missing at its end.
     pub truncated: bool,
+    /// The name of the interface it came in by, if the file says so.
+    pub interface: Option<&'a str>,
 }
 
 /// Where a format found a packet: its octets are the source's next.
@@ -34,6 +36,8 @@ pub(super) struct Record {
     pub(super) captured: usize,
     pub(super) wire_len: u32,
     pub(super) link: Link,
+    /// Which of the file's interfaces.
+    pub(super) interface: u32,
 }
 
 #[derive(Debug)]
@@ -129,12 +133,16 @@ impl Capture {
             }
         };
         self.packets = number;
+        let interface = match &self.format {
+            Format::Classic(_) => None,
+            Format::PcapNg(pcapng) => pcapng.interface_name(record.interface),
+        };
         let octets = self.source.take(record.captured);
         // What was captured was on the wire, whatever a careless writer says.
         let wire_len = record.wire_len.max(record.captured as u32);
         if record.link == Link::Ethernet {
             let truncated = octets.len() < wire_len as usize;
-            return Ok(Some(Packet { number, time: record.time, frame: octets, wire_len, truncated }));
+            return Ok(Some(Packet { number, time: record.time, frame: octets, wire_len, truncated, interface }));
         }
         self.frame.clear();
         self.frame.reserve_exact(MAX_PACKET + 14);
@@ -149,7 +157,7 @@ impl Capture {
         };
         let wire_len = (wire_len - own as u32).saturating_add(14);
         let truncated = self.frame.len() < wire_len as usize;
-        Ok(Some(Packet { number, time: record.time, frame: &self.frame, wire_len, truncated }))
+        Ok(Some(Packet { number, time: record.time, frame: &self.frame, wire_len, truncated, interface }))
     }
 }
 

@@ -1,6 +1,6 @@
 //! One packet's whole way through the filters, in words: what `sluice explain` prints.
 //!
-//! The verdict is the engine's own; why a rule does not match is asked of the rules one condition at a time.
+//! The verdict is the appliance's own, by way of a [`Replay`]; why a rule does not match is asked of the rules one condition at a time.
 
 mod why;
 
@@ -13,7 +13,7 @@ use sluice_filters::engine::{Level, Limited, Plan, RuleStep, Step};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Seq, ServiceId};
-use sluice_filters::{Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
+use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
 
 use crate::filters::bans::Ban;
 use crate::packet;
@@ -32,6 +32,8 @@ pub struct Circumstances<'a> {
     pub seed: Option<[u8; 32]>,
     /// When the packet was received, since 1970.
     pub time: std::time::Duration,
+    /// The port that it came in by, an index into the configuration's; none when nobody knows.
+    pub port: Option<usize>,
 }
 
 /// Explains what becomes of `frame`, which had `wire_len` octets when it was sent: what is missing counts as zeroes, and the
@@ -61,19 +63,38 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
         }
     };
     out.say("packet", &packet::describe(&segment, frame));
+    let mut replay = Replay::new(Arc::clone(config), plan, circumstances.seed.unwrap_or_default(), bans.to_vec());
+    replay.come_by(circumstances.port);
+    let mut steps: Vec<Step> = Vec::new();
+    let outcome = replay.packet_traced(circumstances.time, captured, wire_len, &mut steps);
+    if let Some(fault) = why::bad_source(config, &segment, circumstances.port, outcome) {
+        out.say("source", &fault);
+        let received = if outcome == Outcome::FromService { ", where the appliance receives it" } else { "" };
+        let reason = outcome.reason().unwrap_or(DropReason::OwnSource);
+        out.say("verdict", &format!("dropped: {}{received}", reason.as_str()));
+        return out.0;
+    }
     let Some(service) = ServiceMap::new(&config.services).get(segment.key.dst, segment.key.dst_port) else {
         out.say("service", &format!("none listens on {}", segment.key.local()));
-        out.say("verdict", "dropped: not_a_service");
+        if outcome == Outcome::FromUpstream {
+            out.say("upstream", &format!("{} is one, and filters are for clients", segment.key.remote()));
+            out.say(
+                "verdict",
+                "goes to the connection that dialled it; without one, a RST answers it, and it is dropped: no_flow",
+            );
+            return out.0;
+        }
+        out.lists(circumstances, &segment);
+        out.bans(circumstances, &segment);
+        out.limits(config, &steps);
+        out.say("verdict", &outcome.describe(config));
         return out.0;
     };
     out.service(config, service);
     let facts = Facts { segment: &segment, frame, service };
-    out.sources(circumstances, &segment);
+    out.sets(circumstances, &segment);
+    out.lists(circumstances, &segment);
     out.bans(circumstances, &segment);
-
-    let mut replay = Replay::new(Arc::clone(config), plan, circumstances.seed.unwrap_or_default(), bans.to_vec());
-    let mut steps: Vec<Step> = Vec::new();
-    let outcome = replay.packet_traced(circumstances.time, captured, wire_len, &mut steps);
     let ended_before_rules = steps.iter().any(|s| matches!(s, Step::Denied | Step::NotAllowed | Step::Banned(_)));
     if !ended_before_rules {
         out.rules(circumstances, replay.plan(), &facts, &steps);
@@ -99,7 +120,7 @@ impl Lines {
         );
     }
 
-    fn sources(&mut self, circumstances: &Circumstances<'_>, segment: &Segment) {
+    fn sets(&mut self, circumstances: &Circumstances<'_>, segment: &Segment) {
         let Circumstances { config, sets, .. } = circumstances;
         let holding: Vec<String> = config
             .sets
@@ -112,6 +133,10 @@ impl Lines {
         if !config.sets.is_empty() {
             self.say("sets", &format!("{} is {holding}", segment.key.src.to_ip()));
         }
+    }
+
+    fn lists(&mut self, circumstances: &Circumstances<'_>, segment: &Segment) {
+        let config = circumstances.config;
         let ip = segment.key.src.to_ip();
         let filters = &config.filters;
         let within = |nets: &[ipnet::IpNet]| nets.iter().find(|net| net.contains(&ip)).copied();
@@ -201,7 +226,7 @@ impl Lines {
                 "answered with a SYN-ACK; nothing is remembered until its cookie comes back".to_owned()
             }
             Outcome::Opened => "right".to_owned(),
-            Outcome::Dropped(..) if outcome.reason() == Some(sluice_filters::DropReason::BadCookie) => {
+            Outcome::Dropped(..) if outcome.reason() == Some(DropReason::BadCookie) => {
                 let cookie = Seq(segment.ack.0.wrapping_sub(1)).0;
                 match circumstances.seed {
                     Some(_) => format!("{cookie:#010x} is not ours, or was minted too long ago"),
@@ -226,9 +251,7 @@ impl Lines {
             Outcome::Answered => format!("SYN-ACK; the client's ACK opens a connection, {targets}"),
             Outcome::Opened => format!("a connection opens, {targets}"),
             Outcome::Dropped(..)
-                if outcome.reason() == Some(sluice_filters::DropReason::BadCookie)
-                    && !seeded
-                    && segment.flags.contains(Flags::ACK) =>
+                if outcome.reason() == Some(DropReason::BadCookie) && !seeded && segment.flags.contains(Flags::ACK) =>
             {
                 format!(
                     "dropped: bad_cookie, unless it belongs to an open connection or brings a cookie of the running appliance; \

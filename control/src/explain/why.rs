@@ -5,11 +5,13 @@ use std::fmt::Display;
 use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
-use sluice_config::{Config, FlagMatch, OptionMatch, Rule, Sources};
+use sluice_config::{Config, FlagMatch, OptionMatch, Rule, SourceCheck, Sources};
 use sluice_filters::addr::Addr;
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
-use sluice_filters::{SynOffer, option_kinds};
+use sluice_filters::{DropReason, Segment, SynOffer, option_kinds};
+
+use crate::replay::Outcome;
 
 /// Names of option kinds, as `rule.options` has them.
 const KINDS: [(u8, &str); 7] =
@@ -69,6 +71,26 @@ pub(super) fn mismatch(
         }
         _ => key,
     }
+}
+
+/// What is wrong with a packet's source, if the outcome says that something is.
+pub(super) fn bad_source(config: &Config, segment: &Segment, port: Option<usize>, outcome: Outcome) -> Option<String> {
+    let source = segment.key.src.to_ip();
+    let named = port.and_then(|port| config.ports.get(port));
+    let here = named.map_or("a port".to_owned(), |port| format!("port {:?}", port.name));
+    let reason = if outcome == Outcome::FromService { Some(DropReason::OwnSource) } else { outcome.reason() };
+    Some(match reason? {
+        DropReason::OwnSource => format!("{source} is the appliance's own address"),
+        DropReason::MartianSource => format!("{source} is a network's own or its broadcast address"),
+        DropReason::UpstreamSource => {
+            format!("{source} is an upstream's address, and its route does not leave by {here}")
+        }
+        DropReason::SourceRoute if named.is_some_and(|port| port.source_check == SourceCheck::Strict) => {
+            format!("the best route to {source} does not leave by {here}, whose source_check is \"strict\"")
+        }
+        DropReason::SourceRoute => format!("no route leads to {source}, and source_check is not \"off\""),
+        _ => return None,
+    })
 }
 
 /// The first set or prefix among `sources` that holds the address.

@@ -122,6 +122,8 @@ families! {
         "RSTs sent in answer to segments of no connection.";
     RESETS_WITHHELD: Counter "sluice_flowless_resets_withheld_total" ["reason"]
         "Segments of no connection that got no RST, by the reason.";
+    ANSWERS_WITHHELD: Counter "sluice_answers_withheld_total" ["worker"]
+        "RSTs and ACKs to segments of no connection that the ceiling of such answers kept back.";
 
     SERVICE_SYNS: Counter "sluice_service_syns_total" ["service"]
         "SYNs to the service that were answered.";

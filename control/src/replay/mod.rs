@@ -2,9 +2,10 @@
 //!
 //! Octets that the capture did not keep are taken for zeroes, and checksums over them for right.
 //!
-//! What is real: the parser, the address sets, rules, limits and bans of the configuration, and the cookies. What is not there: ports and
-//! neighbours (MAC addresses and VLANs are not compared), sessions, upstreams, and `service.limits`. All packets meet one worker; several
-//! would each keep the limits per source for themselves.
+//! What is real: the parser, the check of sources, the address sets, rules, limits and bans of the configuration, and the cookies: the
+//! first verdict is [`Gate::judge`]'s, as in the running appliance. What is not there: neighbours (MAC addresses and VLANs are not
+//! compared), sessions, upstreams, and `service.limits`. All packets meet one worker; several would each keep the limits per source for
+//! themselves. Where the port is not known that a packet came in by, what depends on it is taken to be right.
 //!
 //! A capture was rarely taken on an appliance with the same cookie seed. So a client's ACK counts as an answer to our SYN-ACK when the
 //! capture has that client's SYN, which was answered, and, where the capture has the server's own SYN-ACK, acknowledges that one: its
@@ -22,9 +23,10 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_config::Config;
 use sluice_filters::engine::{Engine, FilterCounters, Plan, Trace, Unseen};
+use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::rules::Facts;
-use sluice_filters::units::{Micros, Seq};
-use sluice_filters::{DropReason, Parsed, RxChecksums, Segment, ServiceMap, parse};
+use sluice_filters::units::{Micros, PortId, Seq};
+use sluice_filters::{DropReason, Parsed, RxChecksums, Segment, parse};
 use sluice_tcpstack::cookie::{Jar, Offer};
 
 use self::connections::{Connections, Known};
@@ -46,6 +48,8 @@ pub enum Outcome {
     Local,
     /// Sent by a service: what the appliance would send.
     FromService,
+    /// From an upstream to an address of ours: for a connection that the appliance dialled, or a rest of one.
+    FromUpstream,
     /// Dropped for this reason, as an index into [`DropReason::ALL`], by this rule.
     Dropped(u8, Option<u16>),
 }
@@ -75,6 +79,7 @@ impl Outcome {
             Outcome::Connection => "part of a connection".into(),
             Outcome::Local => "ARP or ICMP, served by the appliance".into(),
             Outcome::FromService => "sent by a service, not judged".into(),
+            Outcome::FromUpstream => "sent by an upstream".into(),
             Outcome::Dropped(_, rule) => {
                 let reason = self.reason().map_or("", DropReason::as_str);
                 match rule.and_then(|rule| config.rules.get(usize::from(rule))) {
@@ -89,7 +94,9 @@ impl Outcome {
 /// One configuration's appliance, without ports and upstreams.
 pub struct Replay {
     config: Arc<Config>,
-    services: ServiceMap,
+    gate: Gate,
+    /// Where packets come in; none when nobody knows.
+    port: Option<PortId>,
     engine: Engine,
     counters: Arc<FilterCounters>,
     jar: Jar,
@@ -116,7 +123,8 @@ impl Replay {
     pub fn new(config: Arc<Config>, plan: Plan, seed: [u8; 32], bans: Vec<Ban>) -> Replay {
         let counters = Arc::new(FilterCounters::new(&config));
         Replay {
-            services: ServiceMap::new(&config.services),
+            gate: Gate::new(&config, []),
+            port: None,
             engine: Engine::new(Arc::new(plan), SECRET, Arc::clone(&counters)),
             counters,
             jar: Jar::new(seed, config.cookies.epoch),
@@ -157,6 +165,12 @@ impl Replay {
     #[must_use]
     pub fn counters(&self) -> &FilterCounters {
         &self.counters
+    }
+
+    /// The port that the next packets come in by, an index into the configuration's; none when nobody knows. What an appliance's port
+    /// receives was not sent by its services.
+    pub fn come_by(&mut self, port: Option<usize>) {
+        self.port = port.and_then(|port| u8::try_from(port).ok()).map(PortId);
     }
 
     /// Takes the next packet: an Ethernet frame, of `wire_len` octets when it was sent.
@@ -208,15 +222,17 @@ impl Replay {
             Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_) => return Ok(Outcome::Local),
         };
         let key = segment.key;
-        let Some(service) = self.services.get(key.dst, key.dst_port) else {
-            if self.services.get(key.src, key.src_port).is_some() {
+        let came = Came { port: self.port, frame, now: self.now };
+        let service = match self.gate.judge(&mut self.engine, &segment, came, trace) {
+            Ok(Addressee::Service(service)) => service,
+            Ok(Addressee::Dialler) => return Ok(Outcome::FromUpstream),
+            Err(DropReason::OwnSource) if self.gate.services().get(key.src, key.src_port).is_some() => {
                 self.connections.heard_service(&segment, self.now);
-                return Ok(Outcome::FromService);
+                return if self.port.is_none() { Ok(Outcome::FromService) } else { Err(DropReason::OwnSource) };
             }
-            return Err(DropReason::NotAService);
+            Err(reason) => return Err(reason),
         };
         let facts = Facts { segment: &segment, frame, service };
-        self.engine.check_traced(&facts, self.now, trace)?;
         if segment.flags.is_initial_syn() {
             self.engine.answer_traced(key.src, self.now, trace)?;
             self.connections.answered(&segment, self.now);

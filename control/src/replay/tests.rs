@@ -9,6 +9,7 @@ const CONFIG: &str = r#"
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24", "2001:db8::2/64"]
+gateway = ["198.51.100.1", "2001:db8::1"]
 [[service]]
 name = "web"
 listen = ["198.51.100.10:443", "[2001:db8::10]:443"]
@@ -85,6 +86,21 @@ fn a_handshake_with_another_server_is_taken_for_one_with_us() {
     assert_eq!(t.rx(&ack(CLIENT, 501).payload("GET ")), Outcome::Connection);
     assert_eq!(t.rx(&ack(CLIENT, 501).flags(Flags::RST)), Outcome::Connection);
     assert_eq!(t.rx(&ack(CLIENT, 501).seq(105)), dropped(DropReason::BadCookie), "it was reset");
+}
+
+#[test]
+fn what_a_port_received_was_not_sent_by_a_service_nor_by_whom_its_route_does_not_lead_to() {
+    let mut t = Tape::new("[[port]]\nname = \"lan\"\ndevice = \"net_null1\"\naddresses = [\"10.0.0.2/24\"]\n");
+    let answer = tcp("198.51.100.5:80", "198.51.100.2:50000").flags(Flags::SYN | Flags::ACK).seq(1).ack(2);
+    assert_eq!(t.rx(&syn_ack(CLIENT)), Outcome::FromService);
+    assert_eq!(t.rx(&answer), Outcome::FromUpstream);
+    t.replay.come_by(Some(0));
+    assert_eq!(t.rx(&syn_ack(CLIENT)), dropped(DropReason::OwnSource));
+    assert_eq!(t.rx(&answer), Outcome::FromUpstream);
+    t.replay.come_by(Some(1));
+    assert_eq!(t.rx(&answer), dropped(DropReason::UpstreamSource));
+    t.replay.come_by(None);
+    assert_eq!(t.rx(&tcp("198.51.100.2:9", WEB).flags(Flags::SYN)), dropped(DropReason::OwnSource));
 }
 
 #[test]

@@ -459,6 +459,7 @@ mod tests {
                 vlan: 0,
                 mtu: 1500,
                 promiscuous: false,
+                source_check: config::SourceCheck::Loose,
             }],
             routes: Vec::new(),
             services: Vec::new(),

@@ -72,7 +72,7 @@ impl Net {
     ///
     /// # Errors
     /// [`DropReason::BadArp`], [`DropReason::Truncated`], [`DropReason::WrongVlan`], [`DropReason::NotOurMac`], and
-    /// [`DropReason::NotOurs`] for ARP among others.
+    /// [`DropReason::NotOurs`] for ARP among others; [`DropReason::NeighborRate`] when there were too many requests.
     pub fn arp(
         &mut self,
         port: PortId,
@@ -127,6 +127,7 @@ impl Net {
         if arp.op == REPLY {
             return if neighbor { Ok(NetAction::Consumed) } else { Err(DropReason::BadArp) };
         }
+        self.may_answer(now)?;
         let reply =
             Packet { op: REPLY, sender_mac: mac, sender: arp.target, target_mac: arp.sender_mac, target: arp.sender };
         rewrite(frame, l2, mac, arp.sender_mac, &reply)
@@ -192,6 +193,23 @@ mod tests {
     use super::*;
 
     const GATEWAY: &str = "198.51.100.1";
+
+    #[test]
+    fn a_flood_of_requests_is_answered_up_to_a_rate() {
+        let mut t = Script::two_arm();
+        let answered = |t: &mut Script, count: usize| {
+            let request = Arp::request("198.51.100.7", "198.51.100.10").frame(ALL);
+            (0..count).filter(|_| matches!(t.rx(WAN, &request), Ok(Some(_)))).count()
+        };
+        assert_eq!(answered(&mut t, 30_000), 10_000);
+        let request = Arp::request("198.51.100.7", "198.51.100.10").frame(ALL);
+        assert_eq!(t.rx(WAN, &request), Err(DropReason::NeighborRate));
+        let solicitation =
+            icmp6("2001:db8::7", "2001:db8::10", 255, WAN_MAC, &nd(135, 0, "2001:db8::10", Some((1, PEER))));
+        assert_eq!(t.rx(WAN, &solicitation), Err(DropReason::NeighborRate), "NDP has the same");
+        t.wait_ms(100);
+        assert_eq!(answered(&mut t, 30_000), 1_000);
+    }
 
     /// A neighbour on the WAN that answered.
     fn known(t: &mut Script, addr: &str, mac: MacAddr) -> NeighborId {

@@ -60,7 +60,7 @@ impl Net {
     /// dropped: routes are the operator's.
     ///
     /// # Errors
-    /// [`DropReason::BadNdp`] and those of [`Net::icmp`].
+    /// [`DropReason::BadNdp`], [`DropReason::NeighborRate`] and those of [`Net::icmp`].
     pub fn icmp6(
         &mut self,
         port: PortId,

@@ -38,13 +38,13 @@ use std::time::Duration;
 use ipnet::{IpNet, Ipv6Net};
 use sluice_config::Config;
 use sluice_filters::addr::Addr;
+use sluice_filters::gate::{Prefix, Routes};
 use sluice_filters::units::{Micros, PortId};
 use sluice_filters::{DropReason, L2, dst_mac};
 
 use announce::Announcer;
 use bucket::{Bucket, Throttle};
 use neighbor::{Heard, Table};
-use route::{Prefix, Routes};
 use wire::{Draft, MacAddr};
 
 pub use neighbor::{Claim, Learned, Mac, NeighborId};
@@ -61,6 +61,10 @@ const POLL_BUDGET: usize = 16;
 /// ICMP errors looked at, per second: each is about a segment of ours, so honest routers send few.
 const ERRORS_RATE: u32 = 1000;
 const ERRORS_BURST: u32 = 100;
+/// Answers to ARP and NDP requests, per second. A router that has lost its table asks for every service address at once, and asks again
+/// for those it did not hear of.
+const ANSWERS_RATE: u32 = 10_000;
+const ANSWERS_BURST: u32 = 10_000;
 /// What is told to the other workers, per second.
 const LEARNED_RATE: u32 = 2000;
 const LEARNED_BURST: u32 = 500;
@@ -127,6 +131,8 @@ pub struct Net {
     routes: Routes,
     table: Table,
     icmp: Bucket,
+    /// For ARP and NDP.
+    answers: Bucket,
     /// For errors that are passed on.
     errors: Bucket,
     telling: Bucket,
@@ -152,10 +158,11 @@ impl Net {
         let rate = config.filters.icmp_rate;
         Net {
             local: own.chain(service_addresses().map(Addr::from)).collect(),
-            routes: Routes::new(config, &ports),
+            routes: Routes::new(config),
             ports,
             table: Table::new(NEIGHBORS),
             icmp: Bucket::new(rate, rate.div_ceil(10)),
+            answers: Bucket::new(ANSWERS_RATE, ANSWERS_BURST),
             errors: Bucket::new(ERRORS_RATE, ERRORS_BURST),
             telling: Bucket::new(LEARNED_RATE, LEARNED_BURST),
             announcer: Announcer::default(),
@@ -289,6 +296,16 @@ impl Net {
             tell(learned);
         }
         heard
+    }
+
+    /// Whether another ARP or NDP request may be answered.
+    fn may_answer(&mut self, now: Micros) -> Result<(), DropReason> {
+        if self.answers.take(now) { Ok(()) } else { Err(DropReason::NeighborRate) }
+    }
+
+    /// Addresses of ours that no configuration names: the link-local ones, which come from the MAC addresses.
+    pub fn link_locals(&self) -> impl Iterator<Item = Addr> + '_ {
+        self.ports.iter().flat_map(|port| &port.addresses).map(|a| a.addr).filter(|addr| wire::is_link_local(*addr))
     }
 
     /// Whether one of our ports has this MAC address: such a frame is our own, come back, or another port's.

@@ -1,9 +1,5 @@
-//! Where a packet to an address goes: longest prefix first, among the ports' on-link networks, `[[route]]` and the
-//! default gateways (RFC 1122 section 3.3.1, RFC 4861 section 5.2).
-//!
-//! Among equally long prefixes on-link networks come first, then static routes, then gateways, each in the
-//! configuration's order. A link-local destination belongs to no port in particular: the first one that speaks IPv6
-//! gets it.
+//! Where a packet to an address goes, as a dial needs to know it. The table is [`sluice_filters::gate::Routes`], which also says where
+//! packets may come from.
 #![cfg_attr(
     not(test),
     deny(
@@ -15,55 +11,8 @@
     )
 )]
 
-use std::net::IpAddr;
-
-use ipnet::IpNet;
-use sluice_config::Config;
 use sluice_filters::addr::Addr;
 use sluice_filters::units::PortId;
-
-use super::PortNet;
-
-/// A prefix in the packet path's form.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Prefix {
-    bits: u128,
-    mask: u128,
-    v4: bool,
-}
-
-impl Prefix {
-    /// Whether `addr` lies in it. Never across families: `::/0` holds no IPv4 address.
-    pub(super) fn contains(&self, addr: Addr) -> bool {
-        addr.is_v4() == self.v4 && bits(addr) & self.mask == self.bits
-    }
-
-    /// Whether `addr` is the IPv4 network's own or its broadcast address (RFC 1122 section 3.2.1.3; RFC 3021 frees /31).
-    pub(super) fn is_edge(&self, addr: Addr) -> bool {
-        let host = !self.mask;
-        self.v4 && host > 1 && self.contains(addr) && (bits(addr) & host == 0 || bits(addr) & host == host)
-    }
-
-    /// Length in bits; IPv4 prefixes count their 96 mapped ones.
-    fn len(&self) -> u32 {
-        self.mask.count_ones()
-    }
-}
-
-impl From<IpNet> for Prefix {
-    fn from(net: IpNet) -> Prefix {
-        let (v4, host) = match net {
-            IpNet::V4(net) => (true, 32_u32.saturating_sub(net.prefix_len().into())),
-            IpNet::V6(net) => (false, 128_u32.saturating_sub(net.prefix_len().into())),
-        };
-        let mask = u128::MAX.checked_shl(host).unwrap_or(0);
-        Prefix { bits: bits(Addr::from(net.addr())) & mask, mask, v4 }
-    }
-}
-
-fn bits(addr: Addr) -> u128 {
-    u128::from_be_bytes(addr.octets())
-}
 
 /// Answer of [`super::Net::route`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,61 +27,8 @@ pub struct Route {
     pub mtu: u16,
 }
 
-/// Prefix to port and gateway.
-#[derive(Debug)]
-pub(super) struct Routes(Vec<Entry>);
-
-#[derive(Debug)]
-struct Entry {
-    prefix: Prefix,
-    port: PortId,
-    via: Option<Addr>,
-}
-
-impl Routes {
-    /// The routes of `config` over `ports`.
-    pub(super) fn new(config: &Config, ports: &[PortNet]) -> Routes {
-        let mut entries = Vec::new();
-        for port in ports {
-            let on_link = |a: &super::LocalAddress| Entry { prefix: a.network, port: port.id, via: None };
-            entries.extend(port.addresses.iter().map(on_link));
-        }
-        for route in &config.routes {
-            let Ok(port) = u8::try_from(route.port) else { continue };
-            entries.push(Entry { prefix: route.to.into(), port: PortId(port), via: Some(route.via.into()) });
-        }
-        for (port, gateways) in ports.iter().zip(config.ports.iter().map(|p| &p.gateways)) {
-            for &gateway in gateways {
-                entries.push(Entry { prefix: everything(gateway), port: port.id, via: Some(gateway.into()) });
-            }
-        }
-        // Stable: the order above decides among equals.
-        entries.sort_by_key(|e| std::cmp::Reverse(e.prefix.len()));
-        Routes(entries)
-    }
-
-    /// The port and next hop towards `dst`.
-    pub(super) fn find(&self, dst: Addr) -> Option<(PortId, Addr)> {
-        let entry = self.0.iter().find(|e| e.prefix.contains(dst))?;
-        if entry.via.is_none() && entry.prefix.is_edge(dst) {
-            return None; // a broadcast address is nobody's
-        }
-        Some((entry.port, entry.via.unwrap_or(dst)))
-    }
-}
-
-/// The default route's prefix in the family of `gateway`.
-fn everything(gateway: IpAddr) -> Prefix {
-    match gateway {
-        IpAddr::V4(_) => Prefix { bits: bits(Addr::v4(0)), mask: u128::MAX << 32, v4: true },
-        IpAddr::V6(_) => Prefix { bits: 0, mask: 0, v4: false },
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::super::script::*;
     use super::*;
 
@@ -203,36 +99,6 @@ mod tests {
             "::1",
         ] {
             assert_eq!(to(&t, dst), None, "{dst}");
-        }
-    }
-
-    #[test]
-    fn both_ends_of_a_31_are_stations() {
-        let prefix = Prefix::from("198.51.100.0/31".parse::<IpNet>().unwrap());
-        assert!(!prefix.is_edge(ip("198.51.100.0")) && !prefix.is_edge(ip("198.51.100.1")));
-        let prefix = Prefix::from("198.51.100.0/30".parse::<IpNet>().unwrap());
-        assert!(prefix.is_edge(ip("198.51.100.0")) && prefix.is_edge(ip("198.51.100.3")));
-        assert!(!prefix.is_edge(ip("198.51.100.1")) && !prefix.is_edge(ip("198.51.100.4")));
-    }
-
-    proptest! {
-        #[test]
-        fn prefixes_agree_with_ipnet(net in any::<u32>(), len in 0..=32_u8, near in any::<u8>(), addr in any::<u32>()) {
-            let net: IpNet = ipnet::Ipv4Net::new(net.into(), len).unwrap().trunc().into();
-            let IpNet::V4(v4) = net else { unreachable!() };
-            // As likely inside as outside.
-            let addr = std::net::Ipv4Addr::from(u32::from(v4.network()) ^ addr.checked_shr(near.into()).unwrap_or(0));
-            prop_assert_eq!(Prefix::from(net).contains(Addr::from(IpAddr::V4(addr))), v4.contains(&addr));
-            prop_assert!(!Prefix::from(net).contains(ip("2001:db8::1")));
-        }
-
-        #[test]
-        fn ipv6_prefixes_agree_with_ipnet(net in any::<u128>(), len in 0..=128_u8, near in 0..130_u32, addr in any::<u128>()) {
-            let v6 = ipnet::Ipv6Net::new(net.into(), len).unwrap().trunc();
-            let addr = std::net::Ipv6Addr::from(u128::from(v6.network()) ^ addr.checked_shr(near).unwrap_or(0));
-            prop_assume!(addr.to_ipv4_mapped().is_none());
-            prop_assert_eq!(Prefix::from(IpNet::V6(v6)).contains(Addr::from(IpAddr::V6(addr))), v6.contains(&addr));
-            prop_assert!(!Prefix::from(IpNet::V6(v6)).contains(ip("192.0.2.1")));
         }
     }
 }

@@ -1,7 +1,8 @@
 //! One worker's filters: everything that is asked of a TCP segment to a service before memory is spent on its sender.
 //!
 //! In this order: `filters.deny` and `filters.allow`, bans, rules, limits of packets, octets and SYNs by source
-//! ([`Engine::check`]); for a SYN the ceiling of SYN-ACKs ([`Engine::answer`]); for a segment of no connection the limit of those
+//! ([`Engine::check`]; for a segment to no service [`Engine::check_source`], without the rules); for a SYN the ceiling of
+//! SYN-ACKs ([`Engine::answer`]); for a segment of no connection the limit of those
 //! ([`Engine::flowless`]); and when its cookie was right, limits of connections ([`Engine::open`]).
 //!
 //! A rule that passes a segment exempts it from all that follows here. What is asked of one segment is asked one
@@ -26,14 +27,14 @@ mod trace;
 use std::sync::Arc;
 
 use ipnet::IpNet;
-use sluice_config::{Config, Measure, Mistake};
+use sluice_config::{Config, Measure, Mistake, Rate};
 
 use self::plan::{Deed, Meter, SourceLimit, SourceTable, Standing};
 use crate::addr::Addr;
 use crate::memory::{Bans, Bucket, Ceiling, Clients, Full, Meters, Quota, prefix};
 use crate::rules::{Facts, Moment, WORDS};
-use crate::units::Micros;
-use crate::{DropReason, Glimpse};
+use crate::units::{Micros, ServiceId};
+use crate::{DropReason, Glimpse, Segment};
 
 pub use self::counters::{FilterCounters, RuleCounters};
 pub use self::plan::{Foregone, Plan};
@@ -43,6 +44,9 @@ pub use self::trace::{Level, Limited, RuleStep, Step, Trace, Unseen};
 const CLIENTS: usize = 1 << 18;
 /// Octets of a look-up table of sources that stay near by themselves.
 const NEAR: usize = 512 << 10;
+/// Answers to segments of no connection, towards one prefix (IPv4 /24, IPv6 /48) and worker: a restarted appliance tells a host with ten
+/// thousand dead connections so within seconds, and nobody makes it send more to somebody else.
+const ANSWERS: Rate = Rate { burst: 4_000, ..Rate::per_second(1_000) };
 /// Slots of bans looked at in a turn.
 const SWEEP: usize = 16;
 
@@ -55,6 +59,8 @@ pub struct Engine {
     /// What only clients that proved themselves can: apart, so that no flood of made-up sources stands in their place.
     proved: Meters,
     ceiling: Option<Ceiling>,
+    /// Of answers to segments of no connection.
+    answers: Ceiling,
     buckets: Vec<Bucket>,
     clients: Clients,
     bans: Bans,
@@ -82,6 +88,7 @@ impl Engine {
             meters: Meters::new(if fixed.metered { fixed.records } else { 0 }, own(0)),
             proved: Meters::new(if fixed.metered_opening { fixed.records } else { 0 }, own(1)),
             ceiling: fixed.ceiling.map(|quota| Ceiling::new(quota, own(2))),
+            answers: Ceiling::new(Quota::new(&ANSWERS), own(5)),
             buckets: fixed.buckets.iter().copied().map(Bucket::new).collect(),
             clients: Clients::new(CLIENTS, own(3)),
             bans: Bans::new(fixed.bans, own(4)),
@@ -205,28 +212,42 @@ impl Engine {
     // Inlined, and the rest asked about a copy: a segment whose address nobody takes stays in the caller's registers.
     #[inline(always)]
     pub fn check(&mut self, facts: &Facts<'_>, now: Micros) -> Result<(), DropReason> {
-        self.exempt = None;
-        self.rule = None;
-        if !self.active {
-            return Ok(());
-        }
-        let segment = *facts.segment;
-        self.ask(&Facts { segment: &segment, ..*facts }, now, &mut Unseen)
+        self.check_traced(facts, now, &mut Unseen)
     }
 
     /// [`Engine::check`] with its steps told.
     ///
     /// # Errors
     /// Why it is dropped.
+    #[inline(always)]
     pub fn check_traced(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
         self.exempt = None;
         self.rule = None;
-        self.ask(facts, now, trace)
+        if !self.active {
+            return Ok(());
+        }
+        let segment = *facts.segment;
+        self.ask(&Facts { segment: &segment, ..*facts }, now, trace)
     }
 
-    #[inline(never)]
-    fn ask<T: Trace>(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut T) -> Result<(), DropReason> {
-        let source = facts.segment.key.src;
+    /// What is asked of a segment that is for no service: its source alone, not the rules, which are about services.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn check_source<T: Trace>(&mut self, segment: &Segment, now: Micros, trace: &mut T) -> Result<(), DropReason> {
+        self.exempt = None;
+        self.rule = None;
+        if !self.active {
+            return Ok(());
+        }
+        self.standing(segment.key.src, now, trace)?;
+        let facts = Facts { segment, frame: &[], service: ServiceId(0) };
+        self.metered(segment, facts.ip_length(), now, trace)
+    }
+
+    /// What lists and bans say of a source; its class.
+    #[inline(always)]
+    fn standing<T: Trace>(&self, source: Addr, now: Micros, trace: &mut T) -> Result<u16, DropReason> {
         let (mut class, mut allowed) = (0, false);
         if let Some(sources) = &self.plan.sources {
             class = sources.map.class(source);
@@ -242,6 +263,12 @@ impl Engine {
             trace.step(Step::Banned(ban.prefix_len));
             return Err(DropReason::Banned);
         }
+        Ok(class)
+    }
+
+    #[inline(never)]
+    fn ask<T: Trace>(&mut self, facts: &Facts<'_>, now: Micros, trace: &mut T) -> Result<(), DropReason> {
+        let class = self.standing(facts.segment.key.src, now, trace)?;
         if self.plan.fixed.any_rule {
             if self.plan.fixed.rules.is_small() {
                 self.walk::<T, 1>(Moment::Arrival, class, facts, now, trace)?;
@@ -252,11 +279,23 @@ impl Engine {
         if self.exempt.is_some() || self.plan.fixed.arrival.is_empty() {
             return Ok(());
         }
-        let syn = facts.segment.flags.is_initial_syn();
+        self.metered(facts.segment, facts.ip_length(), now, trace)
+    }
+
+    /// The limits of `[filters]` that are asked when a segment arrives.
+    #[inline(always)]
+    fn metered<T: Trace>(
+        &mut self,
+        segment: &Segment,
+        ip_length: u16,
+        now: Micros,
+        trace: &mut T,
+    ) -> Result<(), DropReason> {
+        let (source, syn) = (segment.key.src, segment.flags.is_initial_syn());
         for limit in &self.plan.fixed.arrival {
             let amount = match limit.of {
                 Limited::Syns if !syn => continue,
-                Limited::Bytes => u64::from(facts.ip_length()),
+                Limited::Bytes => ip_length.into(),
                 _ => 1,
             };
             within(&mut self.meters, limit, source, amount, now, trace)?;
@@ -361,6 +400,12 @@ impl Engine {
             return Ok(());
         }
         Err(DropReason::SynAckCeiling)
+    }
+
+    /// Whether a segment of no connection, or of one that has ended, may be answered.
+    #[must_use = "what is over the ceiling is not to be sent"]
+    pub fn may_answer(&mut self, source: Addr, now: Micros) -> bool {
+        self.answers.charge(prefix(source, 24, 48), now)
     }
 
     /// Whether the cookie of a segment without a connection may be checked.

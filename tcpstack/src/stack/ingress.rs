@@ -173,7 +173,9 @@ impl Stack {
             }
             return Err(DropReason::NoFlow);
         };
-        send_bare(&answer.0, answer.1, net);
+        if self.may_answer(inbound.segment.key.src, now) {
+            send_bare(&answer.0, answer.1, net);
+        }
         Ok(Outcome::Consumed)
     }
 
@@ -185,7 +187,7 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let Inbound { segment, arrival, service, .. } = inbound;
-        let Some(service) = service else { return self.stray(segment, arrival, net) };
+        let Some(service) = service else { return self.stray(segment, arrival, now, net) };
         let flags = segment.flags;
         if flags.rst() {
             self.unwanted(inbound.hash, segment);
@@ -216,13 +218,13 @@ impl Stack {
         let way = Way::Reply { port: arrival.port, mac: arrival.mac };
         if self.draining {
             self.count_ack(AckResult::Draining);
-            self.refuse(segment, way, net);
+            self.refuse_within(segment, way, now, net);
             return Err(DropReason::Draining);
         }
         self.filters.verified(segment.key.src, now);
         if let Err(reason) = self.filters.open(&Facts { segment, frame, service }, now) {
             self.count_ack(AckResult::Limit);
-            self.refuse(segment, way, net);
+            self.refuse_within(segment, way, now, net);
             return Err(reason);
         }
         // Behind a proxy stand many clients; its header tells which.
@@ -235,7 +237,7 @@ impl Stack {
                     Refusal::Source => counters.refused_source_limit.bump(),
                 }
             }
-            self.refuse(segment, way, net);
+            self.refuse_within(segment, way, now, net);
             return Err(match refusal {
                 Refusal::Connections => DropReason::ConnectionLimit,
                 Refusal::Source => DropReason::SourceLimit,
@@ -269,7 +271,7 @@ impl Stack {
             }
             self.shared.limits.close(service, counted);
             self.count_ack(AckResult::Limit);
-            self.refuse(segment, way, net);
+            self.refuse_within(segment, way, now, net);
             return Err(DropReason::ConnectionLimit);
         }
         self.count_ack(AckResult::Accepted);
@@ -299,18 +301,37 @@ impl Stack {
         self.jar.check(&segment.key, Seq(segment.seq.0.wrapping_sub(1)), segment.ack)
     }
 
-    /// A segment to an address of ours that is no service and no flow: from an upstream that still holds a connection we no longer
-    /// know it gets a RST, so that it does not hold it for long; from anyone else nothing.
-    fn stray<N: Lower>(&mut self, segment: &Segment, arrival: Arrival, net: &mut N) -> Result<Outcome, DropReason> {
-        let remote = segment.key.remote();
-        let upstream = self.config.services.iter().flat_map(|s| &s.upstreams).any(|u| u.address == remote);
-        if upstream && !segment.flags.rst() {
-            self.refuse(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, net);
-        }
+    /// A segment from an upstream (`sluice_filters::gate` says so) that is of no flow: it gets a RST, so that it does not hold for long what
+    /// we no longer know.
+    fn stray<N: Lower>(
+        &mut self,
+        segment: &Segment,
+        arrival: Arrival,
+        now: Micros,
+        net: &mut N,
+    ) -> Result<Outcome, DropReason> {
+        self.refuse_within(segment, Way::Reply { port: arrival.port, mac: arrival.mac }, now, net);
         Err(DropReason::NoFlow)
     }
 
-    /// Answers with the RST that RFC 9293 section 3.10.7.1 gives to a segment without a connection.
+    /// Whether a segment of no connection may be answered; counts what may not.
+    fn may_answer(&mut self, source: Addr, now: Micros) -> bool {
+        let may = self.filters.may_answer(source, now);
+        if !may {
+            self.counters.answers_withheld.bump();
+        }
+        may
+    }
+
+    /// [`Stack::refuse`] within the ceiling of such answers.
+    fn refuse_within<N: Lower>(&mut self, segment: &Segment, way: Way, now: Micros, net: &mut N) {
+        if !segment.flags.rst() && self.may_answer(segment.key.src, now) {
+            self.refuse(segment, way, net);
+        }
+    }
+
+    /// Answers with the RST that RFC 9293 section 3.10.7.1 gives to a segment without a connection. For a segment that only the other end
+    /// of a dial can have sent; others are [`Stack::refuse_within`]'s.
     pub(crate) fn refuse<N: Lower>(&self, segment: &Segment, way: Way, net: &mut N) {
         if let Some(reset) = segment::reset_for(segment) {
             self.counters.resets_sent.bump();

@@ -128,6 +128,7 @@ pub fn config(connections: u32, scale: u8) -> Arc<Config> {
 name = "wan"
 device = "net_null0"
 addresses = ["198.51.100.2/24"]
+gateway = "198.51.100.1"
 [[port]]
 name = "lan"
 device = "net_null1"

@@ -46,6 +46,7 @@ mod shutdown;
 mod splice;
 mod startup;
 mod syns;
+mod verdicts;
 
 use sluice_tests::appliance::{Mode, Service, Setup};
 use sluice_tests::lab::{Arms, Lab};

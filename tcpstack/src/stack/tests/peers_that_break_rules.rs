@@ -264,9 +264,26 @@ fn an_upstream_with_a_connection_we_do_not_know_gets_a_reset() {
     let (_, packet) = lab.below.sent.pop_front().expect("a RST");
     let Ok(Parsed::Tcp(answer)) = parse(&Lab::framed(&packet), RxChecksums::default()) else { panic!() };
     assert!(answer.flags.rst());
-    let stranger = tcp("10.0.0.6:80", "10.0.0.2:2000").flags(Flags::ACK).seq(5).ack(9).build();
-    lab.receive(&stranger);
-    assert!(lab.below.sent.is_empty());
+    lab.receive(&tcp("10.0.0.5:80", "10.0.0.2:2000").flags(Flags::RST).seq(5).build());
+    assert!(lab.below.sent.is_empty(), "a RST gets none");
+}
+
+#[test]
+fn what_is_of_no_connection_is_answered_up_to_a_ceiling_for_each_prefix() {
+    let mut lab = Lab::new(RAW);
+    let answers = |lab: &mut Lab, from: &str, count: usize| {
+        for port in 0..count {
+            let to = format!("10.0.0.2:{}", 2_000 + port % 60_000);
+            lab.receive(&tcp(from, &*to).flags(Flags::ACK).seq(5).ack(9).payload("old").build());
+        }
+        std::mem::take(&mut lab.below.sent).len()
+    };
+    assert_eq!(answers(&mut lab, "10.0.0.5:80", 10_000), 4_000);
+    assert_eq!(lab.counters.answers_withheld.get(), 6_000);
+    assert_eq!(answers(&mut lab, "10.0.0.77:80", 10), 0, "its neighbours share the ceiling");
+    assert_eq!(answers(&mut lab, "10.0.1.5:80", 10), 10, "others have their own");
+    lab.now.0 += 1_000_000;
+    assert!((999..=1_000).contains(&answers(&mut lab, "10.0.0.5:80", 10_000)), "a thousand a second");
 }
 
 proptest! {

@@ -12,7 +12,7 @@
 //! 9. while nothing but our FIN waits for its acknowledgment, no ACK counts as a duplicate: at the third, smoltcp would stop its timer
 //!    and send nothing, ever;
 //! 10. a segment outside the window changes nothing here: one beyond it, or from long ago, gets a challenge ACK (RFC 9293 section
-//!    3.10.7.4), one that was received already is fed only so that smoltcp acknowledges it again.
+//!     3.10.7.4), one that was received already is fed only so that smoltcp acknowledges it again.
 
 #![cfg_attr(
     not(test),

@@ -343,16 +343,16 @@ impl World {
         let frame = std::mem::take(&mut self.frames[index as usize]);
         self.free.push(index);
         match leg {
-            0 => self.into_middle(n, frame, true),
-            3 => self.into_middle(n, frame, false),
+            0 => self.reach_middle(n, frame, true),
+            3 => self.reach_middle(n, frame, false),
             _ => {
-                self.into_end(n, &frame, leg == 2);
+                self.reach_end(n, &frame, leg == 2);
                 self.keep(frame);
             }
         }
     }
 
-    fn into_middle(&mut self, n: usize, mut frame: Vec<u8>, from_client: bool) {
+    fn reach_middle(&mut self, n: usize, mut frame: Vec<u8>, from_client: bool) {
         let Some(sluice) = &mut self.sluice else {
             let Ok(Parsed::Tcp(segment)) = parse(&frame, RxChecksums::GOOD) else { return };
             let seg = Seg::of(&segment, &frame);
@@ -460,7 +460,7 @@ impl World {
         }
     }
 
-    fn into_end(&mut self, n: usize, frame: &[u8], server: bool) {
+    fn reach_end(&mut self, n: usize, frame: &[u8], server: bool) {
         let now = self.now;
         let segment = match parse(frame, RxChecksums::default()) {
             Ok(Parsed::Tcp(segment)) => segment,
@@ -562,7 +562,7 @@ impl World {
                     }
                     let mut frame = Vec::new();
                     seg.frame(src, dst, &[0xf0; 1500], &mut frame);
-                    self.into_middle(n, frame, from_client);
+                    self.reach_middle(n, frame, from_client);
                 }
                 Message::Icmp { kind, number, len } => {
                     if self.trace {

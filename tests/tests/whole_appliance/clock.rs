@@ -96,12 +96,10 @@ fn a_clock_that_is_set_is_followed_by_headers_and_log_without_a_restart(mode: Mo
         (client, output.status.success())
     };
 
-    let mut steps = 0;
-    for (before, after) in [(0, HOUR), (HOUR, -HOUR), (-HOUR, 0)] {
+    for ((before, after), steps) in [(0, HOUR), (HOUR, -HOUR), (-HOUR, 0)].into_iter().zip(1_u64..) {
         let (spanning, signed) = connect(ahead_by(before));
         assert!(signed, "signed at another time than {before} s ahead");
         clock.set(after);
-        steps += 1;
         sluice.metrics_when("the clock is followed", SOON, |metrics| {
             metrics.sum("sluice_clock_steps_total", &[]) == steps
         });

@@ -298,7 +298,8 @@ impl Lab {
                 prop_assert_eq!(self.engine.rule(), rule);
             }
             Some(None) => prop_assert!(!said.err().as_ref().is_some_and(by_source)),
-            None => prop_assert_ne!(segment.l2.vlan, 0),
+            // Tagged, if only with a priority (VLAN 0).
+            None => prop_assert_eq!(frame.get(12..14), Some(&[0x81, 0x00][..])),
         }
         let of_sender =
             said.err().filter(|r| matches!(r, DropReason::DenyList | DropReason::NotAllowed | DropReason::Banned));

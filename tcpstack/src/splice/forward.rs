@@ -270,7 +270,11 @@ impl Splice {
             Side::Upstream => (Seq(peer.ack.0.wrapping_sub(self.seq_delta)), 0, peer.shift),
         };
         let stamps = peer.newest_timestamp().zip(me.newest_timestamp());
-        let window = peer.window().wrapping_shr(u32::from(shift));
+        let mut window = peer.window().wrapping_shr(u32::from(shift));
+        if side == Side::Client && !self.is_connected() {
+            // The window of our SYN-ACK stands, whatever its scale can say: told of none, the client would wait for more.
+            window = window.max(1);
+        }
         BareSegment {
             key: super::flow(to, from),
             direction: Direction::ToPeer,

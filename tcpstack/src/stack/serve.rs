@@ -18,7 +18,7 @@ impl Stack {
             let Some(mut session) = self.sessions.take(index) else { continue };
             session.dirty = false;
             let over = match self.advance(index, &mut session, now, net) {
-                Relayed::Goes => self.wake_later(index, &mut session, now),
+                Relayed::Goes => self.wake_later(index, &mut session, now, net),
                 Relayed::Over(cause) => Some(cause),
             };
             match over {

@@ -133,7 +133,9 @@ impl Leg {
         let newer = self.peer_timestamp.is_some_and(|recent| value.wrapping_sub(recent) as i32 >= 0);
         let expected = self.guard.rcv_ack();
         let spans = !expected.precedes(segment.seq) && !segment.seq_end().precedes(expected);
-        if opening || (newer && spans) {
+        // Nor does an old ACK prove anything: its number need not be known to anyone who may send it (as Linux has it).
+        let current = !segment.ack.precedes(self.guard.snd_una());
+        if opening || (newer && spans && current) {
             self.peer_timestamp = Some(value);
         }
     }
@@ -420,6 +422,34 @@ impl Endpoint {
         }
         let (interface, _) = interfaces.get(self.interface);
         interface.poll_at(clock::stack_time(now), &self.sockets).map(clock::wall_time)
+    }
+
+    /// Wakes a socket that has something on its way and no timer. smoltcp's runs out when the window is closed by the time it fires, and
+    /// only a segment starts the window probes: a late ACK that closed the window without need may have been the last to come.
+    pub(crate) fn rouse<N: Lower>(&mut self, interfaces: &mut Interfaces, now: Micros, net: &mut N) {
+        if self.reset || self.state() == State::TimeWait || !self.leg.guard.outstanding() {
+            return;
+        }
+        let again = BareSegment {
+            key: self.leg.key,
+            direction: Direction::FromPeer,
+            seq: self.leg.guard.rcv_ack(),
+            ack: self.leg.guard.snd_una(),
+            flags: Flags::ACK,
+            window: self.leg.guard.peer_window(),
+            ttl: segment::TTL,
+            timestamp: None,
+        };
+        let mut room = [0; segment::PACKET_MAX];
+        let Some(packet) = again.write(&mut room, TcpChecksum::Full).and_then(|len| room.get_mut(..len)) else {
+            return;
+        };
+        if let (Some((_, tcp)), Some(translator)) = (split_ip(packet), &self.leg.translator) {
+            translator.incoming::<false>(tcp);
+        }
+        let (interface, mtu) = interfaces.get(self.interface);
+        let mut wire = Wire { net, leg: &mut self.leg, received: Some(packet), swallow: false, mtu };
+        interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets);
     }
 
     fn note_waiting(&mut self, now: Micros) {

@@ -224,6 +224,11 @@ impl Guard {
         }
     }
 
+    /// The peer's newest window, as it stood in the header.
+    pub(crate) fn peer_window(&self) -> u16 {
+        self.peer_window
+    }
+
     /// SND.UNA.
     pub(crate) fn snd_una(&self) -> Seq {
         self.snd_una

@@ -265,8 +265,22 @@ impl Stack {
         Left::Reset
     }
 
+    /// When an endpoint's socket wants to emit; one that waits for an answer always does.
+    fn emit_at<N: Lower>(&mut self, endpoint: &mut Endpoint, now: Micros, net: &mut N) -> Option<Micros> {
+        endpoint.emit_at(&mut self.interfaces, now).or_else(|| {
+            endpoint.rouse(&mut self.interfaces, now, net);
+            endpoint.emit_at(&mut self.interfaces, now)
+        })
+    }
+
     /// Arms the session's timer for the first thing that can happen without a segment; the cause when a limit of it has passed.
-    pub(crate) fn wake_later(&mut self, index: u32, session: &mut Session, now: Micros) -> Option<EndCause> {
+    pub(crate) fn wake_later<N: Lower>(
+        &mut self,
+        index: u32,
+        session: &mut Session,
+        now: Micros,
+        net: &mut N,
+    ) -> Option<EndCause> {
         let Some(settings) = self.config.services.get(usize::from(session.service.0)) else {
             return Some(EndCause::Internal);
         };
@@ -278,9 +292,9 @@ impl Stack {
             return None;
         }
         let mut sooner = |moment: Micros| at = at.min(moment);
-        let emits = session.client.emit_at(&mut self.interfaces, now);
+        let emits = self.emit_at(&mut session.client, now, net);
         let upstream_emits =
-            session.upstream.as_mut().and_then(|dialled| dialled.endpoint.emit_at(&mut self.interfaces, now));
+            session.upstream.as_mut().and_then(|dialled| self.emit_at(&mut dialled.endpoint, now, net));
         for moment in [emits, upstream_emits].into_iter().flatten() {
             // "Now" after everything was emitted means that the device had no room.
             sooner(moment.max(now.after(ROOM_LOOK)));

@@ -329,3 +329,45 @@ fn a_reset_from_an_upstream_that_has_closed_in_order_is_no_reset() {
     turns(&mut lab, 5);
     assert_eq!(lab.ended(EndCause::Closed), 1);
 }
+
+#[test]
+fn a_window_closed_by_a_late_ack_is_probed() {
+    let (mut lab, hand, server) = with_hand();
+    lab.server.get(server).send_slice(b"0123456789").unwrap();
+    turns(&mut lab, 20);
+    last_to_client(&mut lab);
+    // Lost on its way; and an ACK from when the client's buffer was full comes late. It is the last that the client has to say.
+    let late = tcp(HAND, SERVICE).flags(Flags::ACK).seq(hand.next).ack(hand.ack).window(0).build();
+    lab.receive(&late);
+    lab.stack.serve(lab.now, &mut lab.below);
+    turns(&mut lab, 5_000);
+    assert!(last_to_client(&mut lab).iter().any(|segment| segment.payload_len > 0), "nobody asks the client");
+}
+
+#[test]
+fn an_old_ack_sets_no_timestamp() {
+    let mut lab = Lab::new(RAW);
+    lab.client_answers = false;
+    let server = lab.server.listen(80);
+    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
+        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
+        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
+    };
+    lab.receive(&stamped(Flags::SYN, 9_999, 0, 1_000, b""));
+    let (_, packet) = lab.below.sent.pop_back().unwrap();
+    let ack = read(&packet).0.seq.0.wrapping_add(1);
+    lab.receive(&stamped(Flags::ACK, 10_000, ack, 1_001, b"one "));
+    lab.stack.serve(lab.now, &mut lab.below);
+    // The number is right by chance, what it acknowledges is from long ago.
+    lab.receive(&stamped(Flags::ACK, 10_004, ack.wrapping_sub(20_000), 1_000 + (1 << 30), b""));
+    lab.stack.serve(lab.now, &mut lab.below);
+    lab.drops.clear();
+    lab.receive(&stamped(Flags::ACK, 10_004, ack, 1_002, b"two"));
+    assert_eq!(lab.drops, []);
+    let mut got = Vec::new();
+    assert!(lab.run(100, |lab| {
+        lab.server.read(server, &mut got);
+        got == b"one two"
+    }));
+}

@@ -447,3 +447,12 @@ fn a_clients_keep_alive_is_answered_while_nobody_was_dialled() {
         assert_eq!((answer.seq, answer.ack), (Seq(talk.cookie).plus(1), Seq(ISN).plus(1)));
     }
 }
+
+#[test]
+fn an_answer_before_the_dial_closes_no_window_that_the_syn_ack_opened() {
+    let wide = PINNED.replace("window_scale = 7", "window_scale = 14");
+    let mut talk = Talk::new(&format!("{wide}\nconnect = \"on-data\""));
+    talk.sent();
+    talk.client(Flags::ACK, 1_u32.wrapping_neg(), 0, b"");
+    assert!(talk.one().1.window > 0);
+}

@@ -76,6 +76,8 @@ fn conclude(name: &str, reports: &[(u64, Report)], begun: Instant) {
         failure.drops.iter().for_each(|dropped| println!("    {dropped}"));
     }
     assert_eq!(failures, 0, "connections that failed");
+    let gave_up = sum(|report| report.gave_up);
+    assert!(gave_up * 400 <= sum(|report| report.connections) + 400, "{gave_up} connections that may fail did");
 }
 
 #[test]

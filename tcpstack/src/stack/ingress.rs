@@ -204,7 +204,7 @@ impl Stack {
             None => {
                 let peace = self.count_flowless();
                 let probed = if peace { self.check_keep_alive(segment) } else { None };
-                let Some((offer, standing)) = probed.zip(as_ack(segment, frame)) else {
+                let Some((offer, standing)) = probed.and_then(|offer| Some((offer, as_ack(segment, frame)?))) else {
                     self.count_ack(AckResult::BadCookie);
                     self.reset_stranger(inbound.hash, segment, arrival, peace, net);
                     return Err(DropReason::BadCookie);

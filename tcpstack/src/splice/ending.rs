@@ -50,7 +50,10 @@ impl Splice {
                 first = (at, cause);
             }
         };
-        if !timeouts.first_data.is_zero() && self.upstream.acknowledged_since(self.base(Side::Client)) == 0 {
+        // While nobody has accepted yet, what is held for the upstream is data.
+        let spoke = self.upstream.acknowledged_since(self.base(Side::Client)) > 0
+            || (!self.is_connected() && self.state.has(State::CLIENT_WAITS));
+        if !timeouts.first_data.is_zero() && !spoke {
             consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
         }
         if !self.is_connected() {

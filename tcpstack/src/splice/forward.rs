@@ -26,6 +26,9 @@ use crate::stack::ingress::Inbound;
 use crate::stack::{CHALLENGE_PAUSE, FlowRef, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
 
+/// The URG flag.
+const URGENT: u8 = 0x20;
+
 /// A piece of a segment that is cut for a small path has so much payload at least, whatever the path.
 const PIECE_MIN: usize = 256;
 
@@ -502,12 +505,18 @@ fn resegment<N: Lower>(forward: &Forward, segment: &Segment, frame: &[u8], mtu: 
             head.copy_from_slice(header);
             rest.copy_from_slice(piece);
             if let Some((fixed, _)) = head.split_first_chunk_mut::<20>() {
-                let [_, _, _, _, a, b, c, d, _, _, _, _, _, flags, ..] = fixed;
+                let [_, _, _, _, a, b, c, d, _, _, _, _, _, flags, _, _, _, _, u, v] = fixed;
                 let seq = Seq(u32::from_be_bytes([*a, *b, *c, *d]));
                 let offset = number.wrapping_mul(room) as u32;
                 [*a, *b, *c, *d] = seq.plus(offset).0.to_be_bytes();
                 if number != last {
                     *flags &= !(Flags::FIN | Flags::PSH).0;
+                }
+                // The urgent pointer counts from the piece's own number.
+                let urgent = u16::from_be_bytes([*u, *v]).saturating_sub(u16::try_from(offset).unwrap_or(u16::MAX));
+                [*u, *v] = urgent.to_be_bytes();
+                if urgent == 0 {
+                    *flags &= !URGENT;
                 }
             }
             checksum::fill_tcp(tcp, ip.src, ip.dst);

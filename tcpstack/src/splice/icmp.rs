@@ -57,7 +57,8 @@ impl Stack {
             return Ok(());
         }
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::BadIcmp) };
-        if !splice.is_connected() {
+        // Where nothing is known of the numbers, any would do.
+        if !splice.is_connected() || splice.is_unsure() {
             return Err(DropReason::BadIcmp);
         }
         let (acknowledged, sent, sender, key, seq): (Seq, Seq, Side, FlowKey, Seq) = match receiver {
@@ -83,7 +84,7 @@ impl Stack {
                 let path_v4 = error.key.src.is_v4();
                 let told = told_mtu(mtu, path_v4, v4, sender);
                 // Smaller than its sender may be told: this flow's segments are cut for the path.
-                if mtu != 0 && translated_mtu(mtu, path_v4, v4) < told {
+                if translated_mtu(mtu, path_v4, v4) < told {
                     splice.narrow(receiver, mtu, path_v4);
                 }
                 if sender == Side::Upstream {
@@ -104,7 +105,8 @@ impl Stack {
 /// What the `sender` of a packet that met a path of `mtu` bytes is told. The limits are those of the family that the number is of: the
 /// path's before it is translated, the sender's after that.
 fn told_mtu(mtu: u32, path_v4: bool, sender_v4: bool, sender: Side) -> u32 {
-    if mtu == 0 && path_v4 && sender_v4 {
+    // A router from before RFC 1191 does not say; a client's kernel guesses for itself alone, an upstream's would for all of them.
+    if mtu == 0 && path_v4 && sender_v4 && sender == Side::Client {
         return 0;
     }
     let least = match sender {
@@ -167,6 +169,7 @@ mod tests {
     fn an_upstream_is_told_no_path_below_1280_in_the_clients_family() {
         let to_upstream = |mtu, path_v4, sender_v4| told_mtu(mtu, path_v4, sender_v4, Side::Upstream);
         assert_eq!(to_upstream(600, true, true), 1_280);
+        assert_eq!(to_upstream(0, true, true), 1_280, "a path that no router measured");
         assert_eq!(to_upstream(1_299, true, true), 1_299);
         assert_eq!(to_upstream(600, true, false), 1_300);
         for mtu in 1_280..1_300 {

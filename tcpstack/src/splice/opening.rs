@@ -533,6 +533,8 @@ impl Stack {
         splice.connected =
             u32::try_from(now.since(splice.opened).as_micros()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
         splice.moved = clock;
+        // What the client sent before goes out now.
+        splice.waiting = clock;
         splice.seq_delta = splice.cookie.minus(segment.seq);
         let theirs = options.timestamp.map_or(0, |(value, _)| value);
         if options.timestamp.is_none() {
@@ -836,6 +838,10 @@ impl Stack {
             session.header = header;
         }
         for Held { segment, mut frame } in held {
+            let marks = Marks::of(&segment, &frame);
+            if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
+                splice.freshen(&marks, tcp);
+            }
             let inbound = Inbound { segment: &segment, hash, arrival, service };
             let _: Result<(), DropReason> = self.terminated(Side::Client, session, inbound, &mut frame, now, net);
         }

@@ -235,7 +235,8 @@ impl Half {
     /// now it is known.
     pub(crate) fn confirm(&mut self, other: &mut Half, segment: &Passing) {
         other.known.0 &= !Known::UNCONFIRMED;
-        if self.known.0 & Known::UNCONFIRMED == 0 {
+        if self.known.0 & Known::UNCONFIRMED == 0 && segment.ack.precedes(self.ack) {
+            // Less than was assumed; more is for [`Half::note`].
             (self.ack, self.window) = (segment.ack, segment.window);
         }
     }

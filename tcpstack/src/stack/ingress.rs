@@ -163,16 +163,15 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
-        let Some(answer) = self.lingers.answer(index, inbound.segment) else {
-            if inbound.service.is_some() && !self.lingers.same_handshake(index, inbound.segment) {
-                self.filters.flowless(inbound.segment.key.src, now)?;
-                if self.check(inbound.segment).is_some() {
-                    self.forget_linger(index);
-                    return self.unknown(inbound, frame, now, net);
-                }
+        // The cookie first: by its number alone, a new connection's first ACK may as well be a late one of the old.
+        if inbound.service.is_some() && !self.lingers.same_handshake(index, inbound.segment) {
+            self.filters.flowless(inbound.segment.key.src, now)?;
+            if self.check(inbound.segment).is_some() {
+                self.forget_linger(index);
+                return self.unknown(inbound, frame, now, net);
             }
-            return Err(DropReason::NoFlow);
-        };
+        }
+        let Some(answer) = self.lingers.answer(index, inbound.segment) else { return Err(DropReason::NoFlow) };
         if self.may_answer(inbound.segment.key.src, now) {
             send_bare(&answer.0, answer.1, net);
         }

@@ -150,6 +150,11 @@ impl Lingers {
         self.entries.get_mut(index).is_some_and(|entry| segment.ack == entry.isn.plus(1))
     }
 
+    /// Whether our first number of the connection was `isn`.
+    pub(crate) fn began_with(&self, index: u32, isn: Seq) -> bool {
+        self.entries.get(index).is_some_and(|entry| entry.isn == isn)
+    }
+
     /// Entries kept.
     pub(crate) fn len(&self) -> usize {
         self.entries.len()

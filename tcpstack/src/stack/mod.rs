@@ -395,7 +395,9 @@ impl Stack {
         our_mac: [u8; 6],
     ) -> Result<usize, DropReason> {
         if self.careful {
-            return self.answer_with_care(frame, segment, service, port, our_mac);
+            // A copy: the original stays in registers.
+            let segment = *segment;
+            return self.answer_with_care(frame, &segment, service, port, our_mac);
         }
         self.answer(frame, segment, service, port, our_mac)
     }
@@ -421,7 +423,10 @@ impl Stack {
                 };
                 self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
             }
-            _ => self.answer_sparingly(frame, segment, service, port, our_mac),
+            _ => {
+                let segment = *segment;
+                self.answer_sparingly(frame, &segment, service, port, our_mac)
+            }
         };
         let len = len.ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();

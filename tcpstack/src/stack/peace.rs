@@ -23,7 +23,7 @@ use sluice_filters::memory::{Ceiling, Quota, prefix};
 use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
 use sluice_filters::{DropReason, Glimpse, Segment};
 
-use super::{Arrival, Stack, count, send_bare};
+use super::{Arrival, FlowRef, Stack, count, send_bare};
 use crate::answered::{Answered, Known};
 use crate::cookie::Offer;
 use crate::counters::Withheld;
@@ -216,8 +216,7 @@ impl Stack {
         if self.draining {
             return Err(DropReason::Draining);
         }
-        let segment = *segment;
-        let len = self.answer(frame, &segment, service, port, our_mac)?;
+        let len = self.answer(frame, segment, service, port, our_mac)?;
         if !self.peace.syns.spend() {
             // A flood: from the next SYN on none is noted.
             self.careful = false;
@@ -305,7 +304,13 @@ impl Stack {
     /// Whether nobody has proved or condemned the client since, and its cookie is good.
     fn still_waits(&self, hash: u64, key: &FlowKey, record: &Record, now: Micros) -> bool {
         let source = Glimpse { src: key.src, dst: key.dst, dst_port: key.dst_port, ip_length: 40, opens: true };
-        self.flows.find(hash, key).is_none()
+        // What is left of an older connection proves nothing of this one.
+        let proved = match self.flows.find(hash, key).map(FlowRef::from_value) {
+            None => false,
+            Some(FlowRef::Linger(index)) => self.lingers.began_with(index, record.cookie()),
+            Some(FlowRef::Session(..) | FlowRef::Splice(..) | FlowRef::Probe(_)) => true,
+        };
+        !proved
             && self.jar.check(key, record.isn(), record.cookie().plus(1)).is_some()
             && self.filters.foresee(&source, now).is_none()
     }

@@ -224,9 +224,9 @@ impl Guard {
         }
     }
 
-    /// The peer's newest window, as it stood in the header.
+    /// The peer's newest window, as it stood in the header and rule 2 feeds it.
     pub(crate) fn peer_window(&self) -> u16 {
-        self.peer_window
+        if self.closing { self.peer_window.max(1) } else { self.peer_window }
     }
 
     /// SND.UNA.

@@ -456,3 +456,45 @@ fn an_answer_before_the_dial_closes_no_window_that_the_syn_ack_opened() {
     talk.client(Flags::ACK, 1_u32.wrapping_neg(), 0, b"");
     assert!(talk.one().1.window > 0);
 }
+
+#[test]
+fn what_is_held_for_an_upstream_is_first_data() {
+    let extra = format!("{PINNED}\n[service.timeouts]\nfirst_data = \"1s\"\nconnect = \"5s\"");
+    let mut talk = Talk::new(&extra);
+    talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.wait_ms(2_000);
+    assert_eq!(talk.lab.ended(EndCause::FirstData), 0);
+}
+
+#[test]
+fn time_before_the_upstream_accepted_is_not_time_it_did_not_answer_in() {
+    let extra = format!("{PINNED}\n[service.timeouts]\nunacknowledged = \"1s\"\nconnect = \"9s\"");
+    let mut talk = Talk::new(&extra);
+    talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.wait_ms(300);
+    talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.wait_ms(3_000);
+    talk.accept(&all());
+    talk.wait_ms(500);
+    assert_eq!(talk.lab.ended(EndCause::UpstreamTimeout), 0);
+    talk.upstream(Flags::ACK, 0, 5, b"");
+    talk.wait_ms(2_000);
+    assert_eq!(talk.lab.stack.sessions(), 1);
+}
+
+#[test]
+fn a_path_that_no_router_measured_shrinks_no_upstreams_path_for_all() {
+    let mut talk = Talk::connected(PINNED);
+    talk.sent();
+    talk.upstream(Flags::ACK, 0, 0, &[b'd'; 1_000]);
+    let seq = talk.one().1.seq;
+    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
+    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let error = IcmpError { kind: IcmpKind::TooBig(0), key, seq, len: 1_052 };
+    let hash = talk.lab.stack.hash(&key);
+    talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below).unwrap();
+    let (_, packet) = talk.lab.below.sent.pop_back().unwrap();
+    assert_eq!(u16::from_be_bytes([packet[26], packet[27]]), 1_280);
+    talk.upstream(Flags::ACK, 0, 0, &[b'd'; 1_000]);
+    assert!(talk.sent().len() > 1, "this flow's segments are cut");
+}

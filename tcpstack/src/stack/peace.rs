@@ -224,7 +224,7 @@ impl Stack {
             return Ok(len);
         }
         let listen = self.listen_index.get(&(segment.key.dst, segment.key.dst_port)).copied();
-        let record = frame.get(..len).zip(listen).and_then(|(answer, at)| Record::of(answer, &segment, at, port));
+        let record = frame.get(..len).zip(listen).and_then(|(answer, at)| Record::of(answer, segment, at, port));
         match record {
             Some(record) => {
                 let hash = self.flows.hash(&segment.key);

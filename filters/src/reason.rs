@@ -9,7 +9,8 @@ macro_rules! reasons {
         /// The label values of `sluice_dropped_packets_total`.
         #[must_use = "every drop is counted"]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
+        // As wide as a service's number: beside one in a result, neither is taken apart.
+        #[repr(u16)]
         pub enum DropReason {
             $($(#[doc = $doc])+ $name,)+
         }

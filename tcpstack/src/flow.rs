@@ -82,7 +82,7 @@ impl FlowTable {
     }
 
     /// The flow's keyed hash. IPv4 keys take two blocks of SipHash, IPv6 keys five.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn hash(&self, key: &FlowKey) -> u64 {
         if key.src.is_v4() {

@@ -226,7 +226,7 @@ impl Engine {
         if !self.active {
             return Ok(());
         }
-        let segment = *facts.segment;
+        let segment = facts.segment.aside();
         self.ask(&Facts { segment: &segment, ..*facts }, now, trace)
     }
 
@@ -234,12 +234,18 @@ impl Engine {
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn check_source<T: Trace>(&mut self, segment: &Segment, now: Micros, trace: &mut T) -> Result<(), DropReason> {
+    #[inline(always)]
+    pub fn check_source(&mut self, segment: &Segment, now: Micros, trace: &mut impl Trace) -> Result<(), DropReason> {
         self.exempt = None;
         self.rule = None;
         if !self.active {
             return Ok(());
         }
+        self.ask_source(&segment.aside(), now, trace)
+    }
+
+    #[inline(never)]
+    fn ask_source<T: Trace>(&mut self, segment: &Segment, now: Micros, trace: &mut T) -> Result<(), DropReason> {
         self.standing(segment.key.src, now, trace)?;
         let facts = Facts { segment, frame: &[], service: ServiceId(0) };
         self.metered(segment, facts.ip_length(), now, trace)

@@ -134,34 +134,16 @@ impl Gate {
         came: Came<'_>,
         trace: &mut T,
     ) -> Result<Addressee, DropReason> {
-        match self.services.get(segment.key.dst, segment.key.dst_port) {
-            Some(service) => {
-                self.source(segment.key.src, came.port)?;
-                engine.check_traced(&Facts { segment, frame: came.frame, service }, came.now, trace)?;
-                Ok(Addressee::Service(service))
-            }
-            // A copy, for the same reason.
-            None => {
-                let segment = *segment;
-                self.elsewhere(engine, &segment, came, trace)
-            }
-        }
-    }
-
-    /// A segment to no service.
-    #[inline(never)]
-    fn elsewhere<T: Trace>(
-        &self,
-        engine: &mut Engine,
-        segment: &Segment,
-        came: Came<'_>,
-        trace: &mut T,
-    ) -> Result<Addressee, DropReason> {
         let key = &segment.key;
+        if let Some(service) = self.services.get(key.dst, key.dst_port) {
+            self.source(key.src, came.port)?;
+            engine.check_traced(&Facts { segment, frame: came.frame, service }, came.now, trace)?;
+            return Ok(Addressee::Service(service));
+        }
         // Nobody dials us but to a service.
         if !segment.flags.is_initial_syn()
             && let Some(port) = self.upstreams.get(key.src, key.src_port)
-            && self.marks.get(key.dst) == Some(Mark::Ours)
+            && self.is_ours(key.dst)
         {
             if came.port.is_some_and(|here| here != port) {
                 return Err(DropReason::UpstreamSource);

@@ -359,7 +359,7 @@ impl Stack {
     }
 
     /// The flow table's hash of `key`.
-    #[inline]
+    #[inline(always)]
     #[must_use]
     pub fn hash(&self, key: &FlowKey) -> u64 {
         self.flows.hash(key)
@@ -396,8 +396,7 @@ impl Stack {
     ) -> Result<usize, DropReason> {
         if self.careful {
             // A copy: the original stays in registers.
-            let segment = *segment;
-            return self.answer_with_care(frame, &segment, service, port, our_mac);
+            return self.answer_with_care(frame, &segment.aside(), service, port, our_mac);
         }
         self.answer(frame, segment, service, port, our_mac)
     }
@@ -412,9 +411,9 @@ impl Stack {
         our_mac: [u8; 6],
     ) -> Result<usize, DropReason> {
         let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
-        let len = match *offers {
+        let len = match offers.wscale {
             // What terminate mode and nearly every upstream can do is compiled by itself.
-            SynOffers { wscale: Some(shift), sack: true, timestamps: true, .. } => {
+            Some(shift) if offers.sack & offers.timestamps => {
                 let profile = SynAckProfile {
                     wscale: Some(shift),
                     sack: true,
@@ -423,10 +422,7 @@ impl Stack {
                 };
                 self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
             }
-            _ => {
-                let segment = *segment;
-                self.answer_sparingly(frame, &segment, service, port, our_mac)
-            }
+            _ => self.answer_sparingly(frame, &segment.aside(), service, port, our_mac),
         };
         let len = len.ok_or(DropReason::Truncated)?;
         self.counters.cookies_sent.bump();

@@ -175,6 +175,26 @@ pub fn accept(listener: &TcpListener) -> TcpStream {
     accept_within(listener, Duration::from_secs(10)).expect("a connection within ten seconds")
 }
 
+/// Accepts connections until one begins with a PROXY v2 header, and returns the header as it came. By its length: what it ends
+/// with may be any byte. (Probes come and go, and say nothing.)
+///
+/// # Panics
+/// When none comes, or a header is cut short.
+#[must_use]
+pub fn accept_with_header(listener: &TcpListener) -> (TcpStream, Vec<u8>) {
+    loop {
+        let mut server = accept(listener);
+        let mut header = vec![0; 16];
+        if server.read_exact(&mut header).is_err() {
+            continue;
+        }
+        let length = usize::from(u16::from_be_bytes([header[14], header[15]]));
+        header.resize(16 + length, 0);
+        server.read_exact(&mut header[16..]).expect("the whole header");
+        return (server, header);
+    }
+}
+
 /// Accepts the next connection, if one comes in time.
 #[must_use]
 pub fn accept_within(listener: &TcpListener, patience: Duration) -> Option<TcpStream> {

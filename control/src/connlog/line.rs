@@ -33,9 +33,11 @@ pub(crate) struct Line<'a> {
 impl<'a> Line<'a> {
     pub(crate) fn new(record: &SessionRecord, config: &'a Config, clock: impl Fn(Micros) -> SystemTime) -> Line<'a> {
         let after_opened = |at: Micros| at.since(record.opened).as_micros() as f64 / 1e3;
+        // The clock is asked once: it may be set at any moment.
+        let opened = clock(record.opened);
         Line {
-            opened: clock(record.opened),
-            ended: clock(record.ended),
+            opened,
+            ended: opened + record.ended.since(record.opened),
             service: config.services.get(usize::from(record.service.0)).map_or("", |service| &service.name),
             worker: record.worker.0,
             client: record.client,

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use sluice_tests::appliance::{Mode, Service, Setup, Sluice, binary};
 use sluice_tests::lab::{Family, Lab, SERVICE4};
+use sluice_tests::peer::accept_with_header;
 
 use crate::basics::SOON;
 
@@ -70,23 +71,10 @@ fn a_clock_that_is_set_is_followed_by_headers_and_log_without_a_restart(mode: Mo
     let connect = |about: SystemTime| -> (TcpStream, bool) {
         let mut client = lab.client.connect((SERVICE4, PORT).into()).expect("a connection");
         client.write_all(b"!").expect("an octet sent");
-        let mut octets = Vec::new();
-        // Probes come and go.
-        let mut server = loop {
-            let (mut server, _) = listener.accept().expect("a connection");
-            let mut some = [0; 1024];
-            if let Ok(read @ 1..) = server.read(&mut some) {
-                octets.extend(&some[..read]);
-                break server;
-            }
-        };
-        while octets.last() != Some(&b'!') {
-            let mut some = [0; 1024];
-            let read = server.read(&mut some).expect("the header");
-            assert_ne!(read, 0, "the header is cut short");
-            octets.extend(&some[..read]);
-        }
-        octets.pop();
+        let (mut server, octets) = accept_with_header(&listener);
+        let mut said = [0];
+        server.read_exact(&mut said).expect("what the client said");
+        assert_eq!(&said, b"!");
         let header = lab.path("header");
         fs::write(&header, &octets).expect("the header kept");
         let at = about.duration_since(UNIX_EPOCH).expect("after 1970").as_millis().to_string();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use sluice_tests::appliance::{Mode, Service, Setup, Sluice, binary};
 use sluice_tests::lab::{CLIENT4, FAR_CLIENT4, Family, Lab, SERVICE4};
+use sluice_tests::peer::accept_with_header;
 use sluice_tests::process::Process;
 use sluice_tests::servers::{curl, haproxy_with, nginx, url};
 
@@ -66,23 +67,10 @@ fn headers_are_authentic_and_keys_rotate_without_a_restart(mode: Mode) {
     let verified = |file: &str| -> (bool, String) {
         let mut client = lab.client.connect((SERVICE4, 7100).into()).expect("a connection");
         client.write_all(b"!").expect("an octet sent");
-        let mut octets = Vec::new();
-        let mut server = loop {
-            // Probes come and go.
-            let (mut server, _) = listener.accept().expect("a connection");
-            let mut some = [0; 1024];
-            if let Ok(read @ 1..) = server.read(&mut some) {
-                octets.extend(&some[..read]);
-                break server;
-            }
-        };
-        while octets.last() != Some(&b'!') {
-            let mut some = [0; 1024];
-            let read = server.read(&mut some).expect("the header");
-            assert_ne!(read, 0, "the header is cut short");
-            octets.extend(&some[..read]);
-        }
-        octets.pop();
+        let (mut server, octets) = accept_with_header(&listener);
+        let mut said = [0];
+        server.read_exact(&mut said).expect("what the client said");
+        assert_eq!(&said, b"!");
         fs::write(lab.path("header"), &octets).expect("the header kept");
         let output = lab.server.output(&binary(), &["proxy-header", "verify", "--keys", file, &lab.path("header")]);
         let text = [output.stdout, output.stderr].concat();

@@ -200,14 +200,15 @@ fn agree(vlan: u16, check: &str, seen: &[&str]) {
     let (sample, capture) = (lab.path("dropped.pcapng"), lab.path("shots.pcapng"));
     let bans = lab.write("bans", "192.0.2.8 never\n2001:db8:b::8 never\n");
     let service = Service::new("raw", OPEN).upstreams(&Family::BOTH.map(|family| family.server(OPEN)));
+    // Small memories: each time that a packet is explained they are made anew.
     let tables = format!(
-        "[filters.per_address]\npackets = \"1/h burst {LIMIT}\"\n[bans]\nfile = \"{bans}\"\n\
+        "[filters.per_address]\npackets = \"1/h burst {LIMIT}\"\n[bans]\nfile = \"{bans}\"\ncapacity = 1024\n\
          [sample]\nfile = \"{sample}\"\nrate = \"1000000/s\"\nsnap = 128\n"
     );
     let setup = Setup::of([service])
         .wan_vlan(vlan)
         .source_check(check)
-        .filters("deny = [\"192.0.2.7/32\", \"2001:db8:d::7/128\"]")
+        .filters("deny = [\"192.0.2.7/32\", \"2001:db8:d::7/128\"]\nrecords = 4096")
         .tables(&tables);
     let appliance = Sluice::start(&lab, &setup);
     let macs = ["p0", "p1"].map(|interface| lab.appliance.mac_of(interface));

@@ -238,9 +238,9 @@ impl Jar {
     }
 
     /// As [`Jar::tick`], when the wall clock was set since the last call, forth or back: cookies minted until now stay good for at least
-    /// as long as a cookie always is.
+    /// as long as a cookie always is. Whether any may have been.
     #[cold]
-    pub fn step(&mut self, wall: Duration) {
+    pub fn step(&mut self, wall: Duration) -> bool {
         let minted = self.live(self.mints_odd).epoch;
         let begun = self.from < self.until;
         let live = std::mem::replace(&mut self.live, [Live::NONE; 2]);
@@ -250,6 +250,7 @@ impl Jar {
             self.before = Some(Before { live, until: wall.saturating_add(self.epoch) });
         }
         self.roll(wall);
+        begun
     }
 
     /// Derives the live epochs' keys at `wall`.

@@ -25,6 +25,7 @@
 )]
 
 use std::cmp::Reverse;
+use std::ops::{Deref, DerefMut};
 
 use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, PortId, Seq};
@@ -48,7 +49,7 @@ const SCALE_NONE: u8 = 15;
 
 /// One SYN-ACK: what it takes to send the same again. The port implies the VLAN.
 #[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
+#[repr(C)]
 pub struct Record {
     client: Addr,
     /// Where in the list of the places that services listen at.
@@ -75,7 +76,7 @@ pub struct Record {
     stage: u8,
 }
 
-const _: () = assert!(size_of::<Record>() == 64);
+const _: () = assert!(size_of::<Record>() == 64 && size_of::<Slot>() == 64);
 
 const NOTHING: Record = Record {
     client: Addr { hi: 0, lo: 0 },
@@ -173,6 +174,24 @@ impl Record {
     }
 }
 
+/// A record in the table: one cache line. (In a letter between workers it needs no line of its own.)
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Slot(Record);
+
+impl Deref for Slot {
+    type Target = Record;
+    fn deref(&self) -> &Record {
+        &self.0
+    }
+}
+
+impl DerefMut for Slot {
+    fn deref_mut(&mut self) -> &mut Record {
+        &mut self.0
+    }
+}
+
 /// A list of records that wait equally long.
 #[derive(Clone, Copy)]
 struct List {
@@ -182,7 +201,7 @@ struct List {
 
 /// The records. One worker's.
 pub(crate) struct Table {
-    records: Box<[Record]>,
+    records: Box<[Slot]>,
     /// By stage.
     lists: [List; REPEATS],
     len: usize,
@@ -204,7 +223,7 @@ impl Table {
     pub(crate) fn new(used: bool) -> Table {
         let records = if used { RECORDS } else { 0 };
         Table {
-            records: vec![NOTHING; records].into_boxed_slice(),
+            records: vec![Slot(NOTHING); records].into_boxed_slice(),
             lists: [List { first: NONE, last: NONE }; REPEATS],
             len: 0,
             displaced: 0,
@@ -223,7 +242,7 @@ impl Table {
 
     /// Forgets everything.
     pub(crate) fn clear(&mut self) {
-        self.records.fill(NOTHING);
+        self.records.fill(Slot(NOTHING));
         self.lists = [List { first: NONE, last: NONE }; REPEATS];
         self.len = 0;
     }
@@ -245,7 +264,7 @@ impl Table {
         let first = place(hash);
         let Some(set) = self.records.get(first..first.wrapping_add(WAYS)) else { return };
         // The same flow's record, else an empty place, else the one that was repeated most often.
-        let rank = |held: &Record| {
+        let rank = |held: &Slot| {
             if held.is(record.client(), record.listen) {
                 (2, 0, Reverse(0))
             } else if held.stage == EMPTY {
@@ -272,7 +291,7 @@ impl Table {
             last.behind = at;
         }
         if let Some(free) = self.records.get_mut(usize::from(at)) {
-            *free = Record { due, before, behind: NONE, ..record };
+            **free = Record { due, before, behind: NONE, ..record };
             self.len = self.len.saturating_add(1);
         }
     }
@@ -280,7 +299,7 @@ impl Table {
     /// The record of the flow from `client` to the place `listen`, whose keyed hash is `hash`.
     pub(crate) fn find(&self, hash: u64, client: End, listen: u32) -> Option<&Record> {
         let first = place(hash);
-        self.records.get(first..first.wrapping_add(WAYS))?.iter().find(|record| record.is(client, listen))
+        self.records.get(first..first.wrapping_add(WAYS))?.iter().map(|slot| &slot.0).find(|record| record.is(client, listen))
     }
 
     /// Forgets the flow's record; whether there was one.
@@ -296,7 +315,7 @@ impl Table {
     pub(crate) fn take_due(&mut self, now: Micros) -> Option<Record> {
         let now = coarse(now);
         for list in self.lists {
-            if let Some(record) = self.records.get(usize::from(list.first)).copied()
+            if let Some(&Slot(record)) = self.records.get(usize::from(list.first))
                 && now.wrapping_sub(record.due) as i32 >= 0
             {
                 self.remove(list.first);
@@ -317,7 +336,7 @@ impl Table {
 
     fn remove(&mut self, at: u16) {
         let Some(record) = self.records.get_mut(usize::from(at)) else { return };
-        let Record { before, behind, stage, .. } = std::mem::replace(record, NOTHING);
+        let Record { before, behind, stage, .. } = std::mem::replace(&mut **record, NOTHING);
         self.len = self.len.saturating_sub(1);
         match self.records.get_mut(usize::from(before)) {
             Some(record) => record.behind = behind,

@@ -171,6 +171,10 @@ impl Stack {
                 return self.unknown(inbound, frame, now, net);
             }
         }
+        if inbound.segment.flags.rst() {
+            // The next connection's client may not want its SYN-ACK.
+            self.unwanted(inbound.hash, inbound.segment);
+        }
         let Some(answer) = self.lingers.answer(index, inbound.segment) else { return Err(DropReason::NoFlow) };
         if self.may_answer(inbound.segment.key.src, now) {
             send_bare(&answer.0, answer.1, net);

@@ -343,13 +343,17 @@ impl Stack {
         self.timestamp_ms = clock::timestamp_ms(now);
         clock::set_timestamp_clock(now);
         self.wall = wall;
-        let ahead = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX).wrapping_sub(now.0);
+        // Before 1970 nothing is ahead, and the clock stands still.
+        let ahead = u64::try_from(wall.as_micros()).unwrap_or(u64::MAX).saturating_sub(now.0);
         let rolls = if self.wall_ahead == ahead {
             self.jar.tick(wall)
         } else {
+            let step = Duration::from_micros(self.wall_ahead.abs_diff(ahead));
             self.wall_ahead = ahead;
             self.filters.set_wall_ahead(ahead);
-            self.jar.step(wall);
+            if self.jar.step(wall) {
+                self.clock_was_set(step, now);
+            }
             true
         };
         if rolls | self.promised_anew.take() {

@@ -100,8 +100,8 @@ pub(crate) struct Peace {
     flowless_seen: u64,
     unanswered: Table,
     answered: Answered,
-    /// How long what was not noted forbids resets.
-    blind_for: Duration,
+    /// How long a cookie's key is in use; what was not noted forbids resets for two of it.
+    epoch: Duration,
     repeats_by_prefix: Ceiling,
     repeats_by_address: Ceiling,
     resets_by_prefix: Ceiling,
@@ -140,7 +140,7 @@ impl Peace {
             flowless_seen: 0,
             unanswered: Table::new(peace.repeats.is_some()),
             answered: Answered::new(if peace.resets.is_some() { an_epoch_s.max(1) } else { 0 }, epoch, now),
-            blind_for: epoch.saturating_mul(2),
+            epoch,
             repeats_by_prefix: ceiling(peace.repeats, b"repeats of a prefix"),
             repeats_by_address: ceiling(share, b"repeats of an address"),
             resets_by_prefix: ceiling(peace.resets, b"resets of a prefix"),
@@ -182,6 +182,14 @@ impl Stack {
     /// Says that a SYN was answered and not noted: nobody is reset until its cookie is void.
     pub fn miss_answered(&self) {
         self.shared.unnoted.fetch_max(self.peace.now.0, Ordering::Relaxed);
+    }
+
+    /// The wall clock was set, by so much. Then a cookie of before it may be good for longer than its 4-tuple is remembered: by up to an
+    /// epoch. What lies within the eighth that an epoch's end may move by anyway changes nothing.
+    pub(super) fn clock_was_set(&self, by: Duration, now: Micros) {
+        if by > self.peace.epoch / 8 {
+            self.shared.unnoted.fetch_max(now.after(self.peace.epoch).0, Ordering::Relaxed);
+        }
     }
 
     fn note(&mut self, hash: u64, record: Record) {
@@ -402,7 +410,7 @@ impl Stack {
         let unnoted = Micros(self.shared.unnoted.load(Ordering::Relaxed));
         let withheld = if !peace || self.peace.syns.pressed || self.draining {
             Some(Withheld::Pressure)
-        } else if now < unnoted.after(self.peace.blind_for) {
+        } else if now < unnoted.after(self.peace.epoch.saturating_mul(2)) {
             Some(Withheld::Unknown)
         } else if self.peace.answered.knows(hash) == Known::Answered {
             Some(Withheld::Answered)

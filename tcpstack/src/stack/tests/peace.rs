@@ -21,7 +21,7 @@ type Heard = Vec<(u64, Vec<u8>)>;
 fn by_hand(extra: &str) -> Lab {
     let mut lab = Lab::new(extra);
     lab.client_answers = false;
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
     lab
 }
 
@@ -38,7 +38,7 @@ fn pass(lab: &mut Lab, ms: u64) -> Heard {
     let until = lab.now.0 + ms * 1_000;
     while lab.now.0 < until {
         lab.now.0 = (lab.now.0 + 50_000).min(until);
-        lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+        lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
         if lab.server_answers {
             lab.server.poll(lab.now);
             for packet in std::mem::take(&mut lab.server.wire.outgoing) {
@@ -155,7 +155,7 @@ fn a_vlan_is_its_port_s_and_the_way_back_the_syn_s() {
     let len = lab.stack.answer_syn(&mut syn, &parsed, ServiceId(0), PortId(0), OUR_MAC).unwrap();
     let answer = syn[18..len].to_vec();
     lab.now.0 += 1_000_000;
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
     lab.stack.run_timers(lab.now, 256, &mut lab.below);
     let (way, again) = lab.below.sent.pop_front().expect("a second later");
     assert_eq!(way, Way::Reply { port: PortId(0), mac: [2, 0, 0, 0, 0, 0x77] });
@@ -244,6 +244,47 @@ fn a_rst_ends_the_repeats_only_with_the_number_that_the_syn_ack_asked_for() {
     }
 }
 
+/// A lab that keeps what is left of a connection of the hand's, which was refused upstream.
+fn with_a_rest() -> Lab {
+    let mut lab = by_hand(RAW);
+    let cookie = cookie(&shake(&mut lab, HAND, SERVICE, ISN, &[]));
+    segment(&mut lab, Flags::ACK, 0, cookie, b"hello");
+    pass(&mut lab, 3_500);
+    assert_eq!((lab.stack.sessions(), lab.stack.lingers.len() > 0), (0, true));
+    lab
+}
+
+#[test]
+fn what_is_left_of_an_older_connection_changes_nothing_in_the_repeats_of_the_next_one() {
+    for ends in [false, true] {
+        let mut lab = with_a_rest();
+        let began = lab.now;
+        let isn = ISN.wrapping_sub(50_000);
+        shake(&mut lab, HAND, SERVICE, isn, &linux());
+        if ends {
+            lab.receive(&tcp(HAND, SERVICE).flags(Flags::RST).seq(isn.wrapping_add(1)).build());
+        }
+        let repeats: &[u64] = if ends { &[] } else { &[1_000, 3_000] };
+        assert_eq!(syn_acks(&pass(&mut lab, 5_000), began), repeats);
+    }
+}
+
+#[test]
+fn the_next_connection_s_first_ack_is_not_taken_for_a_late_one_of_what_is_left() {
+    // Before and behind the old one's numbers.
+    for isn in [ISN.wrapping_sub(50_000), ISN.wrapping_add(3), ISN.wrapping_add(50_000)] {
+        let mut lab = with_a_rest();
+        let server = lab.server.listen(80);
+        let cookie = cookie(&shake(&mut lab, HAND, SERVICE, isn, &[]));
+        let first = tcp(HAND, SERVICE).seq(isn.wrapping_add(1)).ack(cookie.wrapping_add(1)).flags(Flags::ACK);
+        lab.receive(&first.window(1_000).payload(b"again").build());
+        pass(&mut lab, 500);
+        let mut got = Vec::new();
+        lab.server.read(server, &mut got);
+        assert_eq!(got.escape_ascii().to_string(), "again");
+    }
+}
+
 #[test]
 fn an_unreachable_client_is_not_asked_again_if_the_router_quotes_the_syn_ack() {
     for (off, kind, ends) in [
@@ -294,7 +335,7 @@ fn an_address_gets_ten_repeats_a_second_and_its_prefix_a_hundred() {
     }
     shake(&mut lab, "198.18.0.1:5000", SERVICE, ISN, &linux());
     lab.now.0 += 1_000_000;
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
     for _ in 0..20 {
         lab.stack.run_timers(lab.now, 256, &mut lab.below);
     }
@@ -494,6 +535,34 @@ fn a_cookie_s_life_long_and_no_longer_than_three_epochs_its_4_tuple_is_not_reset
         pass(&mut lab, 64_000);
         segment(&mut lab, Flags::ACK, 5, 1, b"x");
         assert_eq!(heard(&mut lab).len(), 1);
+    }
+}
+
+#[test]
+fn after_the_clock_was_set_nobody_is_reset_while_a_cookie_of_before_is_good() {
+    const MINUTE: Duration = Duration::from_secs(60);
+    let wall = Duration::from_secs(64_000);
+    for (step, epochs) in [(wall - MINUTE, 2), (wall + MINUTE, 1), (wall - 60 * MINUTE, 1), (wall + 60 * MINUTE, 1)] {
+        let mut lab = by_hand(RAW);
+        // Answered at an epoch's beginning by the wall clock, and just before what it is noted in is no longer the newest.
+        lab.unix = wall - Duration::from_secs(190);
+        pass(&mut lab, 191_000);
+        let cookie = cookie(&shake(&mut lab, HAND, SERVICE, ISN, &[]));
+        let answered = lab.now;
+        pass(&mut lab, 61_000);
+        lab.unix = step - Duration::from_secs(190);
+        pass(&mut lab, 50);
+        let [src, dst] = [HAND, SERVICE].map(|end| end.parse::<std::net::SocketAddr>().unwrap());
+        let (src_port, dst_port) = (src.port(), dst.port());
+        let key = FlowKey { src: src.ip().into(), dst: dst.ip().into(), src_port, dst_port };
+        while lab.stack.jar.check(&key, Seq(ISN), Seq(cookie.wrapping_add(1))).is_some() {
+            segment(&mut lab, Flags::ACK, 5, cookie, b" again");
+            let heard = pass(&mut lab, 1_000);
+            assert!(heard.iter().all(|(_, packet)| !read(packet).0.flags.rst()), "after {:?}", lab.now.since(answered));
+        }
+        assert!(lab.now.since(answered) > Duration::from_secs(64) * epochs, "{:?}", lab.now.since(answered));
+        pass(&mut lab, 192_000);
+        assert_eq!(stranger(&mut lab, "198.51.100.77:4000").len(), 1, "it is known again");
     }
 }
 

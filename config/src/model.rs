@@ -601,7 +601,7 @@ pub struct Peace {
     pub syns: Rate,
     /// Segments of no connection up to which there is. Default 1,000 a second, 2,000 at once.
     pub flowless: Rate,
-    /// SYN-ACKs sent again towards one prefix (IPv4 /24, IPv6 /48), a tenth of it towards one address; none = never.
+    /// SYN-ACKs sent again towards one prefix (IPv4 /24, IPv6 /48), a tenth of it towards an address that nobody has proved; none = never.
     /// Default 100 a second.
     pub repeats: Option<Rate>,
     /// RSTs in answer to segments of no connection towards one prefix; none = never. Default 100 a second.

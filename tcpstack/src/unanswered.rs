@@ -260,6 +260,11 @@ impl Table {
         }
     }
 
+    /// Keeps a record that was due and could not be repeated: it is due again after another such pause.
+    pub(crate) fn keep_waiting(&mut self, hash: u64, record: Record, now: Micros) {
+        self.put(hash, record, now);
+    }
+
     fn put(&mut self, hash: u64, record: Record, now: Micros) {
         let first = place(hash);
         let Some(set) = self.records.get(first..first.wrapping_add(WAYS)) else { return };

@@ -465,6 +465,12 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether somebody at `source` proved a cookie within the last hour.
+    #[must_use]
+    pub fn is_verified(&self, source: Addr, now: Micros) -> bool {
+        self.clients.is_verified(source, now)
+    }
+
     /// The client's cookie was right, whether it got its connection or not: it is somebody, whom a rule on trial may have cut before.
     pub fn verified(&mut self, source: Addr, now: Micros) {
         self.proved_client = Some(source);

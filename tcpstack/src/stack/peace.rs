@@ -17,7 +17,7 @@ use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
 use sluice_config::{Config, Rate};
-use sluice_filters::addr::FlowKey;
+use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::icmp::{IcmpError, IcmpKind};
 use sluice_filters::memory::{Ceiling, Quota, prefix};
 use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
@@ -38,7 +38,7 @@ const REPEATED: usize = 32;
 const OUTBOX: usize = 1_024;
 /// How long little has to come before pressure ends.
 const CALM: Duration = Duration::from_secs(2);
-/// An address may have a tenth of what its prefix may.
+/// An address that nobody has proved may have a tenth of what its prefix may.
 const ADDRESS_SHARE: u64 = 10;
 
 /// Tells peace from pressure by how much comes of one thing.
@@ -296,17 +296,22 @@ impl Stack {
             }
             let (port, mac) = record.origin();
             let way = Way::Reply { port, mac };
-            let within = net.room(way)
-                && self.peace.repeats_by_address.charge(key.src, now)
-                && self.peace.repeats_by_prefix.charge(prefix(key.src, 24, 48), now);
-            if within {
+            if net.room(way) && self.may_repeat(key.src, now) {
                 self.repeat(&key, &record, way, net);
+                self.peace.unanswered.keep_on(hash, record, now);
             } else {
                 self.counters.repeats_withheld.bump();
+                self.peace.unanswered.keep_waiting(hash, record, now);
             }
-            self.peace.unanswered.keep_on(hash, record, now);
         }
         self.peace.next = self.peace.unanswered.next_due(now);
+    }
+
+    /// Whether the ceilings of repeats allow one more. An address that nobody proved may be a victim's, whom a forger wrote into its SYNs; one
+    /// that was proved may be many clients' (a NAT), who may have as many as their prefix.
+    fn may_repeat(&mut self, source: Addr, now: Micros) -> bool {
+        (self.filters.is_verified(source, now) || self.peace.repeats_by_address.charge(source, now))
+            && self.peace.repeats_by_prefix.charge(prefix(source, 24, 48), now)
     }
 
     /// Whether nobody has proved or condemned the client since, and its cookie is good.

@@ -343,6 +343,36 @@ fn an_address_gets_ten_repeats_a_second_and_its_prefix_a_hundred() {
 }
 
 #[test]
+fn an_address_that_was_proved_gets_as_many_repeats_as_its_prefix() {
+    let mut lab = by_hand(RAW);
+    lab.stack.filters.verified("203.0.113.99".parse::<std::net::IpAddr>().unwrap().into(), lab.now);
+    for port in 0..150 {
+        shake(&mut lab, &format!("203.0.113.99:{}", 5_000 + port), SERVICE, ISN, &linux());
+    }
+    // A second's worth, and what comes to it while they are sent.
+    let repeats = pass(&mut lab, 1_900).len();
+    assert!((100..=120).contains(&repeats), "{repeats}");
+}
+
+#[test]
+fn a_repeat_that_is_withheld_is_not_lost() {
+    let mut lab = by_hand(RAW);
+    let began = lab.now;
+    for port in 0..30 {
+        shake(&mut lab, &format!("203.0.113.99:{}", 5_000 + port), SERVICE, ISN, &linux());
+    }
+    let first = |port: u16, heard: &Heard| {
+        let of_it: Heard = heard.iter().filter(|(_, packet)| read(packet).0.key.dst_port == port).cloned().collect();
+        syn_acks(&of_it, began)
+    };
+    let heard = pass(&mut lab, 120_000);
+    for port in 5_000..5_030 {
+        let at = first(port, &heard);
+        assert!(at.len() == 5 && at[0] <= 10_000, "{port}: {at:?}");
+    }
+}
+
+#[test]
 fn whoever_was_banned_or_denied_meanwhile_is_not_asked_again() {
     let mut lab = by_hand(&format!("{RAW}\n[bans]"));
     let began = lab.now;

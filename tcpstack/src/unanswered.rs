@@ -4,6 +4,10 @@
 //! that nobody else knows of. So, in peace, a SYN-ACK is repeated 1, 3, 7, 15 and 31 s after the SYN, as kernels do
 //! (RFC 9293 section 3.8.1, RFC 6298 section 5). When, and to whom, is [`crate::stack`]'s matter.
 //!
+//! Each pause is a tenth of a second longer than that. A client whose SYN-ACK was lost repeats its SYN at those times: its
+//! SYN comes first and is answered, and its round trip is measured from there. A repeat of ours that came first would
+//! tell it that a round trip takes a second, and its every retransmission would then wait for three.
+//!
 //! A record is one cache line. It is found through the flow's keyed hash in a set of eight; a newcomer to a full set
 //! takes the place of the record that was repeated most often, of several the one that is due first. It waits in the
 //! list of its stage: all records of a stage wait equally long, so each list is in the order of its ends, and nothing
@@ -40,6 +44,9 @@ const WAYS: usize = 8;
 const SETS: usize = RECORDS / WAYS;
 /// How often a SYN-ACK is repeated at most.
 pub(crate) const REPEATS: usize = 5;
+const LAST_STAGE: u8 = REPEATS as u8 - 1;
+/// What each pause before a repeat is longer than a kernel's.
+const YIELD_MS: u32 = 100;
 /// No record.
 const NONE: u16 = u16::MAX;
 /// The stage of an empty place.
@@ -213,9 +220,9 @@ fn coarse(now: Micros) -> u32 {
     now.0.div_euclid(1_000) as u32
 }
 
-/// How long a record waits for its next repeat: 1, 2, 4, 8 and 16 s.
+/// How long a record waits for its next repeat: 1, 2, 4, 8 and 16 s, and a little more.
 fn pause(stage: u8) -> u32 {
-    1_000_u32.checked_shl(u32::from(stage)).unwrap_or(u32::MAX)
+    1_000_u32.checked_shl(u32::from(stage)).unwrap_or(u32::MAX).saturating_add(YIELD_MS)
 }
 
 impl Table {
@@ -247,9 +254,16 @@ impl Table {
         self.len = 0;
     }
 
-    /// Keeps a record of a flow with this keyed hash, in place of an older one of the same flow.
+    /// Keeps a record of a flow with this keyed hash, in place of an older one of the same flow. The answer to a SYN that was sent
+    /// again counts as a repeat.
     pub(crate) fn keep(&mut self, hash: u64, record: Record, now: Micros) {
-        self.put(hash, Record { stage: 0, ..record }, now);
+        let older = self.find(hash, record.client(), record.listen).filter(|older| older.isn == record.isn);
+        let stage = older.map_or(0, |older| {
+            // A copy that the network made comes at once.
+            let left = older.due.wrapping_sub(coarse(now));
+            older.stage.saturating_add(u8::from(left < pause(older.stage) / 2)).min(LAST_STAGE)
+        });
+        self.put(hash, Record { stage, ..record }, now);
     }
 
     /// Keeps a record that was repeated, for its next repeat; lets it go after the last one.
@@ -394,13 +408,14 @@ mod tests {
     fn a_record_is_due_after_1_3_7_15_and_31_seconds_and_then_gone() {
         let mut table = Table::new(true);
         table.keep(hash(7), record(7), second(10));
-        for after in [1, 3, 7, 15, 31] {
-            let just_before = Micros(second(10 + after).0 - 1_000);
+        for after in [1_100, 3_200, 7_300, 15_400, 31_500] {
+            let at = Micros(second(10).0 + after * 1_000);
+            let just_before = Micros(at.0 - 1_000);
             assert!(table.take_due(just_before).is_none(), "{after}");
-            assert_eq!(table.next_due(just_before), second(10 + after));
-            let due = table.take_due(second(10 + after)).expect("due");
+            assert_eq!(table.next_due(just_before), at);
+            let due = table.take_due(at).expect("due");
             assert_eq!(due.cookie(), Seq(7));
-            table.keep_on(hash(7), due, second(10 + after));
+            table.keep_on(hash(7), due, at);
         }
         assert_eq!((table.len(), table.next_due(second(50))), (0, Micros(u64::MAX)));
     }
@@ -409,10 +424,28 @@ mod tests {
     fn a_new_syn_replaces_its_record() {
         let mut table = Table::new(true);
         table.keep(hash(7), record(7), second(0));
-        table.keep(hash(7), Record { cookie: Seq(8), ..record(7) }, second(1));
+        table.keep(hash(7), Record { isn: Seq(1), cookie: Seq(8), ..record(7) }, second(1));
         assert_eq!((table.len(), table.displaced()), (1, 0));
-        assert!(table.take_due(second(1)).is_none(), "its time begins anew");
-        assert_eq!(table.take_due(second(2)).map(|record| record.cookie()), Some(Seq(8)));
+        assert!(table.take_due(second(2)).is_none(), "its time begins anew");
+        assert_eq!(table.take_due(Micros(2_100_000)).map(|record| record.cookie()), Some(Seq(8)));
+    }
+
+    /// A client repeats its SYN after 1, 3 and 7 s: ours come after them, and never first.
+    #[test]
+    fn the_answer_to_a_syn_that_was_sent_again_counts_as_a_repeat() {
+        let mut table = Table::new(true);
+        for (at, due) in [(0, 1_100), (1_000, 3_100), (3_000, 7_100), (7_000, 15_100)] {
+            // Of the first SYN the network makes a copy.
+            for at in [at, at + 3 * u64::from(at == 0)] {
+                table.keep(hash(7), record(7), Micros(at * 1_000));
+            }
+            let due = due + 3 * u64::from(at == 0);
+            assert_eq!(table.next_due(Micros(at * 1_000)).0, due * 1_000);
+        }
+        for n in 0..20 {
+            table.keep(hash(7), record(7), second(15 + 16 * n));
+            assert_eq!(table.len(), 1);
+        }
     }
 
     #[test]
@@ -487,6 +520,7 @@ mod tests {
     fn whatever_comes_in_whatever_order_each_record_is_due_in_its_time() {
         let mut table = Table::new(true);
         let mut model: HashMap<u32, (u64, u8)> = HashMap::new();
+        let pause = |stage: u8| 100 + (1_000 << stage);
         let mut random = 0x1234_5678_9abc_def1_u64;
         let mut now = u64::from(u32::MAX) - 5_000;
         for _ in 0..60_000 {
@@ -498,7 +532,9 @@ mod tests {
             match random % 4 {
                 0 | 1 => {
                     table.keep(hash(n), record(n), Micros(now * 1_000));
-                    model.insert(n, (now + 1_000, 0));
+                    let again = |(at, stage): &(u64, u8)| (stage + u8::from(at - now < pause(*stage) / 2)).min(4);
+                    let stage = model.get(&n).map_or(0, again);
+                    model.insert(n, (now + pause(stage), stage));
                 }
                 2 => assert_eq!(table.forget(hash(n), client(n), 0), model.remove(&n).is_some()),
                 _ => now += random >> 32 & 31,
@@ -509,7 +545,7 @@ mod tests {
                 assert!(at <= now, "{n} is due at {at}, not at {now}");
                 table.keep_on(hash(n), due, Micros(now * 1_000));
                 if usize::from(stage) + 1 < REPEATS {
-                    model.insert(n, (now + (1_000 << (stage + 1)), stage + 1));
+                    model.insert(n, (now + pause(stage + 1), stage + 1));
                 }
             }
             assert!(model.values().all(|(at, _)| *at > now), "nothing is forgotten");

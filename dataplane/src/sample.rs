@@ -129,5 +129,6 @@ mod tests {
             }
         }
         assert_eq!(queue.len(), 4);
+        assert_eq!(WAITING, 1_024);
     }
 }

@@ -194,4 +194,10 @@ mod tests {
         answered.note(1);
         assert_eq!(answered.knows(2), Known::Answered);
     }
+
+    #[test]
+    fn three_filters_have_a_mebibyte_each_at_most() {
+        let answered = Answered::new(u64::MAX, EPOCH, second(0));
+        assert_eq!(answered.filters.map(|filter| size_of_val(&*filter.words)), [1 << 20; 3]);
+    }
 }

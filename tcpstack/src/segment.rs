@@ -497,6 +497,14 @@ mod tests {
     }
 
     #[test]
+    fn a_reset_is_as_short_as_a_segment_can_be() {
+        for flags in [Flags::ACK, Flags::SYN, Flags::FIN | Flags::ACK] {
+            let lengths = [V4, V6].map(|ends| reset_for(&received(ends, flags, b"")).unwrap().len());
+            assert_eq!(lengths, [40, 60]);
+        }
+    }
+
+    #[test]
     fn synthesized_syn_says_what_the_peers_did() {
         for ends in [V4, V6] {
             for bits in 0..8_u8 {

@@ -318,7 +318,11 @@ impl Table {
     /// The record of the flow from `client` to the place `listen`, whose keyed hash is `hash`.
     pub(crate) fn find(&self, hash: u64, client: End, listen: u32) -> Option<&Record> {
         let first = place(hash);
-        self.records.get(first..first.wrapping_add(WAYS))?.iter().map(|slot| &slot.0).find(|record| record.is(client, listen))
+        self.records
+            .get(first..first.wrapping_add(WAYS))?
+            .iter()
+            .map(|slot| &slot.0)
+            .find(|record| record.is(client, listen))
     }
 
     /// Forgets the flow's record; whether there was one.

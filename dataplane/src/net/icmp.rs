@@ -278,6 +278,15 @@ mod tests {
     }
 
     #[test]
+    fn a_thousand_errors_a_second_are_looked_at_a_hundred_at_once() {
+        let mut t = Script::two_arm();
+        let heard = |t: &mut Script| (0..1_000).filter(|_| t.net.may_hear_error(t.now)).count();
+        assert_eq!(heard(&mut t), 100);
+        t.wait_ms(50);
+        assert_eq!(heard(&mut t), 50);
+    }
+
+    #[test]
     fn what_is_not_answered_does_not_use_up_the_rate() {
         let mut t = Script::two_arm();
         let mut bad = ping4(CLIENT, "198.51.100.2", &request4(b"abcd"));

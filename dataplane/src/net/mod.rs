@@ -517,6 +517,7 @@ address = "[2001:db8::5]:443"
         }
         assert_eq!(t.told.len(), LEARNED_BURST as usize);
         assert!(t.net.neighbors() <= NEIGHBORS / 4);
+        assert_eq!(NEIGHBORS, 4_096);
     }
 
     /// Frames of each kind these layers serve, for mutation.

@@ -539,3 +539,16 @@ fn the_steps_of_a_verdict_are_told_in_their_order() {
         (Err(DropReason::RuleLimit), vec![trial, Step::Rule(1, RuleStep::Over(Measure::Packets))])
     );
 }
+
+#[test]
+fn a_worker_has_so_many_records_as_many_again_for_connections_and_262144_clients() {
+    let records = |limits: &str| {
+        let Engine { meters, proved, .. } =
+            Script::new(&format!("[filters]\nrecords = 4096\n[filters.per_address]\n{limits}")).engine;
+        [meters.records(), proved.records()]
+    };
+    let none = Meters::new(0, [0; 2]).records();
+    assert_eq!(records("packets = \"1/s\"\n"), [4_096, none]);
+    assert_eq!(records("packets = \"1/s\"\nconnections = \"1/s\"\n"), [4_096; 2]);
+    assert_eq!(CLIENTS, 262_144);
+}

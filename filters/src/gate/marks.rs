@@ -29,9 +29,9 @@ pub(super) enum Mark {
     Upstream(PortId),
 }
 
-/// Bits, a power of two: 2 KiB. With 200 addresses one in eighty others needs a second look, with 3,000 one in six.
-const BITS: usize = 1 << 14;
-const WORDS: usize = BITS / 64;
+/// Two to this are the bits: 2 KiB. With 200 addresses one in eighty others needs a second look, with 3,000 one in six.
+const LOG_BITS: u32 = 14;
+const WORDS: usize = (1 << LOG_BITS) / 64;
 /// The exact table knows ports too; all addresses stand under this one.
 const ANY: u16 = 1;
 
@@ -70,7 +70,7 @@ impl Marks {
     #[inline(always)]
     fn place(addr: Addr) -> (usize, u64) {
         let key = addr.hi.rotate_left(29) ^ addr.lo;
-        let at = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - BITS.trailing_zeros());
+        let at = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> const { 64 - LOG_BITS };
         ((at >> 6) as usize, 1_u64.wrapping_shl((at & 63) as u32))
     }
 }
@@ -90,7 +90,7 @@ mod tests {
             }
             let others = (0..100_000_u32).map(|n| Addr::v4(n.wrapping_mul(0x9e37_79b9) | 0x8000_0000));
             let twice = others.filter(|addr| marks.may_hold(*addr)).count();
-            assert!(twice <= 100 + 2 * 100_000 * count as usize / BITS, "{count}: {twice}");
+            assert!(twice <= 100 + 2 * 100_000 * count as usize / (WORDS * 64), "{count}: {twice}");
             assert_eq!(marks.get(Addr { hi: 0x2001_0db8 << 32, lo: 1 }), None);
         }
     }

@@ -120,6 +120,7 @@ mod tests {
     #[test]
     fn prefixes_over_their_limit_leave_nearly_all_others_alone() {
         let mut ceiling = ceiling(20_000);
+        assert_eq!(ceiling.cells.as_flattened().len(), 8_192);
         // 700 victims at twice their limit each, for a second of bursts and one more.
         for ms in 0..2_000 {
             for victim in 0..700 {

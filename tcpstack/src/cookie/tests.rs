@@ -508,3 +508,20 @@ fn debug_output_holds_no_secret() {
     let text = format!("{:?}", jar_at(START));
     assert!(!text.contains("key") && !text.contains("seed"), "{text}");
 }
+
+#[test]
+fn syns_and_their_answers_are_as_long_as_the_threat_model_says() {
+    let linux = [Opt::Mss(1_460), Opt::SackPermitted, Opt::Timestamp(5, 0), Opt::Nop, Opt::WindowScale(7)];
+    let mss = [Opt::Mss(1_460)];
+    for (ends, options, lengths) in [
+        (V4, &linux[..], [74, 74]),
+        (V4, &mss, [58, 58]),
+        (V4, &[], [54, 58]),
+        (V6, &linux, [94, 94]),
+        (V6, &mss, [78, 78]),
+        (V6, &[], [74, 78]),
+    ] {
+        let request = syn(ends, options);
+        assert_eq!([request.build().len(), answer(&request, &profile()).unwrap().0.len()], lengths);
+    }
+}

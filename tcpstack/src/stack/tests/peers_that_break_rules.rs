@@ -50,6 +50,16 @@ fn an_ack_of_data_never_sent_is_challenged() {
 }
 
 #[test]
+fn an_ack_older_than_any_window_is_challenged() {
+    let (mut lab, hand, server) = with_hand();
+    hand.says(&mut lab, Flags::ACK, 0, 0_u32.wrapping_sub(65_536), b"evil");
+    assert_eq!(lab.drops, [DropReason::OldAck]);
+    assert_eq!(lab.counters.challenge_acks.get(), 1);
+    lab.idle(20);
+    assert!(!lab.server.get(server).can_recv());
+}
+
+#[test]
 fn a_blind_segment_outside_the_window_moves_nothing() {
     let (mut lab, mut hand, server) = with_hand();
     lab.server.get(server).send_slice(&[7; 5000]).unwrap();
@@ -126,6 +136,22 @@ fn a_syn_ack_on_a_connection_is_challenged_and_challenges_are_few() {
     assert_eq!(lab.drops.len(), 100);
     assert_eq!(lab.counters.challenge_acks.get(), 1);
     assert_eq!(lab.stack.sessions(), 1);
+}
+
+#[test]
+fn each_connection_has_challenges_of_its_own() {
+    let mut lab = Lab::new(RAW);
+    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    let ends = [HAND, "203.0.113.98:5000"];
+    for from in ends {
+        lab.receive(&tcp(from, SERVICE).flags(Flags::SYN).seq(99).build());
+        let cookie = read(&lab.below.sent.pop_back().unwrap().1).0.seq.0;
+        lab.receive(&tcp(from, SERVICE).flags(Flags::ACK).seq(100).ack(cookie.wrapping_add(1)).build());
+    }
+    for from in ends {
+        lab.receive(&tcp(from, SERVICE).flags(Flags::SYN | Flags::ACK).seq(100).build());
+    }
+    assert_eq!((lab.stack.sessions(), lab.counters.challenge_acks.get()), (2, 2));
 }
 
 #[test]

@@ -1,13 +1,17 @@
 //! Sessions between well-behaved hosts: payload, closes, resets, dials, timeouts, limits.
 
 use sluice_filters::Flags;
+use sluice_filters::icmp::{IcmpError, IcmpKind, Unreachable};
 use sluice_filters::testkit::tcp;
+use sluice_filters::units::Seq;
 
+use super::super::linger::Left;
 use super::super::*;
 use super::lab::*;
 use crate::counters::{AckResult, DialFailure};
 use crate::net::Reach;
 use crate::record::EndCause;
+use crate::unanswered;
 
 #[test]
 fn payload_and_close_travel_both_ways() {
@@ -353,4 +357,126 @@ fn a_reset_of_ours_is_sent_again_to_a_peer_that_only_waits() {
         lab.stack.publish(lab.now);
         assert_eq!(lab.counters.time_wait.get(), 0);
     }
+}
+
+#[test]
+fn a_full_flow_table_refuses_with_a_reset_and_is_counted() {
+    for mode in [RAW, "mode = \"splice\"\npromise = { probe = \"0s\" }"] {
+        let mut lab = Lab::new(mode);
+        lab.client_answers = false;
+        lab.stack.flows = FlowTable::new(1, [0; 16]);
+        let other = FlowKey { src: Addr::v4(1), dst: Addr::v4(2), src_port: 3, dst_port: 4 };
+        lab.stack.flows.insert(lab.stack.hash(&other), &other, FlowRef::Probe(0).value()).unwrap();
+        Hand::shake(&mut lab);
+        assert_eq!((lab.stack.sessions(), &*lab.drops), (0, &[DropReason::ConnectionLimit][..]), "{mode}");
+        assert_eq!(lab.counters.cookie_acks[AckResult::Limit as usize].get(), 1);
+        assert_eq!(lab.counters.services[0].active.get(), 0);
+        assert!(read(&lab.below.sent.pop_back().expect("a RST").1).0.flags.rst());
+    }
+}
+
+#[test]
+fn no_more_ended_connections_are_remembered_than_there_is_room_for() {
+    let (mut lab, ..) = with_hand();
+    let index = lab.stack.sessions.indices().next().expect("a session");
+    let session = lab.stack.sessions.take(index).expect("a session");
+    let mut lingers = Lingers::new();
+    let mut keep = || lingers.keep(Lingers::entry(&session.client, Left::Closed, 7, Micros(0)));
+    assert!((0..131_072).all(|_| keep().is_some()));
+    assert_eq!(keep(), None);
+}
+
+#[test]
+fn a_worker_keeps_16384_syn_acks_of_64_bytes() {
+    assert_eq!((unanswered::RECORDS, size_of::<unanswered::Record>()), (16_384, 64));
+}
+
+#[test]
+fn an_ended_connection_that_finds_no_room_in_the_queue_is_lost_to_the_log_and_counted() {
+    let mut lab = Lab::new(RAW);
+    exchange(&mut lab, b"up", b"down", 5_000);
+    let record = lab.record();
+    while lab.shared.records.push(record).is_ok() {}
+    assert_eq!(lab.counters.records_lost.get(), 0);
+    lab.server.listen(80);
+    let client = lab.client.connect(("203.0.113.7", 40_001), ("198.51.100.10", 443));
+    assert!(lab.run(1_000, |lab| lab.client.get(client).may_send()));
+    lab.client.get(client).abort();
+    assert!(lab.run(1_000, |lab| lab.ended(EndCause::ClientReset) == 1));
+    assert_eq!(lab.counters.records_lost.get(), 1);
+}
+
+#[test]
+fn without_a_source_port_the_next_address_and_the_next_upstream_serve_and_then_the_client_is_reset() {
+    let two_addresses = format!("{RAW}\nsource = [\"10.0.0.3\", \"10.0.0.4\"]");
+    for (extra, upstreams) in [(RAW, &["10.0.0.5:80", "10.0.0.5:81"][..]), (&two_addresses, &["10.0.0.5:80"])] {
+        let mut lab = Lab::with(extra, upstreams);
+        lab.below.only_ports = Some(5000..5001);
+        for port in [80, 80, 81] {
+            lab.server.listen(port);
+        }
+        for number in 0..2 {
+            let client = lab.client.connect(("203.0.113.7", 40_000 + number), ("198.51.100.10", 443));
+            assert!(lab.run(1_000, |lab| lab.client.get(client).may_send()));
+            lab.idle(20);
+            assert_eq!(lab.stack.sessions(), usize::from(number) + 1);
+        }
+        let client = lab.client.connect(("203.0.113.7", 40_002), ("198.51.100.10", 443));
+        assert!(lab.run(1_000, |lab| lab.ended(EndCause::DialFailed) == 1 && !lab.client.get(client).is_open()));
+        let failures = &lab.counters.services[0].dial_failures;
+        assert!(failures.iter().all(|upstream| upstream[DialFailure::NoSourcePort as usize].get() == 1));
+    }
+}
+
+#[test]
+fn our_first_number_towards_an_upstream_is_a_clock_and_a_keyed_hash() {
+    let mut lab = Lab::new(RAW);
+    (lab.client_answers, lab.server_answers) = (false, false);
+    Hand::shake(&mut lab);
+    let mut sent = lab.below.sent.iter().map(|(_, packet)| read(packet).0);
+    let syn = sent.rfind(|segment| segment.flags == Flags::SYN).expect("a dial");
+    let FlowKey { src, dst, src_port, dst_port } = syn.key;
+    let key = FlowKey { src: dst, dst: src, src_port: dst_port, dst_port: src_port };
+    let at = |lab: &Lab, key: &FlowKey, us| lab.stack.initial_sequence_number(key, Micros(us));
+    assert_eq!(syn.seq, at(&lab, &key, lab.now.0));
+    let first = at(&lab, &key, 0);
+    assert_eq!(at(&lab, &key, 4_000_000).minus(first), 1_000_000);
+    assert_ne!(at(&lab, &FlowKey { dst_port: key.dst_port ^ 1, ..key }, 0), first);
+    lab.stack.isn_key[0] ^= 1;
+    assert_ne!(at(&lab, &key, 0), first);
+}
+
+#[test]
+fn icmp_errors_about_a_terminated_connection_are_dropped() {
+    let (mut lab, hand, server) = with_hand();
+    lab.server.get(server).send_slice(&[7; 900]).unwrap();
+    lab.idle(5);
+    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
+    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let hash = lab.stack.hash(&key);
+    for kind in [IcmpKind::TooBig(600), IcmpKind::Unreachable(Unreachable::Host)] {
+        // About what is on its way.
+        let error = IcmpError { kind, key, seq: Seq(hand.ack), len: 940 };
+        let heard = lab.stack.icmp_error(&error, hash, PortId(0), lab.now, &mut lab.below);
+        assert_eq!((heard, lab.stack.sessions()), (Err(DropReason::BadIcmp), 1));
+    }
+}
+
+#[test]
+fn a_terminated_dial_that_is_refused_shuns_its_upstream_for_five_seconds() {
+    let mut lab = Lab::with(RAW, &["10.0.0.5:81", "10.0.0.5:80"]);
+    let mut visits = 0;
+    for (pause, count, refused) in [(0, 4, 1), (5_000, 4, 2)] {
+        lab.idle(pause);
+        for _ in 0..count {
+            lab.server.listen(80);
+            let client = lab.client.connect(("203.0.113.7", 40_000 + visits), ("198.51.100.10", 443));
+            assert!(lab.run(1_000, |lab| lab.client.get(client).may_send()));
+            lab.idle(20);
+            visits += 1;
+        }
+        let failures = &lab.counters.services[0].dial_failures[0];
+        assert_eq!(failures[DialFailure::Refused as usize].get(), refused);
+    }
+    assert_eq!(lab.stack.sessions(), 8);
 }

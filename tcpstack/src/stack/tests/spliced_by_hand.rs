@@ -509,3 +509,30 @@ fn a_far_clients_upstream_learns_no_round_trip_from_the_handshake() {
     talk.accept(&all());
     assert!(talk.one().3.starts_with(b"PROXY "));
 }
+
+#[test]
+fn a_worker_holds_32_mebibytes_of_early_segments_at_most() {
+    let mut talk = Talk::new(PINNED);
+    talk.lab.stack.held_octets = (32 << 20) - 10;
+    talk.client(Flags::ACK, 0, 0, b"0123456789");
+    assert_eq!(talk.dropped(), Some(DropReason::DialBacklog));
+    talk.lab.stack.held_octets = (32 << 20) - 200;
+    talk.client(Flags::ACK, 0, 0, b"0123456789");
+    assert_eq!(talk.dropped(), None);
+}
+
+#[test]
+fn a_clients_dscp_and_ecn_go_no_further_and_an_upstreams_dscp_does() {
+    let mut talk = Talk::connected(PINNED);
+    talk.sent();
+    let ends = [
+        (tcp(HAND, SERVICE), ISN, talk.cookie, (510, talk.our_stamp), 0),
+        (tcp(UPSTREAM, &*talk.ours), THEIR_ISN, talk.dial, (THEIR_CLOCK.wrapping_add(9), 510), 0xfc),
+    ];
+    for (from, isn, acked, (value, echo), passes) in ends {
+        let from = from.flags(Flags::ACK).seq(isn.wrapping_add(1)).ack(acked.wrapping_add(1)).window(500).tos(0xff);
+        let stamp = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, echo)];
+        talk.lab.receive(&from.options(stamp).payload(b"abc").build());
+        assert_eq!(talk.one().1.tos, passes);
+    }
+}

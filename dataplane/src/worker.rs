@@ -527,7 +527,10 @@ impl Worker {
                 Letter::Transmit(transfer, port) => self.egress.stage(port, Frame::from(transfer)),
                 Letter::Learned(learned) => self.egress.learn(&learned),
                 Letter::Answered(record) => self.stack.keep_answered(record),
-                Letter::Proved(client) => self.stack.filters.verified(client, now),
+                Letter::Proved(client) => {
+                    self.stack.filters.verified(client, now);
+                    self.stack.syn_was_honest();
+                }
             }
         }
         read

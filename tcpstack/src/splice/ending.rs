@@ -8,7 +8,7 @@ use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 
 use super::forward::reset_by;
-use super::{Certain, End, NOT_CONNECTED, Splice, State, coarse, flow};
+use super::{COARSE, COARSE_LOG, Certain, End, NOT_CONNECTED, Splice, State, coarse, flow};
 use crate::net::Lower;
 use crate::record::EndCause;
 use crate::segment::BareSegment;
@@ -26,12 +26,9 @@ const DOUBT_PAUSE: Duration = Duration::from_secs(1);
 /// ... until it is not heard for so long. A living end answers, and one that is gone sends a RST that fits; both can be lost.
 const DOUBT_LAST: Duration = Duration::from_secs(30);
 
-/// The unit of coarse time.
-const COARSE: Duration = Duration::from_micros(1 << 10);
-
 /// When `limit` has passed since the coarse moment `since`, which lies before `now`.
 fn after(since: u32, limit: Duration, now: Micros) -> Micros {
-    let elapsed = u64::from(coarse(now).wrapping_sub(since)) << 10;
+    let elapsed = u64::from(coarse(now).wrapping_sub(since)) << COARSE_LOG;
     // A coarse moment may lie up to one unit before the moment it stands for.
     Micros(now.0.saturating_sub(elapsed).saturating_add(1 << 10)).after(limit)
 }
@@ -158,7 +155,7 @@ impl Stack {
         let Some(splice) = self.splices.get(index).filter(|splice| !splice.is_unsure()) else { return };
         for (side, ends) in [(Side::Client, (client, listen)), (Side::Upstream, (upstream, ours))] {
             let (me, _) = splice.ends_of(side);
-            if splice.ends_of(side).0.reset_seen() && now >= after(me.heard, DOUBT_PAUSE - COARSE * 2, now) {
+            if me.reset_seen() && now >= after(me.heard, DOUBT_PAUSE - COARSE * 2, now) {
                 let mut probe = splice.bare_ack(side, ends);
                 probe.seq = Seq(probe.seq.0.wrapping_sub(1));
                 send_bare(&probe, splice.way(side), net);

@@ -33,10 +33,15 @@ use crate::stack::dial::Lease;
 
 pub use self::forward::Forward;
 
-/// `now` in a session's coarse time: units of 1,024 us, modulo 2^32, which is 50 days. Timeouts end at a week.
+/// A session's coarse time counts units of two to this microseconds, modulo 2^32, which is 50 days. Timeouts end at a week.
+const COARSE_LOG: u32 = 10;
+/// Its unit.
+const COARSE: Duration = Duration::from_micros(1 << COARSE_LOG);
+
+/// `now` in coarse time.
 #[inline]
 fn coarse(now: Micros) -> u32 {
-    (now.0 >> 10) as u32
+    (now.0 >> COARSE_LOG) as u32
 }
 
 /// No upstream has accepted yet.

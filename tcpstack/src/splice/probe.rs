@@ -32,6 +32,8 @@ const SCALE: u8 = 7;
 const LISTEN: Duration = Duration::from_millis(3_200);
 /// No upstream is asked more often.
 const EVERY_MIN: Duration = Duration::from_secs(1);
+/// Upstreams asked in one turn: at the start all of a configuration's are due.
+const ASKED: usize = 8;
 /// Wishes are looked through no more often, however many there are.
 const WISHES_EVERY: Duration = Duration::from_millis(10);
 
@@ -88,12 +90,15 @@ impl Stack {
         }
         let config = self.config.clone();
         let mut next = Micros(u64::MAX);
+        let mut asked = 0;
         for index in 0..self.probes.len() {
             if let Some(probe) = self.probes.get(index)
                 && now >= probe.due
+                && asked < ASKED
                 && let Some(settings) = config.services.get(usize::from(probe.service.0))
             {
                 self.ask(index, settings, now, net);
+                asked += 1;
             }
             if let Some(probe) = self.probes.get(index) {
                 next = next.min(probe.due);

@@ -39,13 +39,15 @@
 use sluice_filters::units::{PortId, Seq};
 use sluice_filters::{DropReason, Flags};
 
+use super::COARSE_LOG;
+
 /// A window that every TCP may reach, as a power of two: old segments are let through at least so far back.
 const REACH_MIN: u8 = 16;
 /// No numbers further apart are compared: the widest window there is (RFC 7323 section 2.3).
 const MARGIN_MAX: u32 = 1 << 30;
 
 /// Segments that overtake one another are not further apart, coarse time: half a second.
-const LATE: u32 = 500_000 >> 10;
+const LATE: u32 = 500_000 >> COARSE_LOG;
 
 /// What to do with a segment.
 #[must_use]

@@ -78,15 +78,12 @@ impl Stack {
     ) -> Result<Target, DialFailure> {
         let route = net.route(address.ip().into()).ok_or(DialFailure::Unreachable)?;
         let balancer = self.balancers.get_mut(usize::from(service.0)).ok_or(DialFailure::Unreachable)?;
-        let (ports, config) = (&mut self.source_ports, &self.config);
+        let (ports, listens) = (&mut self.source_ports, &self.listen_index);
         let (source, lease) = balancer
             .sources(settings, address, route.source)
             .find_map(|source| {
                 // A port that a service listens on at the same address is the clients'.
-                let listened = |port| {
-                    let end = SocketAddr::new(source.to_ip(), port);
-                    config.services.iter().any(|service| service.listen.contains(&end))
-                };
+                let listened = |port| listens.contains_key(&(source, port));
                 Some((source, ports.lease(source, address, now, net, listened)?))
             })
             .ok_or(DialFailure::NoSourcePort)?;

@@ -218,6 +218,7 @@ impl Stack {
             }
         };
         self.forget_answered(inbound.hash, &segment.key);
+        self.syn_was_honest();
         let way = Way::Reply { port: arrival.port, mac: arrival.mac };
         if self.draining {
             self.count_ack(AckResult::Draining);

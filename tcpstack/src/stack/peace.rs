@@ -53,13 +53,15 @@ struct Gauge {
     /// How many had come when it was last looked at.
     seen: u64,
     looked: Micros,
+    /// How many were taken back since.
+    taken_back: u64,
 }
 
 impl Gauge {
     fn new(rate: &Rate, now: Micros) -> Gauge {
         let every = u64::try_from(rate.every.as_micros()).unwrap_or(u64::MAX).max(1);
         let most = rate.burst.saturating_mul(every);
-        Gauge { amount: rate.amount, every, left: most, most, pressed: false, seen: 0, looked: now }
+        Gauge { amount: rate.amount, every, left: most, most, pressed: false, seen: 0, looked: now, taken_back: 0 }
     }
 
     /// One more; whether there is peace still.
@@ -71,6 +73,12 @@ impl Gauge {
         !self.pressed
     }
 
+    /// One of those that came was none of what makes pressure.
+    fn take_back(&mut self) {
+        self.left = self.left.saturating_add(self.every).min(self.most);
+        self.taken_back = self.taken_back.saturating_add(1);
+    }
+
     /// Looks how many have come in all.
     fn look(&mut self, count: u64, now: Micros) {
         let elapsed = u64::try_from(now.since(self.looked).as_micros()).unwrap_or(u64::MAX);
@@ -78,7 +86,7 @@ impl Gauge {
             if now.since(self.looked) < CALM {
                 return;
             }
-            let came = count.wrapping_sub(self.seen);
+            let came = count.wrapping_sub(self.seen).saturating_sub(self.taken_back);
             if came.saturating_mul(2).saturating_mul(self.every) <= self.amount.saturating_mul(elapsed) {
                 self.pressed = false;
                 self.left = self.most;
@@ -86,7 +94,7 @@ impl Gauge {
         } else {
             self.left = self.left.saturating_add(self.amount.saturating_mul(elapsed)).min(self.most);
         }
-        (self.seen, self.looked) = (count, now);
+        (self.seen, self.looked, self.taken_back) = (count, now, 0);
     }
 }
 
@@ -349,6 +357,11 @@ impl Stack {
             net.send(way, bytes.len(), |out| out.copy_from_slice(bytes));
             self.counters.syn_acks_repeated.bump();
         }
+    }
+
+    /// A SYN that this worker may have answered was an honest one: its cookie came back. However many do, they are no flood.
+    pub fn syn_was_honest(&mut self) {
+        self.peace.syns.take_back();
     }
 
     /// The client of this flow has proved itself, or is gone: its SYN-ACK is not repeated.

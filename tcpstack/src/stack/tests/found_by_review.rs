@@ -275,19 +275,7 @@ fn a_fin_alone_on_its_way_is_sent_again_whatever_acks_come() {
 
 #[test]
 fn an_old_segment_sets_no_timestamp() {
-    let mut lab = Lab::new(RAW);
-    lab.client_answers = false;
-    let server = lab.server.listen(80);
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
-    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
-        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
-        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
-    };
-    lab.receive(&stamped(Flags::SYN, 9_999, 0, 1_000, b""));
-    let (_, packet) = lab.below.sent.pop_back().unwrap();
-    let ack = read(&packet).0.seq.0.wrapping_add(1);
-    lab.receive(&stamped(Flags::ACK, 10_000, ack, 1_001, b"one "));
-    lab.stack.serve(lab.now, &mut lab.below);
+    let (mut lab, server, ack) = with_stamped_hand(9_999, b"one ");
     // Behind the window, as a forger's who knows it roughly may be; also one that ends just before it.
     for (seq, payload) in [(4_000, &b"x"[..]), (9_000, b""), (10_003, b"")] {
         lab.receive(&stamped(Flags::ACK, seq, ack, 1_000 + (1 << 30), payload));
@@ -346,19 +334,7 @@ fn a_window_closed_by_a_late_ack_is_probed() {
 
 #[test]
 fn an_old_ack_sets_no_timestamp() {
-    let mut lab = Lab::new(RAW);
-    lab.client_answers = false;
-    let server = lab.server.listen(80);
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
-    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
-        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
-        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
-    };
-    lab.receive(&stamped(Flags::SYN, 9_999, 0, 1_000, b""));
-    let (_, packet) = lab.below.sent.pop_back().unwrap();
-    let ack = read(&packet).0.seq.0.wrapping_add(1);
-    lab.receive(&stamped(Flags::ACK, 10_000, ack, 1_001, b"one "));
-    lab.stack.serve(lab.now, &mut lab.below);
+    let (mut lab, server, ack) = with_stamped_hand(9_999, b"one ");
     // The number is right by chance, what it acknowledges is from long ago.
     lab.receive(&stamped(Flags::ACK, 10_004, ack.wrapping_sub(20_000), 1_000 + (1 << 30), b""));
     lab.stack.serve(lab.now, &mut lab.below);

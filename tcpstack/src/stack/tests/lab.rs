@@ -438,6 +438,26 @@ pub(super) struct Hand {
     pub(super) ack: u32,
 }
 
+/// A segment of the hand's with a timestamp.
+pub(super) fn stamped(flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]) -> Vec<u8> {
+    let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
+    tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
+}
+
+/// A lab in which the hand, numbered from `isn`, has said `first`, with timestamps that count from 1,000: with the server's socket, and
+/// what the hand acknowledges.
+pub(super) fn with_stamped_hand(isn: u32, first: &[u8]) -> (Lab, SocketHandle, u32) {
+    let mut lab = Lab::new(RAW);
+    lab.client_answers = false;
+    let server = lab.server.listen(80);
+    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+    lab.receive(&stamped(Flags::SYN, isn, 0, 1_000, b""));
+    let ack = read(&lab.below.sent.pop_back().unwrap().1).0.seq.0.wrapping_add(1);
+    lab.receive(&stamped(Flags::ACK, isn.wrapping_add(1), ack, 1_001, first));
+    lab.stack.serve(lab.now, &mut lab.below);
+    (lab, server, ack)
+}
+
 pub(super) const HAND: &str = "203.0.113.99:5000";
 pub(super) const SERVICE: &str = "198.51.100.10:443";
 

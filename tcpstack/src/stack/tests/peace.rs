@@ -407,6 +407,27 @@ fn a_flood_ends_the_peace_at_once_and_nothing_of_it_is_repeated() {
 }
 
 #[test]
+fn however_many_clients_prove_themselves_there_is_peace() {
+    let mut lab = by_hand(RAW);
+    for n in 0..30_000_u32 {
+        lab.now.0 += 100;
+        let answer = shake(&mut lab, HAND, SERVICE, n * 100_000, &[]);
+        let (seq, ack) = (n.wrapping_mul(100_000).wrapping_add(1), cookie(&answer).wrapping_add(1));
+        lab.receive(&tcp(HAND, SERVICE).flags(Flags::ACK).seq(seq).ack(ack).window(1_000).build());
+        lab.receive(&tcp(HAND, SERVICE).flags(Flags::RST | Flags::ACK).seq(seq).ack(ack).build());
+        lab.stack.serve(lab.now, &mut lab.below);
+        if n % 500 == 0 {
+            pass(&mut lab, 50);
+        }
+    }
+    assert_eq!(lab.counters.services[0].opened.get(), 30_000);
+    pass(&mut lab, 2_500);
+    let began = lab.now;
+    shake(&mut lab, HAND, SERVICE, ISN, &linux());
+    assert_eq!(syn_acks(&pass(&mut lab, 5_000), began), PAUSES[..2]);
+}
+
+#[test]
 fn a_flood_that_goes_on_is_no_peace() {
     let mut lab = by_hand(RAW);
     // 1,500 a second, less than the rate but more than half of it, after a burst beyond all measure.

@@ -84,19 +84,7 @@ fn a_blind_segment_outside_the_window_moves_nothing() {
 
 #[test]
 fn a_segment_with_an_old_timestamp_is_challenged() {
-    let mut lab = Lab::new(RAW);
-    lab.client_answers = false;
-    let server = lab.server.listen(80);
-    lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
-    let stamped = |flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]| {
-        let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];
-        tcp(HAND, SERVICE).flags(flags).seq(seq).ack(ack).options(options).payload(payload).build()
-    };
-    lab.receive(&stamped(Flags::SYN, 99, 0, 1000, b""));
-    let (_, packet) = lab.below.sent.pop_back().unwrap();
-    let Ok(Parsed::Tcp(answer)) = parse(&Lab::framed(&packet), RxChecksums::default()) else { panic!() };
-    let ack = answer.seq.0.wrapping_add(1);
-    lab.receive(&stamped(Flags::ACK, 100, ack, 1001, b""));
+    let (mut lab, server, ack) = with_stamped_hand(99, b"");
     lab.receive(&stamped(Flags::ACK, 100, ack, 1002, b"new"));
     assert_eq!(lab.drops, []);
     lab.receive(&stamped(Flags::ACK, 103, ack, 999, b"old"));

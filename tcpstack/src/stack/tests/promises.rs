@@ -420,6 +420,22 @@ fn a_dial_that_finds_less_has_a_probe_sent_at_once_and_no_more_than_one_a_second
 }
 
 #[test]
+fn however_many_upstreams_there_are_few_are_asked_in_one_turn_and_all_in_the_end() {
+    let upstreams: Vec<String> = (1..=100).map(|host| format!("10.0.1.{host}:80")).collect();
+    let mut lab = Lab::with(LEARNING, &upstreams.iter().map(String::as_str).collect::<Vec<_>>());
+    (lab.client_answers, lab.server_answers) = (false, false);
+    turn_to(&mut lab, 10);
+    let mut asked = std::collections::HashSet::new();
+    for _ in 0..13 {
+        lab.stack.probe(lab.now, &mut lab.below);
+        let sent: Vec<_> = lab.below.sent.drain(..).map(|(_, packet)| read(&packet).0.key.dst).collect();
+        assert!(sent.len() <= 8, "{}", sent.len());
+        asked.extend(sent);
+    }
+    assert_eq!(asked.len(), 100);
+}
+
+#[test]
 fn a_probe_that_was_wanted_is_repeated_every_second_until_it_is_answered() {
     let mut lab = by_hand("mode = \"splice\"\npromise = { probe = \"1h\" }");
     let (syn, options) = probe_syn(&mut lab).expect("the first probe");

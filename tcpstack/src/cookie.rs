@@ -237,20 +237,22 @@ impl Jar {
         }
     }
 
-    /// As [`Jar::tick`], when the wall clock was set since the last call, forth or back: cookies minted until now stay good for at least
-    /// as long as a cookie always is. Whether any may have been.
+    /// As [`Jar::tick`], when the wall clock was set since the last call, forth or back, `by` so much: cookies minted until now stay good
+    /// for at least as long as a cookie always is. Whether some may then be good for longer; a step of no more than the eighth of an
+    /// epoch by which siblings' clocks may differ is not worth it.
     #[cold]
-    pub fn step(&mut self, wall: Duration) -> bool {
+    pub fn step(&mut self, wall: Duration, by: Duration) -> bool {
         let minted = self.live(self.mints_odd).epoch;
         let begun = self.from < self.until;
         let live = std::mem::replace(&mut self.live, [Live::NONE; 2]);
         self.enter(wall);
         let lives = self.live.iter().any(|live| live.epoch == minted);
-        if begun && (self.before.is_none() || !lives) {
+        let matters = begun && (by > self.epoch / 8 || !lives);
+        if matters && (self.before.is_none() || !lives) {
             self.before = Some(Before { live, until: wall.saturating_add(self.epoch) });
         }
         self.roll(wall);
-        begun
+        matters
     }
 
     /// Derives the live epochs' keys at `wall`.

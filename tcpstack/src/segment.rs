@@ -379,6 +379,18 @@ impl Head {
     }
 }
 
+/// Writes a segment's number and length into its frame; its checksums are wrong then.
+pub(crate) fn renumber(segment: &Segment, frame: &mut [u8]) -> Option<()> {
+    let Seq(seq) = segment.seq;
+    let (l3, l4) = (segment.l3(), segment.l4());
+    frame.get_mut(l4..)?.get_mut(4..8)?.copy_from_slice(&seq.to_be_bytes());
+    // IPv4's total length, IPv6's payload length.
+    let (at, from) = if segment.is_v4() { (2, l3) } else { (4, l4) };
+    let len = u16::try_from(segment.end().checked_sub(from)?).ok()?;
+    frame.get_mut(l3..)?.get_mut(at..)?.get_mut(..2)?.copy_from_slice(&len.to_be_bytes());
+    Some(())
+}
+
 #[cfg(test)]
 mod tests {
     use sluice_filters::{Parsed, RxChecksums, testkit};

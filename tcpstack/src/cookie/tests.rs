@@ -208,7 +208,7 @@ fn a_jar_that_lives_through_epochs_agrees_with_a_new_one() {
         assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(wall).mint(&key, isn, PLAIN));
     }
     // The operator sets the clock back.
-    jar.step(START);
+    jar.step(START, EPOCH);
     assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(START).mint(&key, isn, PLAIN));
 }
 
@@ -227,7 +227,7 @@ fn cookies_from_before_the_clock_was_set_stay_good_for_an_epoch() {
                 let mut jar = jar_at(at(0));
                 let cookie = jar.mint(&key, isn, PLAIN);
                 let ts_offset = jar.ts_offset(&key, isn, cookie);
-                jar.step(at(by));
+                jar.step(at(by), second * u32::try_from(by.unsigned_abs()).unwrap());
                 // New cookies are those of everybody whose clock is right.
                 assert_eq!(jar.mint(&key, isn, PLAIN), jar_at(at(by)).mint(&key, isn, PLAIN));
                 for later in [0, 1, 10, 30, 55] {
@@ -255,13 +255,13 @@ fn a_small_step_behind_a_large_one_does_not_forget_the_cookies_from_before_both(
         let mut jar = jar_at(START);
         let old = jar.mint(&key, isn, PLAIN).plus(1);
         let wall = if back { START - hour } else { START + hour };
-        jar.step(wall);
+        jar.step(wall, Duration::from_secs(3_600));
         let between = jar.mint(&key, isn, PLAIN).plus(1);
-        jar.step(wall + Duration::from_millis(7));
-        jar.step(wall - Duration::from_millis(7));
+        jar.step(wall + Duration::from_millis(7), Duration::from_millis(7));
+        jar.step(wall - Duration::from_millis(7), Duration::from_millis(14));
         assert!(jar.check(&key, isn, old).is_some() && jar.check(&key, isn, between).is_some());
         // Back to where it was.
-        jar.step(START);
+        jar.step(START, EPOCH);
         assert!(jar.check(&key, isn, old).is_some() && jar.check(&key, isn, between).is_some());
     }
 }
@@ -269,7 +269,7 @@ fn a_small_step_behind_a_large_one_does_not_forget_the_cookies_from_before_both(
 #[test]
 fn the_first_time_a_jar_is_told_is_no_step() {
     let mut jar = Jar::new([7; 32], EPOCH);
-    jar.step(START);
+    jar.step(START, EPOCH);
     assert!(jar.before.is_none());
     assert_eq!(jar.mint(&key(V4), Seq(1), PLAIN), jar_at(START).mint(&key(V4), Seq(1), PLAIN));
 }

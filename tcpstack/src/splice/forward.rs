@@ -23,7 +23,7 @@ use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
 use crate::stack::dial::SourcePorts;
 use crate::stack::ingress::Inbound;
-use crate::stack::{CHALLENGE_PAUSE, FlowRef, Outcome, Side, Stack, send_bare};
+use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
 
 /// The URG flag.
@@ -109,16 +109,31 @@ pub(super) struct Received<'a> {
     pub(super) unfinished: bool,
 }
 
+/// A segment of one byte without that byte, in its frame too; and how it came, for its checksum is wrong now. None for any other segment.
+pub(super) fn without_garbage(inbound: &Inbound<'_>, frame: &mut [u8]) -> Option<(Segment, Arrival)> {
+    if inbound.segment.payload_len != 1 || inbound.segment.flags.fin() {
+        return None;
+    }
+    let bare = Segment { payload_len: 0, ..*inbound.segment };
+    segment::renumber(&bare, frame)?;
+    Some((bare, Arrival { unfinished: true, ..inbound.arrival }))
+}
+
 impl Splice {
+    /// A number of `side`'s stream in those that the client and we use.
+    #[inline]
+    fn in_client_numbers(&self, side: Side, seq: Seq) -> Seq {
+        match side {
+            Side::Client => seq,
+            Side::Upstream => seq.plus(self.seq_delta),
+        }
+    }
+
     /// A received segment in the client's numbers.
     #[inline]
     pub(super) fn passing(&self, side: Side, segment: &Segment, marks: &Marks) -> Passing {
-        let seq = match side {
-            Side::Client => segment.seq,
-            Side::Upstream => segment.seq.plus(self.seq_delta),
-        };
         Passing {
-            seq,
+            seq: self.in_client_numbers(side, segment.seq),
             ack: segment.ack,
             payload: segment.payload_len,
             flags: segment.flags,
@@ -183,7 +198,7 @@ impl Splice {
         let silent = now.wrapping_sub(me.heard);
         let noted = me.note(peer, passing, peer_base, now);
         if me.reset_seen() {
-            me.heard_after_reset(passing.seq == peer.ack, silent);
+            me.heard_after_reset(passing.seq == peer.ack || noted.acknowledged > 0, silent);
         }
         self.state.clear(State::waits(other));
         if passing.occupies() && !self.state.has(State::waits(side)) {
@@ -384,6 +399,14 @@ impl Stack {
         let Inbound { segment, arrival, .. } = inbound;
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+        // A keep-alive of an end that has sent nothing may have a byte of garbage, which is no part of the stream (RFC 9293 section 3.8.4).
+        if gate == Gate::Challenge(DropReason::OutOfWindow)
+            && splice.in_client_numbers(side, segment.seq).plus(1) == splice.base(side)
+            && let Some((bare, arrival)) = without_garbage(&inbound, frame)
+        {
+            let inbound = Inbound { segment: &bare, arrival, ..inbound };
+            return self.spliced_connected(side, index, inbound, frame, now, net);
+        }
         let (reason, challenge) = match gate {
             Gate::Pass => return Ok(Outcome::Consumed),
             Gate::Drop(reason) => (reason, false),

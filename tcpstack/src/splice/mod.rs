@@ -257,7 +257,7 @@ impl Splices {
         self.entries.get_mut(index as usize)?.as_mut()
     }
 
-    fn get(&self, index: u32) -> Option<&Splice> {
+    pub(crate) fn get(&self, index: u32) -> Option<&Splice> {
         self.entries.get(index as usize)?.as_ref()
     }
 

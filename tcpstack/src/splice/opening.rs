@@ -21,7 +21,7 @@ use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
-use super::forward::{Marks, Received, forward};
+use super::forward::{Marks, Received, forward, without_garbage};
 use super::promise::{Accepted, SynOffers};
 use super::window::{Gate, Half, Start};
 use super::{End, NOT_CONNECTED, PATH_UNKNOWN, Splice, State, coarse};
@@ -67,6 +67,8 @@ pub(crate) struct Opening {
     tried: u64,
     resend_at: Micros,
     pause: Duration,
+    /// When the upstream accepted, once it did.
+    accepted: Micros,
     /// How often the SYN of this dial was repeated after a reset.
     quick: u8,
     /// The client has payload to send.
@@ -200,6 +202,7 @@ impl Stack {
             tried: 0,
             resend_at: now,
             pause: RESEND_FIRST,
+            accepted: now,
             quick: 0,
             spoke: false,
             far: evidence.rtt_ms.is_none_or(|elapsed| elapsed > NEAR),
@@ -276,7 +279,14 @@ impl Stack {
         let Some(opening) = splice.opening.as_deref() else { return Err(DropReason::NoFlow) };
         match (side, opening.stage) {
             (Side::Client, _) if writes_before(inbound.segment, isn.plus(1)) => {
-                // A keep-alive may have a byte of garbage; who sends it waits for an answer.
+                // A keep-alive may have a byte of garbage, which is no part of the stream (RFC 9293 section 3.8.4).
+                if inbound.segment.seq == isn
+                    && let Some((bare, arrival)) = without_garbage(&inbound, frame)
+                {
+                    let inbound = Inbound { segment: &bare, arrival, ..inbound };
+                    return self.spliced_opening(side, index, inbound, frame, now, net);
+                }
+                // Who sends it waits for an answer.
                 self.challenge(Side::Client, index, now, net);
                 Err(DropReason::OutOfWindow)
             }
@@ -552,6 +562,7 @@ impl Stack {
             clock,
         );
         opening.stage = Stage::Greeting;
+        opening.accepted = now;
         opening.pause = RESEND_FIRST;
         let held = std::mem::take(&mut opening.held);
         self.held_octets -= held.iter().map(|held| held.frame.len()).sum::<usize>();
@@ -599,6 +610,8 @@ impl Stack {
         let Some((_, _, ours, upstream)) = self.ends(index) else { return };
         let Some(splice) = self.splices.get_mut(index) else { return };
         let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
+        // What the client acknowledged meanwhile it says itself: what a forger says in its name is not repeated in ours.
+        ack.ack = Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)).plus(1);
         let (isn, way) = (splice.isn, splice.way(Side::Upstream));
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         ack.seq = opening.dial_isn(isn).plus(1);
@@ -721,8 +734,7 @@ impl Stack {
                 }
             }
             Stage::Greeting => {
-                let connected = Micros(splice.opened.0.saturating_add(u64::from(splice.connected)));
-                if now >= connected.after(settings.timeouts.unacknowledged) {
+                if now >= opening.accepted.after(settings.timeouts.unacknowledged) {
                     self.end_spliced(index, EndCause::UpstreamTimeout, now, net);
                 } else if now >= opening.resend_at {
                     self.send_header(index, now, net);

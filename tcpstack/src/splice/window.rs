@@ -295,12 +295,13 @@ impl Half {
     }
 
     /// A segment of its came after a RST in its name, and after so much coarse time of silence. What the network delayed comes soon; later
-    /// on, one with the number that the other end waits for shows that the RST was a forger's. Others only put the end off.
+    /// on, one that only a living end sends (with the number that the other end waits for, or acknowledging more) shows that the RST was a
+    /// forger's. Others only put the end off.
     #[cold]
-    pub(crate) fn heard_after_reset(&mut self, awaited: bool, silent: u32) {
+    pub(crate) fn heard_after_reset(&mut self, alive: bool, silent: u32) {
         if silent < LATE {
             self.heard = self.heard.wrapping_sub(silent);
-        } else if awaited {
+        } else if alive {
             self.forget_reset();
         }
     }

@@ -351,8 +351,8 @@ impl Stack {
             let step = Duration::from_micros(self.wall_ahead.abs_diff(ahead));
             self.wall_ahead = ahead;
             self.filters.set_wall_ahead(ahead);
-            if self.jar.step(wall) {
-                self.clock_was_set(step, now);
+            if self.jar.step(wall, step) {
+                self.clock_was_set(now);
             }
             true
         };

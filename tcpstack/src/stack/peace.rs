@@ -20,10 +20,10 @@ use sluice_config::{Config, Rate};
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::icmp::{IcmpError, IcmpKind};
 use sluice_filters::memory::{Ceiling, Quota, prefix};
-use sluice_filters::units::{Micros, PortId, Seq, ServiceId};
+use sluice_filters::units::{Micros, PortId, ServiceId};
 use sluice_filters::{DropReason, Glimpse, Segment};
 
-use super::{Arrival, FlowRef, Stack, count, send_bare};
+use super::{Arrival, FlowRef, Side, Stack, count, send_bare};
 use crate::answered::{Answered, Known};
 use crate::cookie::Offer;
 use crate::counters::Withheld;
@@ -192,12 +192,9 @@ impl Stack {
         self.shared.unnoted.fetch_max(self.peace.now.0, Ordering::Relaxed);
     }
 
-    /// The wall clock was set, by so much. Then a cookie of before it may be good for longer than its 4-tuple is remembered: by up to an
-    /// epoch. What lies within the eighth that an epoch's end may move by anyway changes nothing.
-    pub(super) fn clock_was_set(&self, by: Duration, now: Micros) {
-        if by > self.peace.epoch / 8 {
-            self.shared.unnoted.fetch_max(now.after(self.peace.epoch).0, Ordering::Relaxed);
-        }
+    /// The wall clock was set: a cookie of before it may be good for longer than its 4-tuple is remembered, by up to an epoch.
+    pub(super) fn clock_was_set(&self, now: Micros) {
+        self.shared.unnoted.fetch_max(now.after(self.peace.epoch).0, Ordering::Relaxed);
     }
 
     fn note(&mut self, hash: u64, record: Record) {
@@ -325,10 +322,16 @@ impl Stack {
     /// Whether nobody has proved or condemned the client since, and its cookie is good.
     fn still_waits(&self, hash: u64, key: &FlowKey, record: &Record, now: Micros) -> bool {
         let source = Glimpse { src: key.src, dst: key.dst, dst_port: key.dst_port, ip_length: 40, opens: true };
-        // What is left of an older connection proves nothing of this one.
+        // An older connection, or what is left of it, proves nothing of this one: its client may have lost its state.
         let proved = match self.flows.find(hash, key).map(FlowRef::from_value) {
             None => false,
             Some(FlowRef::Linger(index)) => self.lingers.began_with(index, record.cookie()),
+            Some(FlowRef::Session(Side::Client, index)) => {
+                self.sessions.get(index).is_none_or(|session| session.client.leg.isn() == record.cookie())
+            }
+            Some(FlowRef::Splice(Side::Client, index)) => {
+                self.splices.get(index).is_none_or(|splice| splice.cookie() == record.cookie())
+            }
             Some(FlowRef::Session(..) | FlowRef::Splice(..) | FlowRef::Probe(_)) => true,
         };
         !proved
@@ -456,18 +459,6 @@ pub(super) fn as_ack(segment: &Segment, frame: &mut [u8]) -> Option<Segment> {
     let mut ack = *segment;
     ack.seq = segment.seq.plus(1);
     ack.payload_len = 0;
-    rewrite(&ack, frame)?;
+    segment::renumber(&ack, frame)?;
     Some(ack)
-}
-
-/// Writes a segment's number and length into its frame.
-fn rewrite(segment: &Segment, frame: &mut [u8]) -> Option<()> {
-    let Seq(seq) = segment.seq;
-    let (l3, l4) = (segment.l3(), segment.l4());
-    frame.get_mut(l4..)?.get_mut(4..8)?.copy_from_slice(&seq.to_be_bytes());
-    // IPv4's total length, IPv6's payload length.
-    let (at, from) = if segment.is_v4() { (2, l3) } else { (4, l4) };
-    let len = u16::try_from(segment.end().checked_sub(from)?).ok()?;
-    frame.get_mut(l3..)?.get_mut(at..)?.get_mut(..2)?.copy_from_slice(&len.to_be_bytes());
-    Some(())
 }

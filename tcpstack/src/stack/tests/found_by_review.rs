@@ -1,6 +1,6 @@
 //! What a hostile reading of the stack found, each once a fault.
 
-use sluice_filters::testkit::{Opt, tcp};
+use sluice_filters::testkit::tcp;
 use sluice_filters::{Flags, Parsed, RxChecksums, Segment, parse};
 
 use super::super::*;

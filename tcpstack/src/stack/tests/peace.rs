@@ -15,7 +15,7 @@ const ISN: u32 = u32::MAX - 2;
 const SPLICE: &str = "mode = \"splice\"\npromise = { probe = \"0s\" }";
 
 /// When SYN-ACKs are sent again, milliseconds after the first.
-const PAUSES: [u64; 5] = [1_100, 3_200, 7_300, 15_400, 31_500];
+const PAUSES: [u64; 5] = [1_125, 3_375, 7_875, 16_875, 34_875];
 
 /// What was sent to clients: when, and the packet.
 type Heard = Vec<(u64, Vec<u8>)>;
@@ -40,7 +40,7 @@ fn pass(lab: &mut Lab, ms: u64) -> Heard {
     let mut heard = heard(lab);
     let until = lab.now.0 + ms * 1_000;
     while lab.now.0 < until {
-        lab.now.0 = (lab.now.0 + 50_000).min(until);
+        lab.now.0 = (lab.now.0 + 25_000).min(until);
         lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
         if lab.server_answers {
             lab.server.poll(lab.now);
@@ -157,7 +157,7 @@ fn a_vlan_is_its_port_s_and_the_way_back_the_syn_s() {
     syn.resize(200, 0);
     let len = lab.stack.answer_syn(&mut syn, &parsed, ServiceId(0), PortId(0), OUR_MAC).unwrap();
     let answer = syn[18..len].to_vec();
-    lab.now.0 += 1_100_000;
+    lab.now.0 += 1_125_000;
     lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
     lab.stack.run_timers(lab.now, 256, &mut lab.below);
     let (way, again) = lab.below.sent.pop_front().expect("a second later");
@@ -186,11 +186,11 @@ fn an_ack_of_the_last_repeat_opens_the_connection() {
     let mut lab = by_hand(RAW);
     let _server = lab.server.listen(80);
     shake(&mut lab, HAND, SERVICE, ISN, &linux());
-    let again = pass(&mut lab, 32_000);
+    let again = pass(&mut lab, 35_000);
     let (segment, options) = read(&again.last().unwrap().1);
     let (value, _) = options.timestamp.unwrap();
     let ack = tcp(HAND, SERVICE).flags(Flags::ACK).seq(segment.ack.0).ack(segment.seq.0.wrapping_add(1));
-    lab.receive(&ack.options([Opt::Nop, Opt::Nop, Opt::Timestamp(31_500, value)]).build());
+    lab.receive(&ack.options([Opt::Nop, Opt::Nop, Opt::Timestamp(34_900, value)]).build());
     assert_eq!(lab.stack.sessions(), 1);
 }
 
@@ -273,6 +273,33 @@ fn what_is_left_of_an_older_connection_changes_nothing_in_the_repeats_of_the_nex
 }
 
 #[test]
+fn a_client_that_lost_its_state_has_its_syn_ack_repeated_beside_its_old_connection() {
+    for mode in [RAW, SPLICE] {
+        let mut lab = Lab::new(mode);
+        lab.client_answers = false;
+        let server = lab.server.listen(80);
+        pass(&mut lab, 100);
+        let old = cookie(&shake(&mut lab, HAND, SERVICE, ISN, &[]));
+        segment(&mut lab, Flags::ACK, 0, old, b"hello");
+        pass(&mut lab, 2_000);
+        assert_eq!(lab.stack.sessions(), 1);
+        // It comes back from the same port; its ACK is lost, and it says nothing before its server does.
+        let isn = ISN.wrapping_add(1_000_000);
+        lab.server.listen(80);
+        let began = lab.now;
+        let new = cookie(&shake(&mut lab, HAND, SERVICE, isn, &[]));
+        let heard = pass(&mut lab, 1_500);
+        let repeats: Heard = heard.into_iter().filter(|(_, packet)| cookie(packet) == new).collect();
+        assert_eq!(syn_acks(&repeats, began), PAUSES[..1], "{mode}");
+        let ack = tcp(HAND, SERVICE).flags(Flags::ACK).seq(isn.wrapping_add(1)).ack(new.wrapping_add(1));
+        lab.receive(&ack.window(1_000).build());
+        pass(&mut lab, 500);
+        assert_eq!((lab.stack.sessions(), lab.ended(EndCause::ClientRestarted)), (1, 1), "{mode}");
+        let _ = server;
+    }
+}
+
+#[test]
 fn the_next_connection_s_first_ack_is_not_taken_for_a_late_one_of_what_is_left() {
     // Before and behind the old one's numbers.
     for isn in [ISN.wrapping_sub(50_000), ISN.wrapping_add(3), ISN.wrapping_add(50_000)] {
@@ -337,7 +364,7 @@ fn an_address_gets_ten_repeats_a_second_and_its_prefix_a_hundred() {
         shake(&mut lab, &format!("[2001:db8:0:{host}::9]:5000"), SERVICE6, ISN, &linux());
     }
     shake(&mut lab, "198.18.0.1:5000", SERVICE, ISN, &linux());
-    lab.now.0 += 1_100_000;
+    lab.now.0 += 1_125_000;
     lab.stack.begin_turn(lab.now, lab.unix + Duration::from_micros(lab.now.0));
     for _ in 0..20 {
         lab.stack.run_timers(lab.now, 256, &mut lab.below);
@@ -381,7 +408,7 @@ fn whoever_was_banned_or_denied_meanwhile_is_not_asked_again() {
     let began = lab.now;
     shake(&mut lab, HAND, SERVICE, ISN, &linux());
     shake(&mut lab, "203.0.113.100:5000", SERVICE, ISN, &linux());
-    assert_eq!(syn_acks(&pass(&mut lab, 1_500), began), [1_100, 1_100]);
+    assert_eq!(syn_acks(&pass(&mut lab, 1_500), began), [1_125, 1_125]);
     lab.stack.filters.ban("203.0.113.99/32".parse().unwrap(), Micros(u64::MAX), 0).unwrap();
     assert_eq!(syn_acks(&pass(&mut lab, 20_000), began), PAUSES[1..4], "the neighbour only");
 }

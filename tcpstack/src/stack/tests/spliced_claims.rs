@@ -250,10 +250,19 @@ fn a_client_never_writes_where_the_header_stands() {
 }
 
 #[test]
-fn a_keep_alive_with_a_byte_of_garbage_is_answered_though_nothing_was_sent_before() {
+fn a_keep_alive_with_a_byte_of_garbage_keeps_alive_though_nothing_was_sent_before() {
     for mut open in Open::both() {
+        // Without the byte: its place is the header's, or before the stream.
         open.talk.client(Flags::ACK, 1_u32.wrapping_neg(), 0, b"?");
-        open.reaches_client();
+        let sent = open.talk.sent();
+        assert!(matches!(&sent[..], [probe] if !to_client(probe) && probe.1.payload_len == 0), "{sent:?}");
+        let silent = |open: &Open| open.talk.lab.stack.splices.get(0).unwrap().client_silent(open.talk.lab.now);
+        assert_eq!(silent(&open), Duration::ZERO);
+        open.talk.lab.now.0 += 60_000_000;
+        assert!(silent(&open) >= Duration::from_secs(59));
+        open.up(Flags::ACK, 1_u32.wrapping_neg(), 0, b"?");
+        let sent = open.talk.sent();
+        assert!(matches!(&sent[..], [probe] if to_client(probe) && probe.1.payload_len == 0), "{sent:?}");
         open.talk.client(Flags::ACK, 0, 0, b"hello");
         open.up(Flags::ACK, 0, 5, b"");
         open.talk.sent();

@@ -129,6 +129,21 @@ fn on_data_dials_though_nothing_can_be_held() {
 }
 
 #[test]
+fn a_client_that_speaks_after_more_than_an_hour_has_its_header_sent_again_like_any_other() {
+    let mut talk = Talk::new(&format!("{}\nconnect = \"on-data\"\ntimeouts = {{ client_idle = \"3h\" }}", v1()));
+    talk.lab.now.0 += 73 * 60 * 1_000_000;
+    talk.wait_ms(1);
+    talk.client(Flags::ACK, 0, 0, b"hello");
+    talk.wait_ms(10);
+    talk.find_dial();
+    talk.accept(&all());
+    assert!(talk.sent().iter().any(|sent| sent.3.starts_with(b"PROXY ")));
+    talk.wait_ms(2_000);
+    assert!(talk.sent().iter().any(|sent| sent.3.starts_with(b"PROXY ")), "it was lost");
+    assert_eq!(talk.lab.stack.sessions(), 1);
+}
+
+#[test]
 fn a_reset_while_the_header_is_out_is_repeated() {
     let mut talk = Talk::connected(&v1());
     talk.sent();

@@ -26,8 +26,14 @@ impl Config {
         }
         self.filter_lines(&mut out);
         let seed = self.cookies.seed_file.as_ref().map_or("the system".to_owned(), |path| path.display().to_string());
-        out.line(format_args!("cookies: seed from {seed}, epoch {}", show_duration(self.cookies.epoch)));
         let peace = &self.peace;
+        let shared = match (&self.cookies.seed_file, peace.resets) {
+            (Some(_), Some(_)) => {
+                " (if another appliance has it and gets this one's clients, it resets them unless peace.resets is \"off\")"
+            }
+            _ => "",
+        };
+        out.line(format_args!("cookies: seed from {seed}, epoch {}{shared}", show_duration(self.cookies.epoch)));
         let towards = |rate: Option<Rate>| rate.map_or("off".to_owned(), |rate| rate.show(Measure::Packets));
         out.line(format_args!(
             "peace: up to {} SYNs and {} segments of no connection per worker; SYN-ACK repeats {}, RSTs {} per prefix",
@@ -119,7 +125,7 @@ impl Config {
                 port.mtu,
                 if port.promiscuous { ", promiscuous" } else { "" },
                 port.source_check,
-                self.without_default_route(port.source_check),
+                self.said_of_gateways(port.source_check),
             ));
         }
         for route in &self.routes {
@@ -129,21 +135,25 @@ impl Config {
     }
 
     /// What a source check without a default route comes to: whoever has none forgets that sources need one.
-    fn without_default_route(&self, check: SourceCheck) -> String {
-        if check == SourceCheck::Off {
-            return String::new();
-        }
-        let mut said = String::new();
-        for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
+    fn said_of_gateways(&self, check: SourceCheck) -> String {
+        let families = self.families_without_gateway().filter(|_| check != SourceCheck::Off);
+        families.map(|family| format!(" (no {family} gateway: sources on links and behind routes only)")).collect()
+    }
+
+    /// The families that ports speak and for which there is neither a gateway nor a default route: where sources are checked, clients of
+    /// other networks are refused.
+    pub fn families_without_gateway(&self) -> impl Iterator<Item = &'static str> + '_ {
+        let missing = |is_v4: bool| {
             let spoken = self.ports.iter().any(|port| port.addresses.iter().any(|a| a.address.is_ipv4() == is_v4));
             let gateway = self.ports.iter().any(|port| port.gateways.iter().any(|g| g.is_ipv4() == is_v4));
             let route =
                 self.routes.iter().any(|route| route.to.prefix_len() == 0 && route.to.addr().is_ipv4() == is_v4);
-            if spoken && !gateway && !route {
-                said += &format!(" (no {family} gateway: sources on links and behind routes only)");
-            }
-        }
-        said
+            spoken && !gateway && !route
+        };
+        [("IPv4", true), ("IPv6", false)]
+            .into_iter()
+            .filter(move |(_, is_v4)| missing(*is_v4))
+            .map(|(family, _)| family)
     }
 
     fn service_lines(&self, out: &mut Lines) {

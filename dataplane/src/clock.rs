@@ -7,6 +7,8 @@
 //!   once a turn. Cookie epochs, the ends of bans, and the times in signed PROXY headers, in the connection log, in the sample of
 //!   dropped packets and in metrics are wall time.
 //!
+//! On a machine that was suspended the monotonic clock stood still: waking up is a step of the wall clock, and no timer ran.
+//!
 //! A moment is kept as the monotonic clock's and told as wall time when somebody asks. Moments from before the clock was set
 //! are then told by the clock as it is now: what lies between two of them never changes.
 

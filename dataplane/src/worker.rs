@@ -3,8 +3,8 @@
 //!
 //! A burst is walked twice. First every frame is parsed; what cannot belong to a flow (broken frames, opening SYNs) is judged
 //! and done with, and of everything else the flow is hashed. Then the flows' cache lines are called for, and the rest is judged,
-//! in the order of its arrival. A received frame is sent, handed over or freed in [`Worker::apply`] or the two functions before it,
-//! nowhere else.
+//! in the order of its arrival. A received frame is sent, handed over or freed in [`Worker::reply`], [`Worker::discard`] or
+//! [`Worker::apply`], nowhere else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -392,15 +392,17 @@ impl Worker {
         if let Err(reason) = self.gate.error_about(packet.src, (error.key.src, error.key.src_port), port) {
             return Verdict::Drop(reason);
         }
-        if !self.egress.net.may_hear_error(now) {
+        if !self.egress.net.may_hear_error(port, now) {
             return Verdict::Drop(DropReason::IcmpRate);
         }
         let hash = self.stack.hash(&error.key);
         let service = self.gate.services().get(error.key.dst, error.key.dst_port).is_some();
         let owner = self.steer.owner(&error.key, hash, port, service, self.id);
-        if owner != self.id {
-            return Verdict::HandOver(owner);
-        }
+        if owner == self.id { self.heed_error(port, error, hash, now) } else { Verdict::HandOver(owner) }
+    }
+
+    /// An ICMP error about a segment of a flow of this worker's.
+    fn heed_error(&mut self, port: PortId, error: &IcmpError, hash: u64, now: Micros) -> Verdict {
         match self.stack.icmp_error(error, hash, port, now, &mut self.egress) {
             Ok(()) => Verdict::Consumed,
             Err(reason) => Verdict::Drop(reason),
@@ -546,8 +548,18 @@ impl Worker {
         by: WorkerId,
         now: Micros,
     ) -> Verdict {
-        let hash = self.flow_hash(parsed);
-        let Parsed::Tcp(segment) = parsed else { return self.judge(port, frame, parsed, hash, now) };
+        let segment = match parsed {
+            Parsed::Tcp(segment) => segment,
+            // Its receiver has looked at its source, and counted it.
+            Parsed::Icmp(packet) | Parsed::Icmp6(packet) => {
+                return match IcmpError::read(frame.data(), packet) {
+                    Some(error) => self.heed_error(port, &error, self.stack.hash(&error.key), now),
+                    None => Verdict::Drop(DropReason::BadIcmp),
+                };
+            }
+            Parsed::Arp(_) => return Verdict::Drop(DropReason::NotOurs),
+        };
+        let hash = self.stack.hash(&segment.key);
         self.stack.filters.resume(exempt);
         let service = self.gate.services().get(segment.key.dst, segment.key.dst_port);
         let delivered = self.deliver(self.id, port, frame, segment, hash, service, now);

@@ -1,7 +1,7 @@
 //! Which service listens at an address and port, and other tables of the operator's addresses.
 //!
 //! An open-addressed table with linear probing and a multiplicative hash. The hash has no secret: only the operator's own
-//! `listen` entries are ever inserted, so nobody outside can choose keys that collide, and the table is at most a quarter full.
+//! addresses and ports are ever inserted, so nobody outside can choose keys that collide, and the table is at most a quarter full.
 #![cfg_attr(
     not(test),
     deny(

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use sluice_config::{Config, KeyError, Mode, SeedError};
+use sluice_config::{Config, KeyError, Mode, SeedError, SourceCheck};
 use sluice_control::filters::LoadError;
 use sluice_control::filters::bans::{BanFileError, configured_bans};
 use sluice_control::metrics::BuildInfo;
@@ -54,6 +54,7 @@ pub fn run(path: &Path) -> ExitCode {
 
 fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
+    warn_of_sources(config);
     let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
     // They are laid when the workers run.
     configured_bans(config)?;
@@ -74,6 +75,19 @@ fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     // Also after a fault: the connections that ended are on record.
     control.finish();
     Ok(result?)
+}
+
+/// Whoever has no gateway may not know that clients of other networks are then refused.
+fn warn_of_sources(config: &Config) {
+    if config.ports.iter().any(|port| port.source_check != SourceCheck::Off) {
+        for family in config.families_without_gateway() {
+            tracing::warn!(
+                family,
+                "no port has a gateway: clients that are neither on a link nor behind a route are refused (source_route); \
+                 give a port a gateway, add a [[route]], or set source_check = \"off\""
+            );
+        }
+    }
 }
 
 /// The secret of the SYN cookies: shared with other appliances through a file, or this one's own.

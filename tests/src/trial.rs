@@ -137,7 +137,11 @@ impl Trial {
 
     fn setup(&self, mode: Mode) -> Setup {
         let service = |cell: &Cell| {
-            let service = Service::new(&format!("c{}", cell.port), cell.port).timeout("connect", "30s");
+            let service = Service::new(&format!("c{}", cell.port), cell.port)
+                .timeout("connect", "30s")
+                // As long as HAProxy's (`servers::relay`): what is measured is not who gives up first.
+                .timeout("unacknowledged", "300s")
+                .timeout("half_closed", "300s");
             match cell.header {
                 Header::None => service,
                 Header::V2 => service.proxy_protocol("v2"),

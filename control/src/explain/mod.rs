@@ -53,7 +53,8 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
         Ok(Parsed::Tcp(segment)) => segment,
         Ok(Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_)) => {
             out.say("parser", "ARP or ICMP");
-            out.say("verdict", "served by the appliance itself, if it is for one of its addresses; no filter is asked");
+            out.say("verdict", "served by the appliance itself, if it is for one of its addresses, within rates; no filter is asked, but \
+                 ICMP errors are for their source");
             return out.0;
         }
         Err(reason) => {
@@ -80,7 +81,8 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
             out.say("upstream", &format!("{} is one, and filters are for clients", segment.key.remote()));
             out.say(
                 "verdict",
-                "goes to the connection that dialled it; without one, a RST answers it, and it is dropped: no_flow",
+                "goes to the connection that dialled it; without one it is dropped: no_flow, and a RST answers it, within a \
+                 ceiling and unless it is one",
             );
             return out.0;
         }

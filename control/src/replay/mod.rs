@@ -4,7 +4,7 @@
 //!
 //! What is real: the parser, the check of sources, the address sets, rules, limits and bans of the configuration, and the cookies: the
 //! first verdict is [`Gate::judge`]'s, as in the running appliance. What is not there: neighbours (MAC addresses and VLANs are not
-//! compared), sessions, upstreams, and `service.limits`. All packets meet one worker; several would each keep the limits per source for
+//! compared), our link-local addresses, which come from MAC addresses, sessions, upstreams, and `service.limits`. All packets meet one worker; several would each keep the limits per source for
 //! themselves. Where the port is not known that a packet came in by, what depends on it is taken to be right.
 //!
 //! A capture was rarely taken on an appliance with the same cookie seed. So a client's ACK counts as an answer to our SYN-ACK when the
@@ -262,7 +262,14 @@ impl Replay {
 
     /// What the cookie says that an ACK brings, or would bring had the client talked to us.
     fn offer(&self, segment: &Segment, frame: &[u8]) -> Option<Offer> {
-        let isn = Seq(segment.seq.0.wrapping_sub(1));
+        let first = self.offer_after(Seq(segment.seq.0.wrapping_sub(1)), segment, frame);
+        // A keep-alive probe is numbered one before (`Stack::check_keep_alive`).
+        let probe = segment.payload_len <= 1 && !segment.flags.fin();
+        first.or_else(|| self.offer_after(segment.seq, segment, frame).filter(|_| probe))
+    }
+
+    /// The same for a client that began with `isn`.
+    fn offer_after(&self, isn: Seq, segment: &Segment, frame: &[u8]) -> Option<Offer> {
         let as_captured = self.jar.check(&segment.key, isn, segment.ack);
         as_captured.or_else(|| {
             let Known { isn: known, answer, .. } = self.connections.handshake(&segment.key)?;

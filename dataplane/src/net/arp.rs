@@ -127,7 +127,7 @@ impl Net {
         if arp.op == REPLY {
             return if neighbor { Ok(NetAction::Consumed) } else { Err(DropReason::BadArp) };
         }
-        self.may_answer(now)?;
+        self.may_answer(port, now)?;
         let reply =
             Packet { op: REPLY, sender_mac: mac, sender: arp.target, target_mac: arp.sender_mac, target: arp.sender };
         rewrite(frame, l2, mac, arp.sender_mac, &reply)
@@ -207,6 +207,8 @@ mod tests {
         let solicitation =
             icmp6("2001:db8::7", "2001:db8::10", 255, WAN_MAC, &nd(135, 0, "2001:db8::10", Some((1, PEER))));
         assert_eq!(t.rx(WAN, &solicitation), Err(DropReason::NeighborRate), "NDP has the same");
+        let other = Arp::request("10.0.0.5", "10.0.0.2").tagged(ALL, 5);
+        assert!(matches!(t.rx(LAN, &other), Ok(Some(_))), "the other link has its own");
         t.wait_ms(100);
         assert_eq!(answered(&mut t, 30_000), 1_000);
     }

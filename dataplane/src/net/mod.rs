@@ -118,6 +118,10 @@ pub struct PortNet {
     /// What ARP and NDP answer for here: the above and the services' that are on-link here.
     answers: Vec<Addr>,
     answer_set: HashSet<Addr>,
+    /// Answers to ARP and NDP requests. Each port's own: a station floods its own link only.
+    requests: Bucket,
+    /// ICMP errors that are looked at.
+    errors: Bucket,
     /// Ethernet headers of our IP packets, but for the destination.
     header4: [u8; 18],
     header6: [u8; 18],
@@ -131,10 +135,6 @@ pub struct Net {
     routes: Routes,
     table: Table,
     icmp: Bucket,
-    /// For ARP and NDP.
-    answers: Bucket,
-    /// For errors that are passed on.
-    errors: Bucket,
     telling: Bucket,
     announcer: Announcer,
     defence: Throttle,
@@ -162,8 +162,6 @@ impl Net {
             ports,
             table: Table::new(NEIGHBORS),
             icmp: Bucket::new(rate, rate.div_ceil(10)),
-            answers: Bucket::new(ANSWERS_RATE, ANSWERS_BURST),
-            errors: Bucket::new(ERRORS_RATE, ERRORS_BURST),
             telling: Bucket::new(LEARNED_RATE, LEARNED_BURST),
             announcer: Announcer::default(),
             defence: Throttle::new(DEFEND_INTERVAL),
@@ -298,9 +296,10 @@ impl Net {
         heard
     }
 
-    /// Whether another ARP or NDP request may be answered.
-    fn may_answer(&mut self, now: Micros) -> Result<(), DropReason> {
-        if self.answers.take(now) { Ok(()) } else { Err(DropReason::NeighborRate) }
+    /// Whether another ARP or NDP request may be answered on this port.
+    fn may_answer(&mut self, port: PortId, now: Micros) -> Result<(), DropReason> {
+        let port = self.ports.get_mut(usize::from(port.0)).ok_or(DropReason::NotOurs)?;
+        if port.requests.take(now) { Ok(()) } else { Err(DropReason::NeighborRate) }
     }
 
     /// Addresses of ours that no configuration names: the link-local ones, which come from the MAC addresses.
@@ -348,6 +347,8 @@ impl PortNet {
             addresses,
             answers,
             answer_set,
+            requests: Bucket::new(ANSWERS_RATE, ANSWERS_BURST),
+            errors: Bucket::new(ERRORS_RATE, ERRORS_BURST),
             header4: ethernet([0; 6], mac, vlan, wire::IPV4).into_bytes(),
             header6: ethernet([0; 6], mac, vlan, wire::IPV6).into_bytes(),
         }

@@ -136,7 +136,7 @@ impl Net {
             return Err(DropReason::NotOurs);
         }
         if probe {
-            self.may_answer(now)?;
+            self.may_answer(port, now)?;
             // RFC 4861 section 7.2.4: whoever probes cannot be addressed yet.
             let na = advertise(message.target, wire::ALL_NODES, OVERRIDE, own);
             return rewrite(frame, packet.l2, own, wire::group_mac(wire::ALL_NODES), &na);
@@ -152,7 +152,7 @@ impl Net {
             let news = Learned { port, addr: packet.src, mac: Some(mac), claim: Claim::Request };
             self.hear(news, now, learned);
         }
-        self.may_answer(now)?;
+        self.may_answer(port, now)?;
         // The option may be missing when we alone are asked; then we may know the station, and the frame came from it.
         let to = message.mac.or_else(|| self.table.peek(port, packet.src)).unwrap_or(from);
         let na = advertise(message.target, packet.src, SOLICITED | OVERRIDE, own);

@@ -64,7 +64,7 @@ pub struct Engine {
     buckets: Vec<Bucket>,
     clients: Clients,
     bans: Bans,
-    /// How far the clock by which bans end is ahead of the callers', microseconds, modulo 2^64.
+    /// How far the clock by which bans end is ahead of the callers', microseconds.
     wall_ahead: u64,
     counters: Arc<FilterCounters>,
     /// Whether there is anything to ask when a segment arrives.
@@ -515,7 +515,7 @@ impl Engine {
         self.proved_client
     }
 
-    /// Sets the wall clock by which bans end: so many microseconds, modulo 2^64, ahead of the `now` of every call. It may be set either
+    /// Sets the wall clock by which bans end: so many microseconds ahead of the `now` of every call. It may be set either
     /// way, and bans end earlier or later then. At first the two are one.
     pub fn set_wall_ahead(&mut self, ahead: u64) {
         self.wall_ahead = ahead;

@@ -247,7 +247,7 @@ impl Jar {
         let live = std::mem::replace(&mut self.live, [Live::NONE; 2]);
         self.enter(wall);
         let lives = self.live.iter().any(|live| live.epoch == minted);
-        let matters = begun && (by > self.epoch / 8 || !lives);
+        let matters = begun && (by.saturating_mul(8) > self.epoch || !lives);
         if matters && (self.before.is_none() || !lives) {
             self.before = Some(Before { live, until: wall.saturating_add(self.epoch) });
         }

@@ -414,6 +414,7 @@ impl Stack {
             Gate::Challenge(DropReason::SynOnFlow)
                 if side == Side::Upstream && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)) =>
             {
+                splice.upstream.note_syn_ack_again(Marks::of(segment, frame).timestamp.map(|(value, _)| value));
                 let mut ack = splice.bare_ack(side, (upstream, ours));
                 // An upstream that repeats it has sent nothing else.
                 (ack.seq, ack.ack) = (segment.ack, segment.seq.plus(1));

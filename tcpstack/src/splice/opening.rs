@@ -642,6 +642,7 @@ impl Stack {
         {
             let Some((_, _, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
             let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
+            splice.upstream.note_syn_ack_again(Marks::of(segment, frame).timestamp.map(|(value, _)| value));
             let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
             ack.seq = splice.dial_isn().plus(1);
             match splice.opening.as_deref_mut() {

@@ -282,6 +282,17 @@ impl Half {
         u64::from(self.wraps) << 32 | u64::from(self.ack.minus(base))
     }
 
+    /// Its very SYN-ACK came again, since what answered it was lost: it is answered with its own timestamp, or its sender would measure a
+    /// round trip of a second (RFC 7323 section 4.3: it stands where our last acknowledgment began).
+    #[cold]
+    pub(crate) fn note_syn_ack_again(&mut self, timestamp: Option<u32>) {
+        if let (Some(value), Some(recent)) = (timestamp, self.newest_timestamp())
+            && value.wrapping_sub(recent) as i32 > 0
+        {
+            self.timestamp = value;
+        }
+    }
+
     /// A RST in its name was forwarded.
     #[cold]
     pub(crate) fn note_reset(&mut self, now: u32) {

@@ -140,6 +140,15 @@ impl Leg {
         }
     }
 
+    /// The peer's very SYN-ACK came again, since what answered it was lost: it is answered with its own timestamp, or the peer would
+    /// measure a round trip of a second (RFC 7323 section 4.3: it stands where our last acknowledgment began).
+    pub(crate) fn note_syn_ack_again(&mut self, segment: &Segment, options: &TcpOptions) {
+        let first = segment.seq.plus(1) == self.guard.rcv_ack() && segment.ack == self.isn().plus(1);
+        if segment.flags.ack() && segment.flags.syn() && first {
+            self.note_timestamp(segment, options, false);
+        }
+    }
+
     /// An ACK that says where we are (RFC 5961), built without smoltcp.
     pub(crate) fn bare_ack(&self, now: Micros) -> BareSegment {
         BareSegment {

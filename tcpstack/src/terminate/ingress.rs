@@ -61,6 +61,9 @@ impl Stack {
             }
             Gate::Drop(reason) => return Err(reason),
             Gate::Challenge(reason) => {
+                if side == Side::Upstream {
+                    endpoint.leg.note_syn_ack_again(segment, &options);
+                }
                 if endpoint.challenged.is_none_or(|at| now >= at.after(CHALLENGE_PAUSE)) {
                     endpoint.challenged = Some(now);
                     let (ack, way) = (endpoint.leg.bare_ack(now), endpoint.leg.way);

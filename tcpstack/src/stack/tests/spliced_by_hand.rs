@@ -511,6 +511,26 @@ fn a_far_clients_upstream_learns_no_round_trip_from_the_handshake() {
 }
 
 #[test]
+fn an_upstreams_syn_ack_that_comes_again_is_answered_with_its_own_timestamp() {
+    for extra in [PINNED, RAW, &format!("{PINNED}\nproxy_protocol = \"v1\"")] {
+        let mut talk = Talk::shaken(extra);
+        talk.client(Flags::ACK, 0, 0, b"");
+        talk.wait_ms(1);
+        talk.find_dial();
+        talk.accept(&all());
+        talk.wait_ms(1);
+        talk.sent();
+        talk.wait_ms(600);
+        let [mss, sack, _, nop, scale] = all();
+        talk.accept(&[mss, sack, Opt::Timestamp(THEIR_CLOCK.wrapping_add(1_000), 500), nop, scale]);
+        let sent = talk.sent();
+        let (_, ack, options, _) = sent.last().expect("an answer");
+        assert_eq!(ack.ack, Seq(THEIR_ISN.wrapping_add(1)), "{extra}");
+        assert_eq!(options.timestamp.map(|(_, echo)| echo), Some(THEIR_CLOCK.wrapping_add(1_000)), "{extra}");
+    }
+}
+
+#[test]
 fn a_worker_holds_32_mebibytes_of_early_segments_at_most() {
     let mut talk = Talk::new(PINNED);
     talk.lab.stack.held_octets = (32 << 20) - 10;

@@ -29,7 +29,7 @@ impl Config {
         let peace = &self.peace;
         let shared = match (&self.cookies.seed_file, peace.resets) {
             (Some(_), Some(_)) => {
-                " (if another appliance has it and gets this one's clients, it resets them unless peace.resets is \"off\")"
+                " (appliances that share it reset each other's clients unless peace.resets is \"off\")"
             }
             _ => "",
         };

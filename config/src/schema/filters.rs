@@ -86,7 +86,13 @@ fn rate_or_off(
             diag.wrong(&entry.located(()), format!("{} is not a rate", quoted(text)), remedy);
             None
         }
-        _ => entry.rate(Measure::Packets, diag),
+        // Whatever does not begin like a rate was meant to switch it.
+        Some(text) if text.starts_with(|first: char| first.is_ascii_digit()) => entry.rate(Measure::Packets, diag),
+        text => {
+            let found = text.map_or("is no text".to_owned(), |text| format!("{} is not a rate", quoted(text)));
+            diag.wrong(&entry.located(()), found, r#"write a rate as in "100/s", or "off" for none"#);
+            None
+        }
     }
 }
 

@@ -458,6 +458,19 @@ fn peace_has_its_rates_and_repeats_and_resets_can_be_off() {
     assert_eq!(config.peace, peace);
     let errors = parse("f", &format!("{MINIMAL}[peace]\nresets = \"none\"\n")).unwrap_err().to_string();
     assert!(errors.contains("peace.resets: \"none\" is not a rate; write \"off\" for none"), "{errors}");
+    for wrong in ["\"on\"", "\"Off\"", "true", "0"] {
+        let errors = parse("f", &format!("{MINIMAL}[peace]\nresets = {wrong}\n")).unwrap_err().to_string();
+        assert!(errors.contains("write a rate as in \"100/s\", or \"off\" for none"), "{errors}");
+    }
+}
+
+#[test]
+fn an_ipv6_address_that_ends_like_a_port_is_asked_what_was_meant() {
+    let text = MINIMAL.replace("198.51.100.10:443", "2001:db8::1:10:443");
+    assert_ne!(text, MINIMAL);
+    let errors = parse("f", &text).unwrap_err().to_string();
+    assert!(errors.contains("\"[2001:db8::1:10]:443\" if 443 is the port"), "{errors}");
+    assert!(errors.contains("\"[2001:db8::1:10:443]:443\" if it is not"), "{errors}");
 }
 
 #[test]

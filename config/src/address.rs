@@ -41,21 +41,19 @@ fn not_a_socket(text: &str) -> Wrong {
     if let Ok(ip) = text.parse::<IpAddr>() {
         return match ip {
             IpAddr::V4(_) => Wrong::new("has no port", format!(r#"write it as in "{ip}:443""#)),
-            // An IPv6 address may end like a port.
-            IpAddr::V6(_)
-                if let Some((host, port)) = text.rsplit_once(':')
-                    && host.parse::<IpAddr>().is_ok()
-                    && port.parse::<u16>().is_ok_and(|port| port > 0) =>
-            {
-                Wrong::new(
-                    "lacks a port, or brackets around the address",
-                    format!(
-                        r#"write it as in "[{host}]:{port}" if {port} is the port, as in "[{ip}]:443" if it is not"#
-                    ),
-                )
-            }
             IpAddr::V6(_) => {
-                Wrong::new("lacks a port, or brackets around the address", format!(r#"write it as in "[{ip}]:443""#))
+                // It may end like a port.
+                let remedy = match text.rsplit_once(':') {
+                    Some((host, port))
+                        if host.parse::<IpAddr>().is_ok() && port.parse::<u16>().is_ok_and(|port| port > 0) =>
+                    {
+                        format!(
+                            r#"write it as in "[{host}]:{port}" if {port} is the port, as in "[{ip}]:443" if it is not"#
+                        )
+                    }
+                    _ => format!(r#"write it as in "[{ip}]:443""#),
+                };
+                Wrong::new("lacks a port, or brackets around the address", remedy)
             }
         };
     }

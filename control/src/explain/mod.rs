@@ -53,8 +53,11 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
         Ok(Parsed::Tcp(segment)) => segment,
         Ok(Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_)) => {
             out.say("parser", "ARP or ICMP");
-            out.say("verdict", "served by the appliance itself, if it is for one of its addresses, within rates; no filter is asked, but \
-                 ICMP errors are for their source");
+            out.say(
+                "verdict",
+                "served by the appliance itself, if it is for one of its addresses, within rates; no filter is asked, \
+                 but ICMP errors are for their source",
+            );
             return out.0;
         }
         Err(reason) => {

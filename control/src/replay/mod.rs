@@ -4,8 +4,9 @@
 //!
 //! What is real: the parser, the check of sources, the address sets, rules, limits and bans of the configuration, and the cookies: the
 //! first verdict is [`Gate::judge`]'s, as in the running appliance. What is not there: neighbours (MAC addresses and VLANs are not
-//! compared), our link-local addresses, which come from MAC addresses, sessions, upstreams, and `service.limits`. All packets meet one worker; several would each keep the limits per source for
-//! themselves. Where the port is not known that a packet came in by, what depends on it is taken to be right.
+//! compared), our link-local addresses, which come from MAC addresses, sessions, upstreams, and `service.limits`. All packets meet
+//! one worker; several would each keep the limits per source for themselves. Where the port is not known that a packet came in by,
+//! what depends on it is taken to be right.
 //!
 //! A capture was rarely taken on an appliance with the same cookie seed. So a client's ACK counts as an answer to our SYN-ACK when the
 //! capture has that client's SYN, which was answered, and, where the capture has the server's own SYN-ACK, acknowledges that one: its
@@ -265,7 +266,7 @@ impl Replay {
         let first = self.offer_after(Seq(segment.seq.0.wrapping_sub(1)), segment, frame);
         // A keep-alive probe is numbered one before (`Stack::check_keep_alive`).
         let probe = segment.payload_len <= 1 && !segment.flags.fin();
-        first.or_else(|| self.offer_after(segment.seq, segment, frame).filter(|_| probe))
+        first.or_else(|| probe.then(|| self.offer_after(segment.seq, segment, frame)).flatten())
     }
 
     /// The same for a client that began with `isn`.

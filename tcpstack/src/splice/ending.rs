@@ -30,7 +30,7 @@ const DOUBT_LAST: Duration = Duration::from_secs(30);
 fn after(since: u32, limit: Duration, now: Micros) -> Micros {
     let elapsed = u64::from(coarse(now).wrapping_sub(since)) << COARSE_LOG;
     // A coarse moment may lie up to one unit before the moment it stands for.
-    Micros(now.0.saturating_sub(elapsed).saturating_add(1 << 10)).after(limit)
+    Micros(now.0.saturating_sub(elapsed)).after(COARSE).after(limit)
 }
 
 /// The later of two coarse moments before `now`.

@@ -412,7 +412,7 @@ impl Stack {
             Gate::Drop(reason) => (reason, false),
             // The upstream's very SYN-ACK again: what answered it was lost, and no pause stands in the way.
             Gate::Challenge(DropReason::SynOnFlow)
-                if side == Side::Upstream && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)) =>
+                if side == Side::Upstream && segment.seq == splice.upstream_isn() =>
             {
                 splice.upstream.note_syn_ack_again(Marks::of(segment, frame).timestamp.map(|(value, _)| value));
                 let mut ack = splice.bare_ack(side, (upstream, ours));

@@ -164,6 +164,11 @@ impl Splice {
         }
     }
 
+    /// The number of the upstream's SYN-ACK, in its own numbers.
+    fn upstream_isn(&self) -> Seq {
+        Seq(self.cookie.0.wrapping_sub(self.seq_delta))
+    }
+
     /// Bytes of `side`'s payload that the other end has acknowledged.
     fn acknowledged(&self, side: Side) -> u64 {
         let (me, peer) = self.ends_of(side);

@@ -611,7 +611,7 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return };
         let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
         // What the client acknowledged meanwhile it says itself: what a forger says in its name is not repeated in ours.
-        ack.ack = Seq(splice.cookie.0.wrapping_sub(splice.seq_delta)).plus(1);
+        ack.ack = splice.upstream_isn().plus(1);
         let (isn, way) = (splice.isn, splice.way(Side::Upstream));
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         ack.seq = opening.dial_isn(isn).plus(1);
@@ -636,10 +636,7 @@ impl Stack {
         let Inbound { segment, .. } = inbound;
         let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
         let first = splice.isn.plus(1);
-        if segment.flags.syn()
-            && segment.flags.ack()
-            && segment.seq == Seq(splice.cookie.0.wrapping_sub(splice.seq_delta))
-        {
+        if segment.flags.syn() && segment.flags.ack() && segment.seq == splice.upstream_isn() {
             let Some((_, _, ours, upstream)) = self.ends(index) else { return Err(DropReason::NoFlow) };
             let Some(splice) = self.splices.get_mut(index) else { return Err(DropReason::NoFlow) };
             splice.upstream.note_syn_ack_again(Marks::of(segment, frame).timestamp.map(|(value, _)| value));

@@ -121,19 +121,13 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
-        let (ours, silent) = match flow {
-            FlowRef::Session(_, index) => match self.sessions.get_mut(index) {
-                Some(session) => (session.client.leg.isn(), now.since(session.client.heard)),
-                None => return Err(reason),
-            },
-            FlowRef::Splice(_, index) => match self.splices.get_mut(index) {
-                Some(splice) => (splice.cookie(), splice.client_silent(now)),
-                None => return Err(reason),
-            },
-            FlowRef::Linger(_) | FlowRef::Probe(_) => return Err(reason),
+        let silent = match flow {
+            FlowRef::Session(_, index) => self.sessions.get(index).map(|session| now.since(session.client.heard)),
+            FlowRef::Splice(_, index) => self.splices.get(index).map(|splice| splice.client_silent(now)),
+            FlowRef::Linger(_) | FlowRef::Probe(_) => None,
         };
         // A cookie can be guessed in 2^23 tries, which is not to end a session in use. A client that is really back tries again.
-        if ours == cookie || silent < IN_USE {
+        if self.first_number(flow) == Some(cookie) || silent.is_none_or(|silent| silent < IN_USE) {
             return Err(reason);
         }
         // Nor to be tried at any other pace than where there is no flow.
@@ -155,6 +149,16 @@ impl Stack {
         self.unknown(inbound, frame, now, net)
     }
 
+    /// Our first number towards the client of this flow: its handshake's cookie. None for what has no client.
+    pub(super) fn first_number(&self, flow: FlowRef) -> Option<Seq> {
+        match flow {
+            FlowRef::Session(Side::Client, index) => Some(self.sessions.get(index)?.client.leg.isn()),
+            FlowRef::Splice(Side::Client, index) => Some(self.splices.get(index)?.cookie()),
+            FlowRef::Linger(index) => self.lingers.first_number(index),
+            FlowRef::Session(..) | FlowRef::Splice(..) | FlowRef::Probe(_) => None,
+        }
+    }
+
     fn lingering<N: Lower>(
         &mut self,
         index: u32,
@@ -164,7 +168,8 @@ impl Stack {
         net: &mut N,
     ) -> Result<Outcome, DropReason> {
         // The cookie first: by its number alone, a new connection's first ACK may as well be a late one of the old.
-        if inbound.service.is_some() && !self.lingers.same_handshake(index, inbound.segment) {
+        let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
+        if inbound.service.is_some() && self.lingers.first_number(index) != Some(cookie) {
             self.filters.flowless(inbound.segment.key.src, now)?;
             if self.check(inbound.segment).is_some() {
                 self.forget_linger(index);

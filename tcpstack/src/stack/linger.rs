@@ -145,14 +145,9 @@ impl Lingers {
         }
     }
 
-    /// Whether `segment` acknowledges the very handshake that this connection began with.
-    pub(crate) fn same_handshake(&mut self, index: u32, segment: &Segment) -> bool {
-        self.entries.get_mut(index).is_some_and(|entry| segment.ack == entry.isn.plus(1))
-    }
-
-    /// Whether our first number of the connection was `isn`.
-    pub(crate) fn began_with(&self, index: u32, isn: Seq) -> bool {
-        self.entries.get(index).is_some_and(|entry| entry.isn == isn)
+    /// Our first number of the connection, which its handshake's last segment acknowledged.
+    pub(crate) fn first_number(&self, index: u32) -> Option<Seq> {
+        self.entries.get(index).map(|entry| entry.isn)
     }
 
     /// Entries kept.

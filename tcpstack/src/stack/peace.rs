@@ -23,7 +23,7 @@ use sluice_filters::memory::{Ceiling, Quota, prefix};
 use sluice_filters::units::{Micros, PortId, ServiceId};
 use sluice_filters::{DropReason, Glimpse, Segment};
 
-use super::{Arrival, FlowRef, Side, Stack, count, send_bare};
+use super::{Arrival, FlowRef, Stack, count, send_bare};
 use crate::answered::{Answered, Known};
 use crate::cookie::Offer;
 use crate::counters::Withheld;
@@ -108,8 +108,6 @@ pub(crate) struct Peace {
     flowless_seen: u64,
     unanswered: Table,
     answered: Answered,
-    /// How long a cookie's key is in use; what was not noted forbids resets for two of it.
-    epoch: Duration,
     repeats_by_prefix: Ceiling,
     repeats_by_address: Ceiling,
     resets_by_prefix: Ceiling,
@@ -148,7 +146,6 @@ impl Peace {
             flowless_seen: 0,
             unanswered: Table::new(peace.repeats.is_some()),
             answered: Answered::new(if peace.resets.is_some() { an_epoch_s.max(1) } else { 0 }, epoch, now),
-            epoch,
             repeats_by_prefix: ceiling(peace.repeats, b"repeats of a prefix"),
             repeats_by_address: ceiling(share, b"repeats of an address"),
             resets_by_prefix: ceiling(peace.resets, b"resets of a prefix"),
@@ -194,7 +191,7 @@ impl Stack {
 
     /// The wall clock was set: a cookie of before it may be good for longer than its 4-tuple is remembered, by up to an epoch.
     pub(super) fn clock_was_set(&self, now: Micros) {
-        self.shared.unnoted.fetch_max(now.after(self.peace.epoch).0, Ordering::Relaxed);
+        self.shared.unnoted.fetch_max(now.after(self.config.cookies.epoch).0, Ordering::Relaxed);
     }
 
     fn note(&mut self, hash: u64, record: Record) {
@@ -323,17 +320,8 @@ impl Stack {
     fn still_waits(&self, hash: u64, key: &FlowKey, record: &Record, now: Micros) -> bool {
         let source = Glimpse { src: key.src, dst: key.dst, dst_port: key.dst_port, ip_length: 40, opens: true };
         // An older connection, or what is left of it, proves nothing of this one: its client may have lost its state.
-        let proved = match self.flows.find(hash, key).map(FlowRef::from_value) {
-            None => false,
-            Some(FlowRef::Linger(index)) => self.lingers.began_with(index, record.cookie()),
-            Some(FlowRef::Session(Side::Client, index)) => {
-                self.sessions.get(index).is_none_or(|session| session.client.leg.isn() == record.cookie())
-            }
-            Some(FlowRef::Splice(Side::Client, index)) => {
-                self.splices.get(index).is_none_or(|splice| splice.cookie() == record.cookie())
-            }
-            Some(FlowRef::Session(..) | FlowRef::Splice(..) | FlowRef::Probe(_)) => true,
-        };
+        let flow = self.flows.find(hash, key).map(FlowRef::from_value);
+        let proved = flow.is_some_and(|flow| self.first_number(flow).is_none_or(|first| first == record.cookie()));
         !proved
             && self.jar.check(key, record.isn(), record.cookie().plus(1)).is_some()
             && self.filters.foresee(&source, now).is_none()
@@ -429,9 +417,10 @@ impl Stack {
         }
         let now = self.peace.now;
         let unnoted = Micros(self.shared.unnoted.load(Ordering::Relaxed));
+        let cookies_live = self.config.cookies.epoch.saturating_mul(2);
         let withheld = if !peace || self.peace.syns.pressed || self.draining {
             Some(Withheld::Pressure)
-        } else if now < unnoted.after(self.peace.epoch.saturating_mul(2)) {
+        } else if now < unnoted.after(cookies_live) {
             Some(Withheld::Unknown)
         } else if self.peace.answered.knows(hash) == Known::Answered {
             Some(Withheld::Answered)

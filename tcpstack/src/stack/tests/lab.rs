@@ -438,6 +438,12 @@ pub(super) struct Hand {
     pub(super) ack: u32,
 }
 
+/// A flow as the packets from one end to the other have it.
+pub(super) fn flow(from: &str, to: &str) -> FlowKey {
+    let [src, dst] = [from, to].map(|end| end.parse::<std::net::SocketAddr>().unwrap());
+    FlowKey { src: src.ip().into(), dst: dst.ip().into(), src_port: src.port(), dst_port: dst.port() }
+}
+
 /// A segment of the hand's with a timestamp.
 pub(super) fn stamped(flags: Flags, seq: u32, ack: u32, value: u32, payload: &[u8]) -> Vec<u8> {
     let options = [Opt::Nop, Opt::Nop, Opt::Timestamp(value, 0)];

@@ -633,9 +633,7 @@ fn after_the_clock_was_set_nobody_is_reset_while_a_cookie_of_before_is_good() {
         pass(&mut lab, 61_000);
         lab.unix = step - Duration::from_secs(190);
         pass(&mut lab, 50);
-        let [src, dst] = [HAND, SERVICE].map(|end| end.parse::<std::net::SocketAddr>().unwrap());
-        let (src_port, dst_port) = (src.port(), dst.port());
-        let key = FlowKey { src: src.ip().into(), dst: dst.ip().into(), src_port, dst_port };
+        let key = flow(HAND, SERVICE);
         while lab.stack.jar.check(&key, Seq(ISN), Seq(cookie.wrapping_add(1))).is_some() {
             segment(&mut lab, Flags::ACK, 5, cookie, b" again");
             let heard = pass(&mut lab, 1_000);

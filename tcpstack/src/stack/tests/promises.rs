@@ -314,9 +314,7 @@ fn a_sweep_of_forged_answers_from_the_clients_side_is_nobodys_answer() {
 }
 
 fn unreachable(talk: &mut Talk, port: PortId) -> Result<(), DropReason> {
-    let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
-    let (from, to) = (end(UPSTREAM), end(&talk.ours));
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(UPSTREAM, &talk.ours);
     let kind = IcmpKind::Unreachable(Unreachable::Host);
     let error = IcmpError { kind, key, seq: Seq(talk.dial), len: 60 };
     let hash = talk.lab.stack.hash(&key);
@@ -525,9 +523,7 @@ fn an_mss_that_fell_by_a_message_of_our_own_is_no_fallback() {
     talk.sent();
     talk.upstream(Flags::ACK, 0, 0, &[b'd'; 1_400]);
     let seq = talk.one().1.seq;
-    let end = |text: &str| text.parse::<std::net::SocketAddr>().unwrap();
-    let (from, to) = (end(HAND), end(SERVICE));
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(HAND, SERVICE);
     let error = IcmpError { kind: IcmpKind::TooBig(1_300), key, seq, len: 1_452 };
     let hash = talk.lab.stack.hash(&key);
     talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below).unwrap();

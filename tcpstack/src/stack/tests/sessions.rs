@@ -451,8 +451,7 @@ fn icmp_errors_about_a_terminated_connection_are_dropped() {
     let (mut lab, hand, server) = with_hand();
     lab.server.get(server).send_slice(&[7; 900]).unwrap();
     lab.idle(5);
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(HAND, SERVICE);
     let hash = lab.stack.hash(&key);
     for kind in [IcmpKind::TooBig(600), IcmpKind::Unreachable(Unreachable::Host)] {
         // About what is on its way.

@@ -411,10 +411,6 @@ fn icmp_errors_reach_the_sender_of_the_segment_with_its_own_numbers() {
     let mut talk = Talk::connected(PINNED);
     talk.client(Flags::ACK, 0, 0, b"a large segment");
     talk.sent();
-    let key = |from: &str, to: &str| {
-        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
-        FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() }
-    };
     let ours = talk.ours.clone();
     let error = |talk: &mut Talk, key: FlowKey, seq: u32, kind| {
         let error = IcmpError { kind, key, seq: Seq(seq), len: 1_500 };
@@ -422,11 +418,11 @@ fn icmp_errors_reach_the_sender_of_the_segment_with_its_own_numbers() {
         talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below)
     };
     let too_big = IcmpKind::TooBig(1_400);
-    let towards_upstream = key(UPSTREAM, &ours);
+    let towards_upstream = flow(UPSTREAM, &ours);
     // Before, within and behind what is on its way.
     assert_eq!(error(&mut talk, towards_upstream, ISN, too_big), Err(DropReason::BadIcmp));
     assert_eq!(error(&mut talk, towards_upstream, ISN.wrapping_add(100), too_big), Err(DropReason::BadIcmp));
-    assert_eq!(error(&mut talk, key(UPSTREAM, "10.0.0.2:9"), ISN.wrapping_add(1), too_big), Err(DropReason::BadIcmp));
+    assert_eq!(error(&mut talk, flow(UPSTREAM, "10.0.0.2:9"), ISN.wrapping_add(1), too_big), Err(DropReason::BadIcmp));
     assert_eq!(error(&mut talk, towards_upstream, ISN.wrapping_add(1), too_big), Ok(()));
     let (way, packet) = talk.lab.below.sent.pop_back().unwrap();
     assert!(matches!(way, Way::Reply { .. }));
@@ -438,11 +434,11 @@ fn icmp_errors_reach_the_sender_of_the_segment_with_its_own_numbers() {
     };
     let told = IcmpError::read(&frame, &datagram).expect("an error the client reads");
     // The client sent it to the service.
-    assert_eq!((told.key, told.seq, told.kind), (key(SERVICE, HAND), Seq(ISN).plus(1), too_big));
+    assert_eq!((told.key, told.seq, told.kind), (flow(SERVICE, HAND), Seq(ISN).plus(1), too_big));
 
     talk.upstream(Flags::ACK, 0, 15, b"an answer");
     talk.lab.below.sent.clear();
-    let towards_client = key(HAND, SERVICE);
+    let towards_client = flow(HAND, SERVICE);
     let seq = talk.cookie.wrapping_add(1);
     assert_eq!(error(&mut talk, towards_client, seq, IcmpKind::Unreachable(Unreachable::Host)), Ok(()));
     let (way, packet) = talk.lab.below.sent.pop_back().unwrap();
@@ -454,16 +450,14 @@ fn icmp_errors_reach_the_sender_of_the_segment_with_its_own_numbers() {
         panic!("no ICMP")
     };
     let told = IcmpError::read(&frame, &datagram).expect("an error the upstream reads");
-    assert_eq!((told.key, told.seq), (key(&ours, UPSTREAM), Seq(THEIR_ISN).plus(1)));
+    assert_eq!((told.key, told.seq), (flow(&ours, UPSTREAM), Seq(THEIR_ISN).plus(1)));
     assert_eq!(talk.lab.stack.sessions(), 1);
 }
 
 #[test]
 fn an_unreachable_upstream_is_given_up_by_an_icmp_error_about_the_syn() {
     let mut talk = Talk::new(PINNED);
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
-        (UPSTREAM.parse().unwrap(), talk.ours.parse().unwrap());
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(UPSTREAM, &talk.ours);
     let hash = talk.lab.stack.hash(&key);
     let about = |talk: &mut Talk, seq: u32, kind| {
         let error = IcmpError { kind, key, seq: Seq(seq), len: 60 };

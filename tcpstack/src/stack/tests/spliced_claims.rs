@@ -307,9 +307,7 @@ fn one_segment_is_enough_to_go_on() {
         let mut talk = settled();
         talk.client(Flags::ACK, 100, 0, b"lost behind us");
         talk.sent();
-        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
-            (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-        let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+        let key = flow(HAND, SERVICE);
         assert!(talk.lab.stack.lose_tracking(&key));
         match first {
             0 => talk.client(Flags::ACK, 100, 0, b"lost behind us"),
@@ -347,9 +345,7 @@ fn one_segment_is_enough_to_go_on() {
 fn a_late_copy_or_a_forgers_segment_is_no_start_to_stay_with() {
     for from_client in [true, false] {
         let mut talk = settled();
-        let (from, to): (std::net::SocketAddr, std::net::SocketAddr) =
-            (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-        let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+        let key = flow(HAND, SERVICE);
         assert!(talk.lab.stack.lose_tracking(&key));
         // Anywhere in the number space.
         if from_client {
@@ -377,8 +373,7 @@ fn a_path_too_small_to_be_told_still_carries_data() {
     let payload: Vec<u8> = (0..1_000_u32).map(|n| n as u8).collect();
     talk.upstream(Flags::ACK, 0, 0, &payload);
     let seq = talk.one().1.seq;
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(HAND, SERVICE);
     let error = IcmpError { kind: IcmpKind::TooBig(600), key, seq, len: 1_052 };
     let hash = talk.lab.stack.hash(&key);
     talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below).unwrap();
@@ -497,8 +492,7 @@ fn a_path_that_no_router_measured_shrinks_no_upstreams_path_for_all() {
     talk.sent();
     talk.upstream(Flags::ACK, 0, 0, &[b'd'; 1_000]);
     let seq = talk.one().1.seq;
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(HAND, SERVICE);
     let error = IcmpError { kind: IcmpKind::TooBig(0), key, seq, len: 1_052 };
     let hash = talk.lab.stack.hash(&key);
     talk.lab.stack.icmp_error(&error, hash, PortId(0), talk.lab.now, &mut talk.lab.below).unwrap();

@@ -319,8 +319,7 @@ fn a_client_does_not_shrink_the_upstreams_path_for_all() {
     talk.sent();
     talk.upstream(Flags::ACK, 0, 0, &[b'd'; 1_000]);
     let seq = talk.one().1.seq;
-    let (from, to): (std::net::SocketAddr, std::net::SocketAddr) = (HAND.parse().unwrap(), SERVICE.parse().unwrap());
-    let key = FlowKey { src: from.ip().into(), dst: to.ip().into(), src_port: from.port(), dst_port: to.port() };
+    let key = flow(HAND, SERVICE);
     let told = |talk: &mut Talk, mtu, len| {
         let error = IcmpError { kind: IcmpKind::TooBig(mtu), key, seq, len };
         let hash = talk.lab.stack.hash(&key);

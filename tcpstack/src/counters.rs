@@ -3,6 +3,7 @@
 use sluice_config::Config;
 use sluice_filters::counter::Counter;
 
+pub use crate::path_mtu::PathSource;
 use crate::record::EndCause;
 use crate::splice::promise::SynOffers;
 
@@ -47,6 +48,8 @@ pub struct StackCounters {
     pub repeats_withheld: Counter,
     /// Keep-alive probes that proved a cookie.
     pub keep_alives: Counter,
+    /// Paths to peers found to be smaller than thought, by [`PathSource`].
+    pub paths_narrowed: [Counter; PathSource::ALL.len()],
     /// RSTs sent in answer to segments of no connection; part of `resets_sent`.
     pub strangers_reset: Counter,
     /// RSTs not sent in answer to such segments, by [`Withheld`].
@@ -298,6 +301,7 @@ impl StackCounters {
             syn_acks_repeated: Counter::default(),
             repeats_withheld: Counter::default(),
             keep_alives: Counter::default(),
+            paths_narrowed: Default::default(),
             strangers_reset: Counter::default(),
             resets_withheld: Default::default(),
         }

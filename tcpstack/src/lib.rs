@@ -9,6 +9,7 @@ pub mod flow;
 pub mod limits;
 pub mod net;
 mod options;
+mod path_mtu;
 pub mod ports;
 pub mod proxy;
 pub mod record;

@@ -32,6 +32,7 @@ pub mod peer;
 pub mod process;
 pub mod rawtcp;
 pub mod servers;
+pub mod small_paths;
 pub mod station;
 pub mod trial;
 pub mod wire;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 use std::{fs, thread};
 
-use crate::lab::{LAN4, LAN6, Lab, SERVER4, SERVICE4, SERVICE6};
+use crate::lab::{LAN4, LAN6, Lab, SERVICE4, SERVICE6};
 use crate::netns::Ns;
 use crate::process::Process;
 
@@ -86,13 +86,23 @@ pub fn haproxy_with(lab: &Lab, port: u16, answer: &str) -> Process {
     server
 }
 
-/// Starts haproxy in the appliance's place: the kernel of the appliance's namespace gets the service's addresses, haproxy relays TCP from
-/// each port there to the same port of the server, with a PROXY header of version 2 where the second says so.
+/// What [`relay`] does for one port of the service's addresses.
+#[derive(Clone, Copy, Debug)]
+pub struct Relayed {
+    /// That port.
+    pub port: u16,
+    /// Whereto.
+    pub upstream: SocketAddr,
+    /// With a PROXY header of version 2.
+    pub header: bool,
+}
+
+/// Starts haproxy in the appliance's place: the kernel of the appliance's namespace gets the service's addresses, haproxy relays TCP.
 ///
 /// # Panics
 /// When it does not serve within some seconds, or for no port at all.
 #[must_use]
-pub fn relay(lab: &Lab, ports: &[(u16, bool)]) -> Process {
+pub fn relay(lab: &Lab, ports: &[Relayed]) -> Process {
     lab.appliance.sh(&format!(
         "sysctl -qw net.ipv6.conf.p0.disable_ipv6=0 net.ipv6.conf.p1.disable_ipv6=0\n\
          ip addr add {SERVICE4}/24 dev p0\nip -6 addr add {SERVICE6}/64 dev p0 nodad\n\
@@ -102,16 +112,16 @@ pub fn relay(lab: &Lab, ports: &[(u16, bool)]) -> Process {
                     defaults\n  mode tcp\n  maxconn 8000\n\
                     \x20 timeout connect 30s\n  timeout client 300s\n  timeout server 300s\n"
         .to_owned();
-    for (port, header) in ports {
+    for Relayed { port, upstream, header } in ports {
         let header = if *header { " send-proxy-v2" } else { "" };
         let _ = writeln!(
             text,
-            "listen s{port}\n  bind {SERVICE4}:{port}\n  bind [{SERVICE6}]:{port}\n  server s {SERVER4}:{port}{header}"
+            "listen s{port}\n  bind {SERVICE4}:{port}\n  bind [{SERVICE6}]:{port}\n  server s {upstream}{header}"
         );
     }
     let config = lab.write("relay.cfg", &text);
     let mut relay = Process::start(&lab.appliance, "haproxy", &["-db", "-f", &config]);
-    for (port, _) in ports {
+    for Relayed { port, .. } in ports {
         wait_for_listener(&lab.appliance, &mut relay, *port);
     }
     relay

@@ -9,10 +9,10 @@ use std::time::Duration;
 use crate::appliance::{Mode, Service, Setup, Sluice};
 use crate::capture::Taps;
 use crate::closings::{Cell, Header, Load, Report, Servers};
-use crate::lab::Lab;
+use crate::lab::{Family, Lab};
 use crate::loss::{Losses, Lost, neighbours_are_known};
 use crate::process::Process;
-use crate::servers::relay;
+use crate::servers::{Relayed, relay};
 
 /// Who stands between client and server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -91,7 +91,12 @@ impl Trial {
         match self.between {
             Between::Nobody => {}
             Between::Haproxy => {
-                let ports: Vec<_> = self.cells.iter().map(|cell| (cell.port, cell.header == Header::V2)).collect();
+                let relayed = |cell: &Cell| Relayed {
+                    port: cell.port,
+                    upstream: Family::V4.server(cell.port),
+                    header: cell.header == Header::V2,
+                };
+                let ports: Vec<_> = self.cells.iter().map(relayed).collect();
                 haproxy = Some(relay(&lab, &ports));
             }
             Between::Sluice(mode) => sluice = Some(Sluice::start(&lab, &self.setup(mode)).may_fall_back()),

@@ -118,6 +118,8 @@ families! {
         "Repeats not sent, for their ceiling or because the device was full.";
     KEEP_ALIVES: Counter "sluice_cookie_keep_alives_total" ["worker"]
         "Keep-alive probes that proved a cookie.";
+    PATHS_NARROWED: Counter "sluice_paths_narrowed_total" ["source"]
+        "Paths found to take smaller packets than thought, by how that became known.";
     STRANGERS_RESET: Counter "sluice_flowless_resets_total" ["worker"]
         "RSTs sent in answer to segments of no connection.";
     RESETS_WITHHELD: Counter "sluice_flowless_resets_withheld_total" ["reason"]

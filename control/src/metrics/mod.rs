@@ -21,7 +21,7 @@ use sluice_filters::counter::Counter;
 use sluice_filters::engine::RuleCounters;
 use sluice_filters::units::Micros;
 use sluice_tcpstack::counters::{
-    AckResult, DialFailure, Missing, OfferGauges, ProbeResult, ServiceCounters, StackCounters, Withheld,
+    AckResult, DialFailure, Missing, OfferGauges, PathSource, ProbeResult, ServiceCounters, StackCounters, Withheld,
 };
 use sluice_tcpstack::record::EndCause;
 
@@ -302,6 +302,11 @@ impl Series {
         for (at, reason) in Withheld::ALL.into_iter().enumerate() {
             self.counter(&f::RESETS_WITHHELD, [reason.as_str()], move |r| {
                 r.stack(|stack| stack.resets_withheld[at].get())
+            });
+        }
+        for (at, source) in PathSource::ALL.into_iter().enumerate() {
+            self.counter(&f::PATHS_NARROWED, [source.as_str()], move |r| {
+                r.stack(|stack| stack.paths_narrowed[at].get())
             });
         }
         self.gauge(&f::POOL_IN_USE, [], |r| r.pool.in_use as f64);

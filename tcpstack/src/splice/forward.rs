@@ -17,20 +17,15 @@ use sluice_filters::units::{Micros, PortId, Seq};
 use sluice_filters::{DropReason, Flags, Segment};
 
 use super::window::{Gate, Noted, Passing};
-use super::{Certain, End, Splice, State, coarse};
+use super::{Certain, End, PATH_UNKNOWN, Splice, State, coarse};
 use crate::net::{Lower, Way};
+use crate::path_mtu::{self, PathMtu, PathSource, Whole};
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
 use crate::stack::dial::SourcePorts;
 use crate::stack::ingress::Inbound;
 use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Outcome, Side, Stack, send_bare};
 use crate::translate::{Patch, Translator};
-
-/// The URG flag.
-const URGENT: u8 = 0x20;
-
-/// A piece of a segment that is cut for a small path has so much payload at least, whatever the path.
-const PIECE_MIN: usize = 256;
 
 /// What the congestion bits of TOS and traffic class are called: ECN is never negotiated by a cookie.
 const ECN: u8 = 0b11;
@@ -214,6 +209,26 @@ impl Splice {
         noted
     }
 
+    /// Whether a segment of `side`'s with payload went by before and the other end waits for it.
+    #[inline]
+    fn is_sent_again(&self, side: Side, passing: &Passing) -> bool {
+        let (me, peer) = self.ends_of(side);
+        passing.seq == peer.ack && passing.payload > 0 && !me.snd_max.precedes(passing.end())
+    }
+
+    /// A segment for `receiver` is sent again, in an IP packet of `len` bytes: the second time in vain, it is cut for a smaller path from now
+    /// on (RFC 4821 section 7.7). Its sender is not told: it would believe it of all paths to us.
+    #[cold]
+    fn note_repeat(&mut self, receiver: Side, len: usize, v4: bool) {
+        let len = self.path(receiver).min(u16::try_from(len).unwrap_or(u16::MAX));
+        let Some(smaller) = path_mtu::attempt_below(len, v4) else { return };
+        let bit = State::repeated(receiver);
+        if self.state.has(bit) {
+            self.narrow(receiver, smaller);
+        }
+        self.state.set(bit);
+    }
+
     /// A FIN was seen, acknowledged or taken back.
     #[cold]
     fn note_fin(&mut self, side: Side, now: u32) {
@@ -354,7 +369,16 @@ impl Stack {
             return self.unfit(side, index, gate, inbound, frame, now, net);
         }
         let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
+        let again = splice.is_sent_again(side, &passing);
         let noted = splice.note(side, &passing, coarse(now));
+        if noted.acknowledged > 0 && splice.state.has(State::repeated(side)) {
+            // What was sent again has arrived; in pieces, if it was cut.
+            splice.state.clear(State::repeated(side));
+            let path = PathMtu { mtu: splice.path(side), source: PathSource::Silence };
+            if path.mtu != PATH_UNKNOWN {
+                self.path_mtus.learn(segment.key.src, path, now);
+            }
+        }
         if side == Side::Client {
             (splice.client.port, splice.mac) = (arrival.port, arrival.mac);
         }
@@ -365,6 +389,9 @@ impl Stack {
         let received = Received { segment, marks, unfinished: arrival.unfinished };
         splice.rewrite(side, &received, tcp, ends);
         self.forward = forward(splice, side, segment, ends);
+        if again {
+            splice.note_repeat(side.other(), self.forward.packet_len(), ends.1.addr.is_v4());
+        }
         if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
             // What one end acknowledges, the other has sent.
             match side {
@@ -377,7 +404,9 @@ impl Stack {
             self.closing(index, now, net);
         }
         if self.forward.packet_len() > usize::from(path) {
-            resegment(&self.forward, segment, frame, path, net);
+            let Forward { way, l4, ip } = self.forward;
+            let tcp = frame.get(l4..l4.wrapping_add(usize::from(ip.len))).unwrap_or_default();
+            Whole { way, ip, tcp, header_len: usize::from(segment.tcp_len) }.send_in_pieces(path, net);
             return Ok(Outcome::Consumed);
         }
         Ok(Outcome::Forward)
@@ -508,46 +537,6 @@ impl Stack {
     }
 }
 
-/// Sends a rewritten segment on in pieces that fit a path of `mtu` bytes: its sender cannot be told of so small a path. `frame` holds
-/// what `forward` says, `segment` is what it was before.
-#[cold]
-fn resegment<N: Lower>(forward: &Forward, segment: &Segment, frame: &[u8], mtu: u16, net: &mut N) {
-    let Forward { way, l4, ip } = *forward;
-    let header_len = usize::from(segment.tcp_len);
-    let Some(tcp) = frame.get(l4..l4.wrapping_add(usize::from(ip.len))) else { return };
-    let Some((header, payload)) = tcp.split_at_checked(header_len) else { return };
-    let room = usize::from(mtu).saturating_sub(ip.size().wrapping_add(header_len)).max(PIECE_MIN);
-    let pieces = payload.chunks(room);
-    let last = pieces.len().saturating_sub(1);
-    for (number, piece) in pieces.enumerate() {
-        let len = header_len.wrapping_add(piece.len());
-        let Ok(ip) = u16::try_from(len).map(|len| IpHeader { len, ..ip }) else { return };
-        net.send(way, ip.size().wrapping_add(len), |packet| {
-            ip.write(packet);
-            let Some(tcp) = packet.get_mut(ip.size()..) else { return };
-            let Some((head, rest)) = tcp.split_at_mut_checked(header_len) else { return };
-            head.copy_from_slice(header);
-            rest.copy_from_slice(piece);
-            if let Some((fixed, _)) = head.split_first_chunk_mut::<20>() {
-                let [_, _, _, _, a, b, c, d, _, _, _, _, _, flags, _, _, _, _, u, v] = fixed;
-                let seq = Seq(u32::from_be_bytes([*a, *b, *c, *d]));
-                let offset = number.wrapping_mul(room) as u32;
-                [*a, *b, *c, *d] = seq.plus(offset).0.to_be_bytes();
-                if number != last {
-                    *flags &= !(Flags::FIN | Flags::PSH).0;
-                }
-                // The urgent pointer counts from the piece's own number.
-                let urgent = u16::from_be_bytes([*u, *v]).saturating_sub(u16::try_from(offset).unwrap_or(u16::MAX));
-                [*u, *v] = urgent.to_be_bytes();
-                if urgent == 0 {
-                    *flags &= !URGENT;
-                }
-            }
-            checksum::fill_tcp(tcp, ip.src, ip.dst);
-        });
-    }
-}
-
 /// Why a session ends that `side` reset.
 pub(super) fn reset_by(side: Side) -> EndCause {
     match side {
@@ -590,7 +579,6 @@ mod tests {
     use sluice_filters::{Parsed, RxChecksums, TcpOptions, parse};
 
     use super::super::NOT_CONNECTED;
-    use super::super::PATH_UNKNOWN;
     use super::super::opening::change;
     use super::super::window::{Half, Start};
     use super::*;

@@ -10,38 +10,33 @@ use sluice_filters::addr::FlowKey;
 use sluice_filters::icmp::{self, IcmpError, IcmpKind};
 use sluice_filters::units::{Micros, PortId, Seq};
 
-use super::{Splice, flow};
+use super::flow;
 use crate::counters::DialFailure;
 use crate::net::Lower;
-use crate::stack::{FlowRef, Side, Stack};
+use crate::path_mtu::{self, PathMtu, PathSource};
+use crate::stack::{Side, Stack};
 
 /// The least MTU of each family (RFC 791 section 3.2, RFC 8200 section 5).
 const MTU_MIN_V4: u32 = 68;
 const MTU_MIN_V6: u32 = 1_280;
 /// The smallest path to a client that an upstream is told of: it remembers a path's MTU for all connections to us, whichever client's
-/// router spoke. What does not fit a smaller one is cut (`resegment`).
+/// router spoke. What does not fit a smaller one is cut (`path_mtu::Whole`).
 const MTU_MIN_UPSTREAM: u32 = 1_280;
-/// Segments are cut for no IPv4 path below this one: Linux's own minimum (`net.ipv4.route.min_pmtu`).
-const CUT_MIN_V4: u32 = 552;
 const IP_HEADER_DIFFERENCE: u32 = 20;
 
 impl Stack {
-    /// Takes an ICMP error about a segment of ours, received on `port`.
+    /// An ICMP error about a segment to the end of `receiver`, received on `port`.
     ///
     /// # Errors
-    /// [`DropReason::BadIcmp`] when no spliced session has such a segment on its way, and no such SYN-ACK may be repeated,
-    /// [`DropReason::WrongPort`] when nobody on that port can have seen it.
-    pub fn icmp_error<N: Lower>(
+    /// As [`Stack::icmp_error`]'s.
+    pub(crate) fn spliced_error<N: Lower>(
         &mut self,
+        (receiver, index): (Side, u32),
         error: &IcmpError,
-        hash: u64,
         port: PortId,
         now: Micros,
         net: &mut N,
     ) -> Result<(), DropReason> {
-        let Some(FlowRef::Splice(receiver, index)) = self.flows.find(hash, &error.key).map(FlowRef::from_value) else {
-            return self.syn_ack_unreachable(error, hash);
-        };
         if receiver == Side::Upstream && self.splices.get(index).is_none_or(|splice| splice.upstream.port != port) {
             return Err(DropReason::WrongPort);
         }
@@ -85,7 +80,9 @@ impl Stack {
                 let told = told_mtu(mtu, path_v4, v4, sender);
                 // Smaller than its sender may be told: this flow's segments are cut for the path.
                 if translated_mtu(mtu, path_v4, v4) < told {
-                    splice.narrow(receiver, mtu, path_v4);
+                    let mtu = u16::try_from(mtu).unwrap_or(u16::MAX).max(path_mtu::least(path_v4));
+                    splice.narrow(receiver, mtu);
+                    self.path_mtus.learn(error.key.src, PathMtu { mtu, source: PathSource::Router }, now);
                 }
                 if sender == Side::Upstream {
                     // Its SYN-ACKs will say so, too.
@@ -124,18 +121,6 @@ fn translated_mtu(mtu: u32, path_v4: bool, sender_v4: bool) -> u32 {
         (true, false) => mtu.saturating_add(IP_HEADER_DIFFERENCE),
         (false, true) => mtu.saturating_sub(IP_HEADER_DIFFERENCE),
         (true, true) | (false, false) => mtu,
-    }
-}
-
-impl Splice {
-    /// Segments to the end of `side` are cut for a path of `mtu` bytes from now on.
-    fn narrow(&mut self, side: Side, mtu: u32, v4: bool) {
-        let least = if v4 { CUT_MIN_V4 } else { MTU_MIN_V6 };
-        let path = u16::try_from(mtu.max(least)).unwrap_or(u16::MAX);
-        match side {
-            Side::Client => self.client_path = self.client_path.min(path),
-            Side::Upstream => self.upstream_path = self.upstream_path.min(path),
-        }
     }
 }
 

@@ -116,6 +116,10 @@ impl State {
     const ECHOES_OURS: State = State(16);
     /// An end was challenged once at least.
     const CHALLENGED: State = State(32);
+    /// A segment that the client waits for was sent again in vain, large as it was.
+    const CLIENT_REPEATED: State = State(64);
+    /// The same with the ends exchanged.
+    const UPSTREAM_REPEATED: State = State(128);
 
     #[inline]
     fn has(self, bit: State) -> bool {
@@ -138,6 +142,15 @@ impl State {
         match side {
             Side::Client => State::CLIENT_WAITS,
             Side::Upstream => State::UPSTREAM_WAITS,
+        }
+    }
+
+    /// Of `side`: what it waits for was sent again in vain.
+    #[inline]
+    fn repeated(side: Side) -> State {
+        match side {
+            Side::Client => State::CLIENT_REPEATED,
+            Side::Upstream => State::UPSTREAM_REPEATED,
         }
     }
 }
@@ -190,6 +203,15 @@ impl Splice {
             Side::Client => self.client_path,
             Side::Upstream => self.upstream_path,
         }
+    }
+
+    /// Segments to the end of `side` are cut for a path of `mtu` bytes from now on.
+    fn narrow(&mut self, side: Side, mtu: u16) {
+        let path = match side {
+            Side::Client => &mut self.client_path,
+            Side::Upstream => &mut self.upstream_path,
+        };
+        *path = mtu.min(*path);
     }
 
     /// Both FINs were acknowledged; whether beyond doubt.

@@ -21,13 +21,14 @@ use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 
-use super::forward::{Marks, Received, forward, without_garbage};
+use super::forward::{Forward, Marks, Received, forward, without_garbage};
 use super::promise::{Accepted, SynOffers};
 use super::window::{Gate, Half, Start};
 use super::{End, NOT_CONNECTED, PATH_UNKNOWN, Splice, State, coarse};
 use crate::cookie::Offer;
 use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
+use crate::path_mtu::{MIN_V6, PathMtu, PathSource, Whole};
 use crate::proxy::Header;
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, PACKET_MAX, SynSegment, TcpChecksum};
@@ -242,7 +243,7 @@ impl Stack {
                 arrival.port,
                 clock,
             ),
-            client_path: PATH_UNKNOWN,
+            client_path: cut_for(self.path_mtus.get(segment.key.src, now)),
             upstream_path: PATH_UNKNOWN,
             isn,
             cookie,
@@ -403,6 +404,7 @@ impl Stack {
             return;
         };
         (splice.pair, splice.hop, splice.upstream.port) = (pair, hop, port);
+        splice.upstream_path = cut_for(self.path_mtus.get(target.key.src, now));
         if self.flows.insert(target.hash, &target.key, FlowRef::Splice(Side::Upstream, index).value()).is_err() {
             self.end_spliced(index, EndCause::Internal, now, net);
             return;
@@ -576,19 +578,16 @@ impl Stack {
             self.send_header(index, now, net);
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
+        let path = splice.path(Side::Upstream).min(target.route.mtu);
         for Held { segment, mut frame } in held {
             let marks = Marks::of(&segment, &frame);
             let received = Received { segment: &segment, marks, unfinished: false };
             let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { continue };
             splice.freshen(&marks, tcp);
             splice.rewrite(Side::Client, &received, tcp, (ours, upstream));
-            let forward = forward(splice, Side::Client, &segment, (ours, upstream));
-            net.send(forward.way, forward.ip.size() + tcp.len(), |packet| {
-                forward.ip.write(packet);
-                if let Some(out) = packet.get_mut(forward.ip.size()..) {
-                    out.copy_from_slice(tcp);
-                }
-            });
+            let Forward { way, ip, .. } = forward(splice, Side::Client, &segment, (ours, upstream));
+            // Nobody looked yet whether it fits where it goes now.
+            Whole { way, ip, tcp, header_len: usize::from(segment.tcp_len) }.send_in_pieces(path, net);
         }
         if header_len == 0 {
             self.opened_spliced(index, now);
@@ -856,6 +855,11 @@ impl Stack {
             let _: Result<(), DropReason> = self.terminated(Side::Client, session, inbound, &mut frame, now, net);
         }
     }
+}
+
+/// The path that a session's segments are cut for from the start: one that its sender cannot be told of, or that no router tells.
+fn cut_for(known: Option<PathMtu>) -> u16 {
+    known.filter(|path| path.source == PathSource::Silence || path.mtu < MIN_V6).map_or(PATH_UNKNOWN, |path| path.mtu)
 }
 
 /// Whether a client's segment has octets that stand before its first: there is the PROXY header's place.

@@ -8,6 +8,7 @@
 pub(crate) mod dial;
 pub(crate) mod ending;
 pub(crate) mod header;
+mod icmp;
 pub(crate) mod ingress;
 pub(crate) mod linger;
 mod peace;
@@ -40,6 +41,7 @@ use crate::counters::StackCounters;
 use crate::flow::FlowTable;
 use crate::limits::SharedLimits;
 use crate::net::{Lower, Way};
+use crate::path_mtu::PathMtus;
 use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
@@ -168,6 +170,7 @@ pub struct Stack {
     pub(crate) lingers: Lingers,
     pub(crate) wheel: Wheel,
     pub(crate) interfaces: Interfaces,
+    pub(crate) path_mtus: PathMtus,
     pub(crate) source_ports: SourcePorts,
     pub(crate) balancers: Vec<Balancer>,
     pub(crate) mtus: Vec<u16>,
@@ -315,6 +318,7 @@ impl Stack {
             wheel: Wheel::new(now),
             // No secret: the numbers smoltcp draws are translated before anyone sees them.
             interfaces: Interfaces::new(u64::from(worker.0)),
+            path_mtus: PathMtus::new([word(2), word(3)]),
             source_ports: SourcePorts::new(half(16)),
             balancers,
             mtus,
@@ -512,6 +516,9 @@ impl Stack {
         self.feel_pressure(now);
         self.feel_peace(now);
         self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
+        for (counter, learned) in self.counters.paths_narrowed.iter().zip(self.path_mtus.learned()) {
+            counter.set(learned);
+        }
         self.counters.held_bytes.set(self.held_octets as u64);
         self.counters.source_ports.set(self.source_ports.occupied() as u64);
     }

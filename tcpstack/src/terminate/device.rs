@@ -18,6 +18,8 @@ pub(crate) struct Wire<'a, N> {
     pub(crate) swallow: bool,
     /// The interface's MTU, octets of IP.
     pub(crate) mtu: usize,
+    /// Room for one packet of that size, to cut it in.
+    pub(crate) scratch: &'a mut [u8],
 }
 
 /// Capabilities of an interface of `mtu` octets. Checksums are verified by the parser and written after translation.
@@ -27,6 +29,12 @@ pub(crate) fn capabilities(mtu: usize) -> DeviceCapabilities {
     capabilities.max_transmission_unit = mtu;
     capabilities.checksum = ChecksumCapabilities::ignored();
     capabilities
+}
+
+impl<N> Wire<'_, N> {
+    fn outgoing(&mut self) -> Outgoing<'_, N> {
+        Outgoing { net: self.net, leg: self.leg, swallow: self.swallow, scratch: self.scratch }
+    }
 }
 
 impl<'a, N: Lower> Device for Wire<'a, N> {
@@ -41,13 +49,13 @@ impl<'a, N: Lower> Device for Wire<'a, N> {
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'a>, Outgoing<'_, N>)> {
         let packet = self.received.take()?;
-        Some((Received(packet), Outgoing { net: self.net, leg: self.leg, swallow: self.swallow }))
+        Some((Received(packet), self.outgoing()))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Outgoing<'_, N>> {
         // Whether there is room is asked before smoltcp is polled: one that is refused in the middle of a dispatch has already
         // disarmed its timers.
-        Some(Outgoing { net: self.net, leg: self.leg, swallow: self.swallow })
+        Some(self.outgoing())
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
@@ -69,11 +77,12 @@ pub(crate) struct Outgoing<'a, N> {
     net: &'a mut N,
     leg: &'a mut Leg,
     swallow: bool,
+    scratch: &'a mut [u8],
 }
 
 impl<N: Lower> TxToken for Outgoing<'_, N> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        let Outgoing { net, leg, swallow } = self;
+        let Outgoing { net, leg, swallow, scratch } = self;
         if swallow {
             // A SYN-ACK: 40 octets of IPv6, 20 of TCP, 40 of options at most.
             let mut scratch = [0; 100];
@@ -82,6 +91,15 @@ impl<N: Lower> TxToken for Outgoing<'_, N> {
                 leg.swallowed(packet);
                 return result;
             }
+        }
+        // A segment sent again may show that it is too large, so it is looked at before it leaves.
+        if (len > usize::from(leg.path.mtu()) || leg.path.is_in_doubt())
+            && let Some(packet) = scratch.get_mut(..len)
+        {
+            let result = f(packet);
+            leg.outgoing(packet);
+            leg.send_within_path(packet, net);
+            return result;
         }
         net.send(leg.way, len, |packet| {
             let result = f(packet);

@@ -16,7 +16,8 @@ use super::clock;
 use super::device::{Blueprint, Wire};
 use super::guard::Guard;
 use crate::net::{Lower, Way};
-use crate::segment::{self, BareSegment, Direction, SynSegment, TcpChecksum};
+use crate::path_mtu::{Path, PathMtu, Whole};
+use crate::segment::{self, BareSegment, Direction, IpHeader, SynSegment, TcpChecksum};
 use crate::translate::Translator;
 
 /// Rule 1 of the guard: a larger receive buffer would need a window shift.
@@ -30,11 +31,13 @@ const EGRESS_BURST: usize = 48;
 pub(crate) struct Interfaces {
     list: Vec<(u16, Interface)>,
     seed: u64,
+    /// Room for one packet of the largest MTU.
+    scratch: Vec<u8>,
 }
 
 impl Interfaces {
     pub(crate) fn new(seed: u64) -> Interfaces {
-        Interfaces { list: Vec::new(), seed }
+        Interfaces { list: Vec::new(), seed, scratch: Vec::new() }
     }
 
     /// The index of the interface for `mtu`; made when it is new. Ports are few, so their MTUs are.
@@ -47,12 +50,26 @@ impl Interfaces {
         let mut interface = Interface::new(config, &mut Blueprint(usize::from(mtu)), clock::stack_time(Micros(0)));
         interface.set_any_ip(true);
         self.list.push((mtu, interface));
+        self.scratch.resize(self.scratch.len().max(usize::from(mtu)), 0);
         self.list.len() - 1
     }
 
-    fn get(&mut self, index: usize) -> (&mut Interface, usize) {
+    fn get(&mut self, index: usize) -> (&mut Interface, Bench<'_>) {
         let (mtu, interface) = &mut self.list[index];
-        (interface, usize::from(*mtu))
+        (interface, Bench { mtu: usize::from(*mtu), scratch: &mut self.scratch })
+    }
+}
+
+/// What an interface's device needs besides its wire.
+struct Bench<'a> {
+    mtu: usize,
+    scratch: &'a mut [u8],
+}
+
+impl<'a> Bench<'a> {
+    /// The device that emits along `leg`, and feeds `received`.
+    fn wire<N>(self, net: &'a mut N, leg: &'a mut Leg, received: Option<&'a [u8]>) -> Wire<'a, N> {
+        Wire { net, leg, received, swallow: false, mtu: self.mtu, scratch: self.scratch }
     }
 }
 
@@ -62,6 +79,7 @@ pub(crate) struct Leg {
     pub(crate) key: FlowKey,
     pub(crate) way: Way,
     pub(crate) guard: Guard,
+    pub(crate) path: Path,
     /// Our first sequence number on the wire.
     isn: Seq,
     translator: Option<Translator>,
@@ -88,6 +106,9 @@ impl Leg {
             && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
+            if self.guard.is_sent_again(emitted.seq, payload) {
+                self.path.sent_again(header.len() + tcp.len(), header.len() == 20);
+            }
             let ack = emitted.flags.ack().then_some(emitted.ack);
             let window = emitted.window << self.window_shift;
             self.guard.sent(emitted.seq, ack, window, emitted.flags.syn(), emitted.flags.fin(), payload);
@@ -96,6 +117,18 @@ impl Leg {
         if let Ok(header) = header.try_into() {
             checksum::fill_ipv4_header(header);
         }
+    }
+
+    /// Sends a finished packet, in pieces if the path takes no larger ones.
+    pub(crate) fn send_within_path<N: Lower>(&self, packet: &[u8], net: &mut N) {
+        let (FlowKey { src, dst, .. }, path) = (self.key, self.path.mtu());
+        if packet.len() <= usize::from(path) {
+            return net.send(self.way, packet.len(), |out| out.copy_from_slice(packet));
+        }
+        let ip = IpHeader { src: dst, dst: src, tos: 0, len: 0 };
+        let Some(tcp) = packet.get(ip.size()..) else { return };
+        let Some(header_len) = tcp.get(12).map(|offset| usize::from(offset >> 4) * 4) else { return };
+        Whole { way: self.way, ip, tcp, header_len }.send_in_pieces(path, net);
     }
 
     /// smoltcp's SYN-ACK, which nobody sends: it tells smoltcp's first number, and so the translation.
@@ -207,6 +240,8 @@ pub(crate) struct Making {
     pub(crate) key: FlowKey,
     pub(crate) way: Way,
     pub(crate) mtu: u16,
+    /// What is known of the path to the peer.
+    pub(crate) path: Option<PathMtu>,
     /// Octets of each buffer.
     pub(crate) buffer: usize,
     /// Octets that the peer was told it may send: the receive buffer holds as many.
@@ -254,6 +289,8 @@ pub(crate) struct Endpoint {
     pub(crate) waiting_since: Option<Micros>,
     /// The peer reset the connection: nothing may be sent any more.
     pub(crate) reset: bool,
+    /// A router says that our SYN cannot reach the peer.
+    pub(crate) unreachable: bool,
     /// When the last challenge ACK went out.
     pub(crate) challenged: Option<Micros>,
     /// When the peer last acknowledged something new.
@@ -285,6 +322,7 @@ impl Endpoint {
                 key: making.key,
                 way: making.way,
                 guard,
+                path: Path::new(making.path),
                 isn: making.isn,
                 translator: None,
                 timestamp_offset: making.timestamp_offset,
@@ -298,6 +336,7 @@ impl Endpoint {
             heard: now,
             waiting_since: None,
             reset: false,
+            unreachable: false,
             challenged: None,
             progress: now,
             acknowledged: making.isn,
@@ -334,10 +373,10 @@ impl Endpoint {
             &mut room,
             TcpChecksum::Full,
         )?;
-        let (interface, mtu) = interfaces.get(endpoint.interface);
+        let (interface, bench) = interfaces.get(endpoint.interface);
         let time = clock::stack_time(now);
         let Endpoint { leg, sockets, .. } = &mut endpoint;
-        let mut wire = Wire { net, leg, received: room.get(..len), swallow: true, mtu };
+        let mut wire = Wire { swallow: true, ..bench.wire(net, leg, room.get(..len)) };
         interface.poll_ingress_single(time, &mut wire, sockets);
         interface.poll_egress(time, &mut wire, sockets);
         (endpoint.state() == State::SynReceived && endpoint.leg.translator.is_some()).then_some(endpoint)
@@ -354,7 +393,7 @@ impl Endpoint {
         Some(endpoint)
     }
 
-    /// Feeds a segment the guard let pass. `frame` is what it came in, changed on the way.
+    /// Feeds a segment the guard let pass. `frame` is what it came in, changed on the way. Returns what it proved of the path to the peer.
     pub(crate) fn feed<N: Lower>(
         &mut self,
         segment: &Segment,
@@ -363,7 +402,7 @@ impl Endpoint {
         interfaces: &mut Interfaces,
         now: Micros,
         net: &mut N,
-    ) {
+    ) -> Option<PathMtu> {
         let opening = !self.leg.guard.synchronized() && segment.flags.syn();
         if let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) {
             if opening {
@@ -375,18 +414,21 @@ impl Endpoint {
             }
         }
         self.heard = now;
+        let mut proved = None;
         if self.leg.guard.snd_una() != self.acknowledged {
             self.acknowledged = self.leg.guard.snd_una();
             self.progress = now;
+            proved = self.leg.path.answered();
         }
-        let (interface, mtu) = interfaces.get(self.interface);
-        let mut wire = Wire { net, leg: &mut self.leg, received: frame.get(segment.ip_range()), swallow: false, mtu };
+        let (interface, bench) = interfaces.get(self.interface);
+        let mut wire = bench.wire(net, &mut self.leg, frame.get(segment.ip_range()));
         match interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets) {
             PollIngressSingleResult::None
             | PollIngressSingleResult::PacketProcessed
             | PollIngressSingleResult::SocketStateChanged => {}
         }
         self.note_waiting(now);
+        proved
     }
 
     /// Emits what the socket has to say, as far as there is room. True when it has more.
@@ -407,9 +449,9 @@ impl Endpoint {
         // decides when it is over.
         let at = if self.state() == State::TimeWait { *self.parted.get_or_insert(now) } else { now };
         let time = clock::stack_time(at);
-        let (interface, mtu) = interfaces.get(self.interface);
+        let (interface, bench) = interfaces.get(self.interface);
         let mut more = false;
-        let mut wire = Wire { net, leg: &mut self.leg, received: None, swallow: false, mtu };
+        let mut wire = bench.wire(net, &mut self.leg, None);
         for _ in 0..EGRESS_BURST {
             if room == Room::Asked && !wire.net.room(wire.leg.way) {
                 more = interface.poll_at(time, &self.sockets).is_some_and(|at| at <= time);
@@ -456,8 +498,8 @@ impl Endpoint {
         if let (Some((_, tcp)), Some(translator)) = (split_ip(packet), &self.leg.translator) {
             translator.incoming::<false>(tcp);
         }
-        let (interface, mtu) = interfaces.get(self.interface);
-        let mut wire = Wire { net, leg: &mut self.leg, received: Some(packet), swallow: false, mtu };
+        let (interface, bench) = interfaces.get(self.interface);
+        let mut wire = bench.wire(net, &mut self.leg, Some(packet));
         interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets);
     }
 

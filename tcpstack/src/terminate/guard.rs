@@ -249,6 +249,16 @@ impl Guard {
         u16::try_from(self.rcv_edge.minus(self.rcv_ack)).unwrap_or(u16::MAX)
     }
 
+    /// Whether a segment numbered `seq` may be on its way now.
+    pub(crate) fn is_on_its_way(&self, seq: Seq) -> bool {
+        !seq.precedes(self.snd_una) && !self.snd_max.precedes(seq) && self.outstanding()
+    }
+
+    /// Whether a segment with `payload` bytes from `seq` on was sent before, and is the oldest that the peer has not acknowledged.
+    pub(crate) fn is_sent_again(&self, seq: Seq, payload: u32) -> bool {
+        seq == self.snd_una && payload > 0 && !self.snd_max.precedes(seq.plus(payload))
+    }
+
     /// Whether anything sent waits for its ACK.
     pub(crate) fn outstanding(&self) -> bool {
         self.snd_una != self.snd_max

@@ -7,6 +7,7 @@ use super::endpoint::{ClientOffer, Endpoint, Making};
 use super::guard::Gate;
 use super::session::{Greeting, Session};
 use crate::net::{Lower, Way};
+use crate::path_mtu::PathMtu;
 use crate::stack::ingress::{Inbound, Validated};
 use crate::stack::{Arrival, CHALLENGE_PAUSE, FlowRef, Side, Stack, send_bare};
 
@@ -53,7 +54,9 @@ impl Stack {
                 }
                 let trimmed = without_old_payload(segment, endpoint.leg.guard.rcv_ack(), frame);
                 let segment = trimmed.as_ref().unwrap_or(segment);
-                endpoint.feed(segment, &options, frame, &mut self.interfaces, now, net);
+                if let Some(path) = endpoint.feed(segment, &options, frame, &mut self.interfaces, now, net) {
+                    self.path_mtus.learn(segment.key.src, path, now);
+                }
             }
             Gate::Reset => {
                 endpoint.reset = true;
@@ -96,6 +99,7 @@ impl Stack {
             key: segment.key,
             way: Way::Reply { port, mac },
             mtu: self.mtus.get(usize::from(port.0)).copied()?,
+            path: self.path_mtus.get(segment.key.src, now),
             buffer: settings.buffer,
             // Whoever was promised a window may fill it, whatever the configuration says by now.
             promised: promise.window,
@@ -122,7 +126,8 @@ impl Stack {
             self.sessions.release(index);
             return None;
         }
-        client.feed(segment, &options, frame, &mut self.interfaces, now, net);
+        // Nothing was sent yet that could prove anything.
+        let _: Option<PathMtu> = client.feed(segment, &options, frame, &mut self.interfaces, now, net);
         let evidence = self.evidence(service, segment, &options, segment.option_octets(frame), validated);
         let greeting = if self.trusts(service, segment.key.src) {
             Greeting::Expected(Box::new(evidence))

@@ -7,6 +7,7 @@ pub(crate) mod clock;
 mod device;
 pub(crate) mod endpoint;
 pub(crate) mod guard;
+mod icmp;
 mod ingress;
 mod serve;
 pub(crate) mod session;

@@ -119,6 +119,7 @@ impl Stack {
             key,
             way: route.way,
             mtu: route.mtu,
+            path: self.path_mtus.get(key.src, now),
             buffer: settings.buffer,
             promised: 0,
             congestion: settings.upstream_congestion,
@@ -162,7 +163,7 @@ impl Stack {
                 balancer.connected(dialled.index);
             }
             return Ok(());
-        } else if net.reach(dialled.endpoint.leg.way) == Reach::Failed {
+        } else if dialled.endpoint.unreachable || net.reach(dialled.endpoint.leg.way) == Reach::Failed {
             DialFailure::Unreachable
         } else if now >= until {
             DialFailure::Timeout

@@ -56,7 +56,19 @@ pub struct Plan {
     pub welcome: Welcome,
     /// Client to middle and back, middle to server and back.
     pub legs: [Nature; 4],
+    pub hop: Option<Hop>,
     pub random: Random,
+}
+
+/// A router on the way, both ways.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Before the client, or before the server.
+    pub client_side: bool,
+    /// The largest IP packet it takes.
+    pub mtu: u16,
+    /// It does not say so.
+    pub silent: bool,
 }
 
 impl Plan {
@@ -92,6 +104,7 @@ impl Plan {
             scripts,
             welcome,
             legs,
+            hop: hop(&mut random.fork(8)),
             random: random.fork(6),
         };
         plan.adjust(settings);
@@ -238,6 +251,12 @@ fn scripts(random: &mut Random, place: &Place) -> (Script, Script) {
     }
     // Who leaves behind its last byte, before it was asked for it, hears the rest all the same. Dialled on data, it has to say some.
     (client, server)
+}
+
+fn hop(random: &mut Random) -> Option<Hop> {
+    let hop =
+        Hop { client_side: random.percent(50), mtu: random.within(1_280, 1_490) as u16, silent: random.percent(40) };
+    random.percent(12).then_some(hop)
 }
 
 fn legs(random: &mut Random) -> [Nature; 4] {

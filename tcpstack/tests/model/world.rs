@@ -17,7 +17,7 @@ use super::leg::{Kind, Leg};
 use super::middle::{PLACES, Place, Sluice, places};
 use super::plan::{Plan, Settings, Welcome};
 use super::random::Random;
-use super::wire::{Pattern, Seg, shown};
+use super::wire::{L3, Pattern, Seg, shown};
 
 /// Connections of one world.
 pub const CONNECTIONS: usize = 320;
@@ -46,6 +46,12 @@ enum Event {
         server: bool,
     },
     Forge(u32),
+    /// A router says that it had to drop a frame on a leg.
+    TooBig {
+        connection: u32,
+        leg: u8,
+        frame: u32,
+    },
     Tick,
 }
 
@@ -192,6 +198,7 @@ impl World {
                 Event::Frame { connection, leg, frame } => self.arrive(connection as usize, leg, frame),
                 Event::Wake { connection, server } => self.wake(connection as usize, server),
                 Event::Forge(n) => self.forge(n as usize),
+                Event::TooBig { connection, leg, frame } => self.too_big(connection as usize, leg, frame),
                 Event::Tick => self.at(time + TICK, Event::Tick),
             }
             if self.open == 0 || time > self.last_start + PATIENCE {
@@ -300,6 +307,18 @@ impl World {
         let now = self.now;
         let repeats = self.settings.repeats || self.settings.plain;
         let Some(connection) = &mut self.connections[n] else { return };
+        if let Some(hop) = connection.plan.hop.filter(|hop| hop.client_side == (leg < 2))
+            && frame.len() - L3 > usize::from(hop.mtu)
+        {
+            if self.trace {
+                eprintln!("{:>12.6} TOO BIG on leg {leg} for {hop:?}: {}", now as f64 / 1e6, shown(seg));
+            }
+            if hop.silent {
+                return self.keep(frame);
+            }
+            let frame = self.store(frame);
+            return self.at(now + 50, Event::TooBig { connection: n as u32, leg, frame });
+        }
         // What nobody repeats today: the ACK with the cookie of a client that waits for its server's first word.
         let spared = leg == 0
             && !repeats
@@ -326,7 +345,12 @@ impl World {
     }
 
     fn fly(&mut self, n: usize, leg: u8, frame: Vec<u8>, at: Time) {
-        let index = match self.free.pop() {
+        let frame = self.store(frame);
+        self.at(at, Event::Frame { connection: n as u32, leg, frame });
+    }
+
+    fn store(&mut self, frame: Vec<u8>) -> u32 {
+        match self.free.pop() {
             Some(index) => {
                 self.frames[index as usize] = frame;
                 index
@@ -335,13 +359,16 @@ impl World {
                 self.frames.push(frame);
                 (self.frames.len() - 1) as u32
             }
-        };
-        self.at(at, Event::Frame { connection: n as u32, leg, frame: index });
+        }
+    }
+
+    fn taken(&mut self, index: u32) -> Vec<u8> {
+        self.free.push(index);
+        std::mem::take(&mut self.frames[index as usize])
     }
 
     fn arrive(&mut self, n: usize, leg: u8, index: u32) {
-        let frame = std::mem::take(&mut self.frames[index as usize]);
-        self.free.push(index);
+        let frame = self.taken(index);
         match leg {
             0 => self.reach_middle(n, frame, true),
             3 => self.reach_middle(n, frame, false),
@@ -458,6 +485,25 @@ impl World {
             tcp.too_big(i64::from(mtu) - if v4 { 40 } else { 60 }, number, now);
             self.tend(n, server);
         }
+    }
+
+    /// The sender of a segment that was too big for a router hears of it.
+    fn too_big(&mut self, n: usize, leg: u8, index: u32) {
+        let frame = self.taken(index);
+        let hop = self.connections[n].as_ref().and_then(|connection| connection.plan.hop);
+        let (Ok(Parsed::Tcp(segment)), Some(hop)) = (parse(&frame, RxChecksums::GOOD), hop) else { return };
+        let kind = IcmpKind::TooBig(u32::from(hop.mtu));
+        match (leg, &mut self.sluice) {
+            (1 | 2, Some(sluice)) => {
+                let FlowKey { src, dst, src_port, dst_port } = segment.key;
+                let key = FlowKey { src: dst, dst: src, src_port: dst_port, dst_port: src_port };
+                // Of a connection that is over, nobody wants to know.
+                let _: Result<(), DropReason> = sluice.icmp(key, kind, segment.seq.0, (frame.len() - L3) as u16);
+                self.collect();
+            }
+            _ => self.tell(n, leg == 1 || leg == 3, kind, segment.seq.0),
+        }
+        self.keep(frame);
     }
 
     fn reach_end(&mut self, n: usize, frame: &[u8], server: bool) {

@@ -1,16 +1,19 @@
-//! ICMP about spliced connections: a router that tells one leg's sender is heard by the host whose segment it was.
+//! Links that take smaller packets than the appliance's ports, and the ICMP messages about them: a router that tells one leg's sender is
+//! heard by the host whose segment it was, and what nobody tells is found out.
 
 use std::net::{IpAddr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use sluice_tests::appliance::{Service, Setup, Sluice};
+use sluice_tests::appliance::{Mode, Service, Setup, Sluice};
 use sluice_tests::frames::{Segment, flags, too_big};
 use sluice_tests::lab::{Family, LAN4, LAN6, Lab, Side};
 use sluice_tests::link::Link;
 use sluice_tests::peer::{DOWN, Ending, Pattern, UP, accept, hear, send};
 use sluice_tests::rawtcp::{RawTcp, SERVER_MAC, Shape};
+use sluice_tests::small_paths::passages;
 use sluice_tests::station::{Arrived, Station};
+use sluice_tests::trial::Between;
 
 use crate::basics::SOON;
 
@@ -186,5 +189,24 @@ fn a_path_mtu_that_one_client_taught_the_server_makes_no_other_connection_fall_b
             transfer(lab.client.connect(family.service(port)).expect("sluice answers"));
         }
         assert_eq!(sluice.metrics().sum("sluice_splice_fallbacks_total", &[]), 0);
+    }
+}
+
+#[test]
+fn small_links_before_either_end_carry_terminated_connections_whether_or_not_their_routers_say_so() {
+    every_hop_is_passed(Mode::Terminate);
+}
+
+#[test]
+fn small_links_before_either_end_carry_spliced_connections_whether_or_not_their_routers_say_so() {
+    every_hop_is_passed(Mode::Splice);
+}
+
+fn every_hop_is_passed(mode: Mode) {
+    for (mtu, silent) in [(1_400, false), (1_400, true), (1_280, false), (1_280, true)] {
+        for (hop, took) in passages(Between::Sluice(mode), mtu, silent) {
+            assert!(took.is_some(), "{mode:?} {hop:?}");
+            println!("{mode:?} {hop:?}: {took:?}");
+        }
     }
 }

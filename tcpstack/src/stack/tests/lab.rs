@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 
 use sluice_filters::addr::Addr;
 
+use sluice_filters::icmp::{IcmpError, IcmpKind};
 use sluice_filters::rules::Facts;
 use sluice_filters::testkit::{Opt, tcp};
 use sluice_filters::{Flags, Parsed, RxChecksums, parse};
@@ -166,6 +167,14 @@ impl Host {
     }
 }
 
+/// A router before an end whose next link takes no larger packets than this.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Hop {
+    pub(super) mtu: usize,
+    /// It does not say so.
+    pub(super) silent: bool,
+}
+
 /// A client, the stack, a server.
 pub(super) struct Lab {
     pub(super) stack: Stack,
@@ -187,6 +196,12 @@ pub(super) struct Lab {
     pub(super) port: PortId,
     /// Off where the client is made by hand.
     pub(super) client_answers: bool,
+    /// The client's address.
+    pub(super) client_address: &'static str,
+    /// The router before the client, and the one before the server.
+    pub(super) hops: [Option<Hop>; 2],
+    /// Packets that were too big for them.
+    pub(super) too_big: usize,
 }
 
 pub(super) fn config(extra: &str, upstreams: &[&str]) -> Arc<Config> {
@@ -249,7 +264,19 @@ impl Lab {
             server_answers: true,
             port: PortId(0),
             client_answers: true,
+            client_address: "203.0.113.7",
+            hops: [None; 2],
+            too_big: 0,
         }
+    }
+
+    /// A lab whose hosts have addresses of IPv6.
+    pub(super) fn of_ipv6(extra: &str) -> Lab {
+        let mut lab = Lab::with(extra, &["[fd00::5]:80"]);
+        lab.client_address = "2001:db8:7::7";
+        lab.client = Host::new("2001:db8:7::7/64");
+        lab.server = Host::new("fd00::5/64");
+        lab
     }
 
     pub(super) fn lost(&mut self) -> bool {
@@ -335,11 +362,27 @@ impl Lab {
     pub(super) fn deliver(&mut self) {
         for (way, packet) in std::mem::take(&mut self.below.sent) {
             let framed = Lab::framed(&packet);
-            match parse(&framed, RxChecksums::default()) {
-                Ok(Parsed::Tcp(_)) => {}
+            let segment = match parse(&framed, RxChecksums::default()) {
+                Ok(Parsed::Tcp(segment)) => segment,
+                // As hosts behind a firewall that lets no ICMP through.
+                Ok(Parsed::Icmp(_) | Parsed::Icmp6(_)) => continue,
                 other => panic!("the stack sent {other:?}"),
-            }
+            };
             if self.lost() {
+                continue;
+            }
+            let hop = self.hops[usize::from(matches!(way, Way::Neighbor { .. }))];
+            if let Some(Hop { mtu, silent }) = hop.filter(|hop| packet.len() > hop.mtu) {
+                self.too_big += 1;
+                if !silent {
+                    let FlowKey { src, dst, src_port, dst_port } = segment.key;
+                    let key = FlowKey { src: dst, dst: src, src_port: dst_port, dst_port: src_port };
+                    let kind = IcmpKind::TooBig(mtu as u32);
+                    let error = IcmpError { kind, key, seq: segment.seq, len: packet.len() as u16 };
+                    let hash = self.stack.hash(&key);
+                    let heard = self.stack.icmp_error(&error, hash, PortId(0), self.now, &mut self.below);
+                    assert_eq!(heard, Ok(()), "{error:?}");
+                }
                 continue;
             }
             match way {
@@ -367,7 +410,13 @@ impl Lab {
     }
 
     pub(super) fn dial(&mut self) -> SocketHandle {
-        self.client.connect(("203.0.113.7", 40_000), ("198.51.100.10", 443))
+        self.dial_from(40_000)
+    }
+
+    pub(super) fn dial_from(&mut self, port: u16) -> SocketHandle {
+        let address = self.client_address;
+        let service = if address.contains(':') { "2001:db8::10" } else { "198.51.100.10" };
+        self.client.connect((address, port), (service, 443))
     }
 
     pub(super) fn ended(&self, cause: EndCause) -> u64 {
@@ -389,8 +438,12 @@ pub(super) fn keys() -> Arc<KeyRing> {
 pub(super) const RAW: &str = "proxy_protocol = \"off\"";
 
 pub(super) fn established(lab: &mut Lab) -> (SocketHandle, SocketHandle) {
+    established_from(lab, 40_000)
+}
+
+pub(super) fn established_from(lab: &mut Lab, port: u16) -> (SocketHandle, SocketHandle) {
     let server = lab.server.listen(80);
-    let client = lab.dial();
+    let client = lab.dial_from(port);
     assert!(lab.run(2000, |lab| lab.client.get(client).may_send() && lab.server.get(server).may_send()));
     (client, server)
 }
@@ -406,7 +459,21 @@ pub(super) fn exchange(lab: &mut Lab, up: &[u8], down: &[u8], limit: u64) {
 
 /// The same where the server gets `expected`, a header in front.
 pub(super) fn exchange_as(lab: &mut Lab, up: &[u8], expected: &[u8], down: &[u8], limit: u64) {
-    let (client, server) = established(lab);
+    let ends = established(lab);
+    exchange_between(lab, ends, up, expected, down, limit);
+}
+
+/// The same between the sockets of client and server.
+#[allow(clippy::too_many_arguments, reason = "two ends, two streams")]
+pub(super) fn exchange_between(
+    lab: &mut Lab,
+    (client, server): (SocketHandle, SocketHandle),
+    up: &[u8],
+    expected: &[u8],
+    down: &[u8],
+    limit: u64,
+) {
+    let closed = lab.ended(EndCause::Closed);
     let (mut sent_up, mut sent_down) = (0, 0);
     let (mut got_up, mut got_down) = (Vec::new(), Vec::new());
     let done = lab.run(limit, |lab| {
@@ -429,7 +496,7 @@ pub(super) fn exchange_as(lab: &mut Lab, up: &[u8], expected: &[u8], down: &[u8]
     assert!(done, "up {}/{} down {}/{}", got_up.len(), up.len(), got_down.len(), down.len());
     assert!(got_up == expected, "client's payload arrives as it was");
     assert!(got_down == down, "server's payload arrives as it was");
-    assert_eq!(lab.ended(EndCause::Closed), 1);
+    assert_eq!(lab.ended(EndCause::Closed), closed + 1);
 }
 
 /// A client made by hand: it has completed its handshake, and `next`/`ack` are its SND.NXT and RCV.NXT.
@@ -473,8 +540,12 @@ impl Hand {
     }
 
     pub(super) fn shake_from(lab: &mut Lab, isn: u32) -> Hand {
+        Hand::shake_with(lab, isn, 1_000)
+    }
+
+    pub(super) fn shake_with(lab: &mut Lab, isn: u32, mss: u16) -> Hand {
         lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
-        let syn = tcp(HAND, SERVICE).flags(Flags::SYN).seq(isn).options([Opt::Mss(1000)]).build();
+        let syn = tcp(HAND, SERVICE).flags(Flags::SYN).seq(isn).options([Opt::Mss(mss)]).build();
         lab.receive(&syn);
         let (_, packet) = lab.below.sent.pop_back().unwrap();
         let Ok(Parsed::Tcp(answer)) = parse(&Lab::framed(&packet), RxChecksums::default()) else { panic!() };

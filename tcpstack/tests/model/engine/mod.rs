@@ -144,6 +144,8 @@ pub struct Tcp {
     peer_shift: u8,
     peer_mss: i64,
     path_mss: i64,
+    /// Timeouts without progress, and where they began.
+    stuck: (u32, i64),
     cwnd: i64,
     ssthresh: i64,
     sent: VecDeque<Chunk>,
@@ -231,6 +233,7 @@ impl Tcp {
             peer_shift: 0,
             peer_mss: 536,
             path_mss: mss,
+            stuck: (0, 0),
             cwnd: 0,
             ssthresh: i64::MAX,
             sent: VecDeque::new(),

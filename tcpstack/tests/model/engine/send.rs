@@ -8,6 +8,9 @@ use super::{Chunk, Emitted, End, MS, RTO_MIN, Repack, State, Tcp};
 /// Segments above one that were selectively acknowledged before it counts as lost.
 const DUP_THRESHOLD: usize = 3;
 
+/// Timeouts without progress after which segments are made smaller, as Linux does with `net.ipv4.tcp_mtu_probing` on.
+const BLACK_HOLE: u32 = 3;
+
 impl Tcp {
     fn in_flight(&self) -> i64 {
         self.sent.iter().filter(|chunk| !chunk.sacked && !chunk.lost).map(Chunk::len).sum()
@@ -180,6 +183,11 @@ impl Tcp {
         }
         if self.state != State::Open || self.sent.is_empty() {
             return;
+        }
+        let (times, since) = self.stuck;
+        self.stuck = if since == self.una { (times + 1, since) } else { (1, self.una) };
+        if self.stuck.0 >= BLACK_HOLE {
+            self.path_mss = self.path_mss.min(1_000);
         }
         let mss = self.mss();
         if self.recover.is_none() {

@@ -216,6 +216,8 @@ pub struct Service {
     pub buffer: usize,
     /// `[service.timeouts]`
     pub timeouts: Timeouts,
+    /// `[service.keepalive]`
+    pub keepalive: KeepAlives,
     /// `[service.limits]`
     pub limits: Limits,
     /// `[service.promise]`
@@ -247,21 +249,47 @@ impl ProxyHeaderExtras {
     }
 }
 
-/// `[service.timeouts]`; zero = off for `first_data` only.
+/// `[service.timeouts]`; none, and zero of `first_data`, is off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
     /// One dial. Default 5 s.
     pub connect: Duration,
     /// No segment from the client. Default 5 min.
-    pub client_idle: Duration,
+    pub client_idle: Option<Duration>,
     /// No segment from the upstream. Default 5 min.
-    pub upstream_idle: Duration,
-    /// One direction closed and nothing moving in the other. Default 30 s.
-    pub half_closed: Duration,
+    pub upstream_idle: Option<Duration>,
+    /// One direction closed and nothing moving in the other. Default: the longer of the two above.
+    pub half_closed: Option<Duration>,
     /// A client that never speaks. Default 0 = off.
     pub first_data: Duration,
-    /// Sent data that is never acknowledged (RFC 5482's user timeout). Default 60 s.
+    /// Sent data that finds no answer (RFC 5482's user timeout). Default 60 s.
     pub unacknowledged: Duration,
+}
+
+/// `[service.keepalive]`: ends that are asked whether they are there when they say nothing (RFC 9293 section 3.8.4); by default none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct KeepAlives {
+    /// The client.
+    pub client: Option<KeepAlive>,
+    /// The upstream.
+    pub upstream: Option<KeepAlive>,
+}
+
+/// How an end is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// After so long a silence, and as long after each probe; 1 s or more.
+    pub interval: Duration,
+    /// It is gone when so many in a row had no answer; 1 to 100.
+    pub count: u8,
+}
+
+impl KeepAlive {
+    /// How long a silence means that the end is gone.
+    #[must_use]
+    pub fn patience(&self) -> Duration {
+        self.interval.saturating_mul(u32::from(self.count).saturating_add(1))
+    }
 }
 
 /// `[service.limits]`
@@ -670,9 +698,9 @@ impl Default for Timeouts {
     fn default() -> Timeouts {
         Timeouts {
             connect: Duration::from_secs(5),
-            client_idle: Duration::from_secs(300),
-            upstream_idle: Duration::from_secs(300),
-            half_closed: Duration::from_secs(30),
+            client_idle: Some(Duration::from_secs(300)),
+            upstream_idle: Some(Duration::from_secs(300)),
+            half_closed: Some(Duration::from_secs(300)),
             first_data: Duration::ZERO,
             unacknowledged: Duration::from_secs(60),
         }

@@ -181,6 +181,16 @@ impl<'t> Section<'t> {
         range: RangeInclusive<Duration>,
         diag: &mut Diagnostics<'_>,
     ) -> Option<Duration> {
+        self.duration_or(None, key, range, diag)
+    }
+
+    fn duration_or(
+        &self,
+        word: Option<&str>,
+        key: &str,
+        range: RangeInclusive<Duration>,
+        diag: &mut Diagnostics<'_>,
+    ) -> Option<Duration> {
         let entry = self.get(key)?;
         if let DeValue::Integer(n) = entry.value {
             if n.as_str() == "0" && range.contains(&Duration::ZERO) {
@@ -192,10 +202,12 @@ impl<'t> Section<'t> {
         }
         let read = entry.parsed(diag, units::duration)?;
         let (least, most) = (units::show_duration(*range.start()), units::show_duration(*range.end()));
-        let remedy = format!("write a duration from \"{least}\" to \"{most}\"");
+        let other = word.map(|word| format!("\"{word}\", or ")).unwrap_or_default();
+        let remedy = format!("write {other}a duration from \"{least}\" to \"{most}\"");
         let shown = units::show_duration(read.value);
         if read.value.is_zero() && !range.contains(&read.value) {
-            diag.wrong(&read, format!("\"{shown}\" would end everything at once; it cannot be switched off"), remedy);
+            let off = if word.is_some() { "" } else { "; it cannot be switched off" };
+            diag.wrong(&read, format!("\"{shown}\" would end everything at once{off}"), remedy);
         } else if read.value < *range.start() {
             diag.wrong(&read, format!("\"{shown}\" is too short"), remedy);
         } else if read.value > *range.end() {
@@ -204,6 +216,20 @@ impl<'t> Section<'t> {
             return Some(read.value);
         }
         None
+    }
+
+    /// A duration within `range`; `"off"` is none.
+    pub(crate) fn duration_or_off(
+        &self,
+        key: &str,
+        range: RangeInclusive<Duration>,
+        diag: &mut Diagnostics<'_>,
+    ) -> Option<Option<Duration>> {
+        let entry = self.get(key)?;
+        if matches!(entry.value, DeValue::String(text) if text == "off") {
+            return Some(None);
+        }
+        self.duration_or(Some("off"), key, range, diag).map(Some)
     }
 
     /// A size within `range`, octets.

@@ -183,11 +183,21 @@ impl Config {
                  {first_data}, unacknowledged {}",
                 service.name,
                 show_duration(t.connect),
-                show_duration(t.client_idle),
-                show_duration(t.upstream_idle),
-                show_duration(t.half_closed),
+                show_patience(t.client_idle),
+                show_patience(t.upstream_idle),
+                show_patience(t.half_closed),
                 show_duration(t.unacknowledged),
             ));
+            for (end, keepalive) in [("client", service.keepalive.client), ("upstream", service.keepalive.upstream)] {
+                if let Some(keepalive) = keepalive {
+                    out.line(format_args!(
+                        "service {}: a silent {end} is asked every {}, and gone when {} in a row had no answer",
+                        service.name,
+                        show_duration(keepalive.interval),
+                        keepalive.count,
+                    ));
+                }
+            }
             let per_source = match limits.connections_per_source {
                 0 => "no limit".to_owned(),
                 n => n.to_string(),
@@ -218,6 +228,10 @@ impl Lines {
         self.0.push_str(&args.to_string());
         self.0.push('\n');
     }
+}
+
+fn show_patience(patience: Option<Duration>) -> String {
+    patience.map_or_else(|| "off".to_owned(), show_duration)
 }
 
 /// `a, b, c`

@@ -144,6 +144,12 @@ impl Service {
         self
     }
 
+    /// Has an end asked whether it is there: `end` is `client` or `upstream`.
+    #[must_use]
+    pub fn keepalive(self, end: &str, interval: &str, count: u8) -> Service {
+        self.key("keepalive", &format!("{{ {end} = {{ interval = \"{interval}\", count = {count} }} }}"))
+    }
+
     /// Sets a key of `[service.limits]`.
     #[must_use]
     pub fn limit(mut self, key: &str, value: u32) -> Service {

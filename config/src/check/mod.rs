@@ -501,6 +501,7 @@ fn finish_service(service: ServiceDraft) -> Service {
         upstream_congestion: service.upstream_congestion,
         buffer: service.buffer,
         timeouts: service.timeouts,
+        keepalive: service.keepalive,
         limits: Limits {
             connections: service.connections,
             connections_per_source: service.connections_per_source.map_or(0, |n| n.value),

@@ -23,7 +23,7 @@ pub(crate) use rules::{RuleDraft, SetDraft, SourceDraft};
 pub(crate) use service::ServiceDraft;
 
 /// Every section and its keys; the first is the file itself. `docs/configuration.md` describes each, which a test sees to.
-pub(crate) const SCHEMA: [(&str, &[&str]); 24] = [
+pub(crate) const SCHEMA: [(&str, &[&str]); 26] = [
     ("", FILE),
     ("runtime", RUNTIME),
     ("port", port::PORT),
@@ -31,6 +31,8 @@ pub(crate) const SCHEMA: [(&str, &[&str]); 24] = [
     ("service", service::SERVICE),
     ("service.proxy_header", service::PROXY_HEADER),
     ("service.timeouts", service::TIMEOUTS),
+    ("service.keepalive", service::KEEPALIVE),
+    ("service.keepalive.client", service::KEEPALIVE_SIDE),
     ("service.limits", service::LIMITS),
     ("service.promise", service::PROMISE),
     ("service.upstream", service::UPSTREAM),
@@ -89,6 +91,7 @@ const MAX_SERVICES: usize = 4_096;
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 const MILLISECOND: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
 
 /// A file's content, each value sound by itself.
 pub(crate) struct Draft {

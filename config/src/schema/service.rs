@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use super::{LONGEST, MILLISECOND, name, optional};
+use super::{LONGEST, MILLISECOND, SECOND, name, optional};
 use crate::address;
 use crate::error::{Diagnostics, Located, Wrong};
-use crate::model::{Balance, Congestion, Connect, Limits, Mode, Promise, ProxyHeaderExtras, ProxyProtocol, Timeouts};
+use crate::model::{
+    Balance, Congestion, Connect, KeepAlive, KeepAlives, Limits, Mode, Promise, ProxyHeaderExtras, ProxyProtocol,
+    Timeouts,
+};
 use crate::read::Section;
 
 pub(super) const SERVICE: &[&str] = &[
@@ -25,6 +28,7 @@ pub(super) const SERVICE: &[&str] = &[
     "buffer",
     "proxy_header",
     "timeouts",
+    "keepalive",
     "limits",
     "promise",
     "upstream",
@@ -32,6 +36,8 @@ pub(super) const SERVICE: &[&str] = &[
 pub(super) const PROXY_HEADER: &[&str] = &["unique_id", "crc32c", "authority", "evidence", "authenticate"];
 pub(super) const TIMEOUTS: &[&str] =
     &["connect", "client_idle", "upstream_idle", "half_closed", "first_data", "unacknowledged"];
+pub(super) const KEEPALIVE: &[&str] = &["client", "upstream"];
+pub(super) const KEEPALIVE_SIDE: &[&str] = &["interval", "count"];
 pub(super) const LIMITS: &[&str] = &["connections", "connections_per_source"];
 pub(super) const PROMISE: &[&str] = &["mss", "window_scale", "sack", "timestamps", "probe"];
 pub(super) const UPSTREAM: &[&str] = &["address", "weight"];
@@ -51,6 +57,7 @@ pub(crate) struct ServiceDraft {
     pub(crate) upstream_congestion: Congestion,
     pub(crate) buffer: usize,
     pub(crate) timeouts: Timeouts,
+    pub(crate) keepalive: KeepAlives,
     pub(crate) connections: u32,
     pub(crate) connections_per_source: Option<Located<u32>>,
     pub(crate) promise: Promise,
@@ -142,6 +149,7 @@ pub(super) fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Opti
             .and_then(|octets| usize::try_from(octets).ok())
             .unwrap_or(65_535),
         timeouts: timeouts(section, diag),
+        keepalive: keepalive(section, diag),
         connections: connections.map_or(Limits::default().connections, |n| n.value),
         connections_per_source,
         promise: promise(section, mode, diag),
@@ -227,14 +235,34 @@ fn timeouts(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> Timeouts {
     let default = Timeouts::default();
     let Some(section) = optional(service, "timeouts", TIMEOUTS, diag) else { return default };
     let mut required = |key: &str, default| section.duration(key, MILLISECOND..=LONGEST, diag).unwrap_or(default);
+    let (connect, unacknowledged) =
+        (required("connect", default.connect), required("unacknowledged", default.unacknowledged));
+    let mut patience =
+        |key: &str, default| section.duration_or_off(key, MILLISECOND..=LONGEST, diag).unwrap_or(default);
+    let client_idle = patience("client_idle", default.client_idle);
+    let upstream_idle = patience("upstream_idle", default.upstream_idle);
+    // A slow answer to a client that has said all it had to say is as honest as one to a client that has not.
+    let longer = client_idle.zip(upstream_idle).map(|(client, upstream)| client.max(upstream));
     Timeouts {
-        connect: required("connect", default.connect),
-        client_idle: required("client_idle", default.client_idle),
-        upstream_idle: required("upstream_idle", default.upstream_idle),
-        half_closed: required("half_closed", default.half_closed),
-        unacknowledged: required("unacknowledged", default.unacknowledged),
+        connect,
+        client_idle,
+        upstream_idle,
+        half_closed: patience("half_closed", longer),
+        unacknowledged,
         first_data: section.duration("first_data", Duration::ZERO..=LONGEST, diag).unwrap_or(default.first_data),
     }
+}
+
+fn keepalive(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> KeepAlives {
+    let Some(section) = optional(service, "keepalive", KEEPALIVE, diag) else { return KeepAlives::default() };
+    let mut side = |key: &str| {
+        let side = optional(&section, key, KEEPALIVE_SIDE, diag)?;
+        let interval = side.require("interval", "\"60s\"", diag).is_some();
+        let interval = interval.then(|| side.duration("interval", SECOND..=LONGEST, diag)).flatten();
+        let count = side.integer("count", 1..=100_u8, diag).map_or(4, |n| n.value);
+        Some(KeepAlive { interval: interval?, count })
+    };
+    KeepAlives { client: side("client"), upstream: side("upstream") }
 }
 
 fn upstream(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<UpstreamDraft> {

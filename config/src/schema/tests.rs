@@ -6,9 +6,10 @@ use ipnet::IpNet;
 
 use super::*;
 use crate::model::{
-    Action, Balance, Bans, Config, Congestion, Connect, Expression, Filters, FlagMatch, Geo, Limit, Limits, Matches,
-    Measure, Mode, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise, ProxyHeaderExtras, ProxyProtocol,
-    Rate, Rule, Sample, Service, Set, SourceCheck, SourceLimits, Sources, Timeouts, Upstream,
+    Action, Balance, Bans, Config, Congestion, Connect, Expression, Filters, FlagMatch, Geo, KeepAlive, KeepAlives,
+    Limit, Limits, Matches, Measure, Mode, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise,
+    ProxyHeaderExtras, ProxyProtocol, Rate, Rule, Sample, Service, Set, SourceCheck, SourceLimits, Sources, Timeouts,
+    Upstream,
 };
 use crate::{Place, parse};
 
@@ -73,6 +74,7 @@ fn writing_a_documented_default_changes_nothing() {
                 "rule.payload" => ("", format!("{MINIMAL}{RULE}[[rule.payload]]\nhex = \"00\"\n")),
                 "sample" => ("", format!("{MINIMAL}[sample]\nfile = \"/var/log/sluice/dropped.pcapng\"\n")),
                 "service.promise" => ("", format!("{}[service.promise]\n", spliced(MINIMAL))),
+                "service.keepalive.client" => ("", format!("{MINIMAL}[{section}]\ninterval = \"60s\"\n")),
                 other => ("", format!("{MINIMAL}[{other}]\n")),
             };
             let line = format!("{key} = {default}\n");
@@ -129,11 +131,12 @@ fn minimal_file_has_every_default() {
             congestion: Congestion::Reno,
             upstream_congestion: Congestion::None,
             buffer: 65_535,
+            keepalive: KeepAlives::default(),
             timeouts: Timeouts {
                 connect: secs(5),
-                client_idle: secs(300),
-                upstream_idle: secs(300),
-                half_closed: secs(30),
+                client_idle: Some(secs(300)),
+                upstream_idle: Some(secs(300)),
+                half_closed: Some(secs(300)),
                 first_data: Duration::ZERO,
                 unacknowledged: secs(60),
             },
@@ -529,5 +532,48 @@ fn countries_and_networks_are_written_one_way() {
         let errors = asked(keys).expect_err(keys);
         let [mistake] = errors.mistakes() else { panic!("{errors}") };
         assert!(mistake.remedy.contains(remedy), "{keys}: {errors}");
+    }
+}
+
+#[test]
+fn idle_timeouts_can_be_off_and_half_closed_follows_them() {
+    let timeouts = |lines: &str| {
+        let text = format!("{MINIMAL}[service.timeouts]\n{lines}");
+        parse("f", &text).map(|config| config.services[0].timeouts).map_err(|errors| errors.to_string())
+    };
+    let secs = |n| Some(Duration::from_secs(n));
+    let read = timeouts("client_idle = \"10m\"\n").unwrap();
+    assert_eq!((read.client_idle, read.upstream_idle, read.half_closed), (secs(600), secs(300), secs(600)));
+    let read = timeouts("upstream_idle = \"off\"\n").unwrap();
+    assert_eq!((read.client_idle, read.upstream_idle, read.half_closed), (secs(300), None, None));
+    let read = timeouts("client_idle = \"off\"\nupstream_idle = \"off\"\nhalf_closed = \"30s\"\n").unwrap();
+    assert_eq!((read.client_idle, read.upstream_idle, read.half_closed), (None, None, secs(30)));
+    for wrong in ["client_idle = \"0s\"", "half_closed = \"169h\""] {
+        let error = timeouts(wrong).unwrap_err();
+        assert!(error.contains("write \"off\", or a duration from \"1ms\" to \"168h\""), "{error}");
+    }
+    assert!(timeouts("unacknowledged = \"off\"").unwrap_err().contains("unacknowledged"));
+}
+
+#[test]
+fn each_side_may_be_asked_whether_it_is_there() {
+    let read = |lines: &str| {
+        let text = format!("{MINIMAL}[service.keepalive]\n{lines}\n");
+        parse("f", &text).map(|config| config.services[0].keepalive).map_err(|errors| errors.to_string())
+    };
+    let asked = |interval, count| Some(KeepAlive { interval: Duration::from_secs(interval), count });
+    let both = read("client = { interval = \"30s\" }\nupstream = { interval = \"2m\", count = 9 }").unwrap();
+    assert_eq!(both, KeepAlives { client: asked(30, 4), upstream: asked(120, 9) });
+    assert_eq!(asked(30, 4).unwrap().patience(), Duration::from_secs(150));
+    assert_eq!(read("upstream = { interval = \"1s\" }").unwrap().client, None);
+    for (wrong, told) in [
+        ("client = { count = 3 }", "keepalive.client.interval: is missing; write interval = \"60s\""),
+        ("client = { interval = \"1ms\" }", "\"1ms\" is too short"),
+        ("client = { interval = \"1s\", count = 0 }", "keepalive.client.count"),
+        ("client = \"30s\"", "keepalive.client"),
+        ("server = { interval = \"1s\" }", "unknown key"),
+    ] {
+        let error = read(wrong).unwrap_err();
+        assert!(error.contains(told), "{wrong}: {error}");
     }
 }

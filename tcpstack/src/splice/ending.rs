@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use sluice_config::{Service, Timeouts};
+use sluice_config::{KeepAlive, KeepAlives, Service};
 use sluice_filters::Flags;
 use sluice_filters::addr::FlowKey;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 
 use super::forward::reset_by;
+use super::window::Half;
 use super::{COARSE, COARSE_LOG, Certain, End, NOT_CONNECTED, Splice, State, coarse, flow};
 use crate::net::Lower;
 use crate::record::EndCause;
@@ -38,15 +39,31 @@ fn later(a: u32, b: u32, now: Micros) -> u32 {
     if coarse(now).wrapping_sub(a) < coarse(now).wrapping_sub(b) { a } else { b }
 }
 
+fn sides(keepalive: &KeepAlives) -> [(Side, Option<KeepAlive>); 2] {
+    [(Side::Client, keepalive.client), (Side::Upstream, keepalive.upstream)]
+}
+
 impl Splice {
     /// The first limit this session would break, and when, if nothing more is heard.
-    fn deadline(&self, timeouts: &Timeouts, now: Micros) -> (Micros, EndCause) {
-        let mut first = (after(self.client.heard, timeouts.client_idle, now), EndCause::ClientIdle);
+    fn deadline(&self, settings: &Service, now: Micros) -> Option<(Micros, EndCause)> {
+        let Service { timeouts, keepalive, .. } = settings;
+        let mut first: Option<(Micros, EndCause)> = None;
         let mut consider = |at: Micros, cause| {
-            if at < first.0 {
-                first = (at, cause);
+            if first.is_none_or(|(sooner, _)| at < sooner) {
+                first = Some((at, cause));
             }
         };
+        let mut heard = |half: &Half, limit: Option<Duration>, cause| {
+            if let Some(limit) = limit {
+                consider(after(half.heard, limit, now), cause);
+            }
+        };
+        heard(&self.client, timeouts.client_idle, EndCause::ClientIdle);
+        if self.is_connected() {
+            heard(&self.upstream, timeouts.upstream_idle, EndCause::UpstreamIdle);
+            heard(&self.client, keepalive.client.map(|client| client.patience()), EndCause::ClientTimeout);
+            heard(&self.upstream, keepalive.upstream.map(|upstream| upstream.patience()), EndCause::UpstreamTimeout);
+        }
         // While nobody has accepted yet, what is held for the upstream is data.
         let spoke = self.upstream.acknowledged_since(self.base(Side::Client)) > 0
             || (!self.is_connected() && self.state.has(State::CLIENT_WAITS));
@@ -56,7 +73,6 @@ impl Splice {
         if !self.is_connected() {
             return first;
         }
-        consider(after(self.upstream.heard, timeouts.upstream_idle, now), EndCause::UpstreamIdle);
         for (side, gone) in [(Side::Client, EndCause::UpstreamTimeout), (Side::Upstream, EndCause::ClientTimeout)] {
             let (me, _) = self.ends_of(side);
             // Its sender repeats what waits for an answer: what a forger made us believe, nobody repeats.
@@ -67,13 +83,41 @@ impl Splice {
                 consider(after(me.heard, DOUBT_LAST, now), reset_by(side));
             }
         }
-        if self.client.finished() || self.upstream.finished() {
-            consider(after(self.moved, timeouts.half_closed, now), EndCause::HalfClosed);
+        if let Some(limit) = timeouts.half_closed
+            && (self.client.finished() || self.upstream.finished())
+        {
+            consider(after(self.moved, limit, now), EndCause::HalfClosed);
         }
         if self.closed() == Some(Certain(false)) {
             consider(after(later(self.client.heard, self.upstream.heard, now), DOUBTFUL_CLOSE, now), EndCause::Closed);
         }
         first
+    }
+
+    /// How long the end of `side` was not heard.
+    fn silent(&self, side: Side, now: Micros) -> Duration {
+        let (me, _) = self.ends_of(side);
+        COARSE * coarse(now).wrapping_sub(me.heard)
+    }
+
+    /// Whether the end of `side` is asked whether it is there, when the session looks after itself: a RST went by that may have been its
+    /// own, it owes an answer that may have been lost, or it is time for a keep-alive.
+    fn is_to_be_asked(&self, side: Side, settings: &Service, now: Micros) -> bool {
+        let (me, _) = self.ends_of(side);
+        let since = |moment: u32| COARSE * coarse(now).wrapping_sub(moment);
+        let look = settings.timeouts.unacknowledged / LOOKS;
+        let doubtful = me.reset_seen() && since(me.heard) + COARSE >= DOUBT_PAUSE;
+        let owes = self.state.has(State::waits(side.other())) && since(self.waiting) + COARSE * 2 >= look;
+        let [(_, client), (_, upstream)] = sides(&settings.keepalive);
+        let keepalive = if side == Side::Client { client } else { upstream };
+        let quiet = keepalive.is_some_and(|keepalive| {
+            let silent = (since(me.heard) + COARSE).as_micros();
+            let interval = keepalive.interval.as_micros().max(1);
+            // Once in an interval, though the session looks after itself more often.
+            let just_now = silent % interval < interval.min(look.as_micros()) / 2;
+            (1..=u128::from(keepalive.count)).contains(&(silent / interval)) && just_now
+        });
+        doubtful || owes || quiet
     }
 
     /// The RST that tells `side` that the connection is over.
@@ -112,9 +156,16 @@ impl Stack {
     /// When the session has to look after itself next.
     fn next_look(&self, index: u32, settings: &Service, now: Micros) -> Option<Micros> {
         self.splices.get(index).map(|splice| {
-            let (mut at, _) = splice.deadline(&settings.timeouts, now);
+            let mut at = splice.deadline(settings, now).map_or(Micros(u64::MAX), |(at, _)| at);
             if splice.is_connected() {
                 at = at.min(now.after(settings.timeouts.unacknowledged / LOOKS));
+                for (side, keepalive) in sides(&settings.keepalive) {
+                    if let Some(keepalive) = keepalive {
+                        let silent = splice.silent(side, now);
+                        let rest = keepalive.interval.as_micros() - silent.as_micros() % keepalive.interval.as_micros();
+                        at = at.min(now.after(Duration::from_micros(u64::try_from(rest).unwrap_or(u64::MAX))));
+                    }
+                }
             }
             if splice.client.reset_seen() || splice.upstream.reset_seen() {
                 at = at.min(now.after(DOUBT_PAUSE));
@@ -148,14 +199,13 @@ impl Stack {
         }
     }
 
-    /// Asks the ends that may have reset the connection whether they are there: with a keep-alive in the other one's name, which
-    /// a living end acknowledges and a dead one answers with a RST (RFC 9293 sections 3.8.4 and 3.10.7.1).
-    fn ask_doubtful<N: Lower>(&mut self, index: u32, now: Micros, net: &mut N) {
+    /// Asks silent ends whether they are there: with a keep-alive in the other one's name, which a living end acknowledges and a dead
+    /// one answers with a RST (RFC 9293 sections 3.8.4 and 3.10.7.1).
+    fn ask_silent<N: Lower>(&mut self, index: u32, settings: &Service, now: Micros, net: &mut N) {
         let Some((client, listen, ours, upstream)) = self.ends(index) else { return };
         let Some(splice) = self.splices.get(index).filter(|splice| !splice.is_unsure()) else { return };
         for (side, ends) in [(Side::Client, (client, listen)), (Side::Upstream, (upstream, ours))] {
-            let (me, _) = splice.ends_of(side);
-            if me.reset_seen() && now >= after(me.heard, DOUBT_PAUSE - COARSE * 2, now) {
+            if splice.is_to_be_asked(side, settings, now) {
                 let mut probe = splice.bare_ack(side, ends);
                 probe.seq = Seq(probe.seq.0.wrapping_sub(1));
                 send_bare(&probe, splice.way(side), net);
@@ -168,14 +218,14 @@ impl Stack {
         let config = self.config.clone();
         let Some(splice) = self.splices.get(index) else { return };
         let Some(settings) = config.services.get(usize::from(splice.service.0)) else { return };
-        let (at, cause) = splice.deadline(&settings.timeouts, now);
+        let deadline = splice.deadline(settings, now);
         let opening = splice.opening.is_some();
-        if now >= at {
+        if let Some((_, cause)) = deadline.filter(|(at, _)| now >= *at) {
             self.end_spliced(index, cause, now, net);
         } else if opening {
             self.opening_due(index, settings, now, net);
         } else {
-            self.ask_doubtful(index, now, net);
+            self.ask_silent(index, settings, now, net);
             self.wait_for_splice(index, settings, now);
         }
     }

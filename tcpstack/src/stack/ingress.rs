@@ -122,7 +122,9 @@ impl Stack {
     ) -> Result<Outcome, DropReason> {
         let cookie = Seq(inbound.segment.ack.0.wrapping_sub(1));
         let silent = match flow {
-            FlowRef::Session(_, index) => self.sessions.get(index).map(|session| now.since(session.client.heard)),
+            FlowRef::Session(_, index) => {
+                self.sessions.get(index).map(|session| now.since(session.client.live.heard_at()))
+            }
             FlowRef::Splice(_, index) => self.splices.get(index).map(|splice| splice.client_silent(now)),
             FlowRef::Linger(_) | FlowRef::Probe(_) => None,
         };

@@ -15,9 +15,11 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpEndpoint, IpListenEndpoint};
 use super::clock;
 use super::device::{Blueprint, Wire};
 use super::guard::Guard;
+use super::liveness::Liveness;
 use crate::net::{Lower, Way};
 use crate::path_mtu::{Path, PathMtu, Whole};
 use crate::segment::{self, BareSegment, Direction, IpHeader, SynSegment, TcpChecksum};
+use crate::stack::send_bare;
 use crate::translate::Translator;
 
 /// Rule 1 of the guard: a larger receive buffer would need a window shift.
@@ -88,6 +90,8 @@ pub(crate) struct Leg {
     window_shift: u8,
     /// The newest TSval of the peer, to echo in segments built without smoltcp.
     peer_timestamp: Option<u32>,
+    /// Something was sent that asks for an answer.
+    asks: bool,
 }
 
 impl Leg {
@@ -109,6 +113,7 @@ impl Leg {
             if self.guard.is_sent_again(emitted.seq, payload) {
                 self.path.sent_again(header.len() + tcp.len(), header.len() == 20);
             }
+            self.asks |= payload > 0 || emitted.flags.syn() || emitted.flags.fin();
             let ack = emitted.flags.ack().then_some(emitted.ack);
             let window = emitted.window << self.window_shift;
             self.guard.sent(emitted.seq, ack, window, emitted.flags.syn(), emitted.flags.fin(), payload);
@@ -283,10 +288,7 @@ pub(crate) struct Endpoint {
     interface: usize,
     /// Octets of both buffers, for the gauge.
     pub(crate) leased: usize,
-    /// The newest segment that passed the guard.
-    pub(crate) heard: Micros,
-    /// When the oldest octet in flight began to wait, as far as the guard has seen.
-    pub(crate) waiting_since: Option<Micros>,
+    pub(crate) live: Liveness,
     /// The peer reset the connection: nothing may be sent any more.
     pub(crate) reset: bool,
     /// A router says that our SYN cannot reach the peer.
@@ -328,13 +330,13 @@ impl Endpoint {
                 timestamp_offset: making.timestamp_offset,
                 window_shift: making.window_shift,
                 peer_timestamp: None,
+                asks: false,
             },
             sockets,
             handle,
             interface: interfaces.index(making.mtu),
             leased: receive + buffer,
-            heard: now,
-            waiting_since: None,
+            live: Liveness::new(now),
             reset: false,
             unreachable: false,
             challenged: None,
@@ -413,9 +415,11 @@ impl Endpoint {
                 translator.incoming::<false>(tcp);
             }
         }
-        self.heard = now;
+        let (guard, acknowledged) = (&self.leg.guard, self.leg.guard.snd_una() != self.acknowledged);
+        let bare = segment.seq_len() == 0 && segment.seq == guard.rcv_ack() && !acknowledged;
+        self.live.heard(bare, now);
         let mut proved = None;
-        if self.leg.guard.snd_una() != self.acknowledged {
+        if acknowledged {
             self.acknowledged = self.leg.guard.snd_una();
             self.progress = now;
             proved = self.leg.path.answered();
@@ -427,7 +431,7 @@ impl Endpoint {
             | PollIngressSingleResult::PacketProcessed
             | PollIngressSingleResult::SocketStateChanged => {}
         }
-        self.note_waiting(now);
+        self.note_addressed(now);
         proved
     }
 
@@ -462,7 +466,7 @@ impl Endpoint {
                 break;
             }
         }
-        self.note_waiting(now);
+        self.note_addressed(now);
         more
     }
 
@@ -503,17 +507,21 @@ impl Endpoint {
         interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets);
     }
 
-    fn note_waiting(&mut self, now: Micros) {
-        if !self.leg.guard.outstanding() {
-            self.waiting_since = None;
-        } else if self.waiting_since.is_none() {
-            self.waiting_since = Some(now);
+    fn note_addressed(&mut self, now: Micros) {
+        if std::mem::take(&mut self.leg.asks) {
+            self.live.addressed(now);
         }
     }
 
-    /// When the peer counts as gone: something has waited for its ACK for `limit`, and the peer has been silent as long.
-    pub(crate) fn gone_at(&self, limit: Duration) -> Option<Micros> {
-        self.waiting_since.map(|since| since.max(self.heard).after(limit))
+    /// Asks the peer whether it is there: it acknowledges again what it acknowledged (RFC 9293 section 3.8.4).
+    pub(crate) fn ask<N: Lower>(&mut self, now: Micros, net: &mut N) {
+        self.live.asked(now);
+        if self.reset || !self.leg.guard.synchronized() || self.finished() {
+            return;
+        }
+        let mut probe = self.leg.bare_ack(now);
+        probe.seq = Seq(self.leg.guard.snd_una().0.wrapping_sub(1));
+        send_bare(&probe, self.leg.way, net);
     }
 
     /// Stops sending after what is queued (FIN).

@@ -42,7 +42,7 @@ impl Stack {
         let options = segment.options(frame);
         let range = segment.l4()..segment.end();
         let Some(tcp) = frame.get_mut(range) else { return Err(DropReason::Truncated) };
-        let gate = if endpoint.leg.is_stale(segment, &options, now.since(endpoint.heard)) {
+        let gate = if endpoint.leg.is_stale(segment, &options, now.since(endpoint.live.heard_at())) {
             Gate::Challenge(DropReason::StaleTimestamp)
         } else {
             endpoint.leg.guard.judge(segment, tcp)
@@ -60,7 +60,7 @@ impl Stack {
             }
             Gate::Reset => {
                 endpoint.reset = true;
-                endpoint.heard = now;
+                endpoint.live.heard(false, now);
             }
             Gate::Drop(reason) => return Err(reason),
             Gate::Challenge(reason) => {

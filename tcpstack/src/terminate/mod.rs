@@ -9,5 +9,6 @@ pub(crate) mod endpoint;
 pub(crate) mod guard;
 mod icmp;
 mod ingress;
+mod liveness;
 mod serve;
 pub(crate) mod session;

@@ -285,14 +285,18 @@ impl Stack {
         let Some(settings) = self.config.services.get(usize::from(session.service.0)) else {
             return Some(EndCause::Internal);
         };
-        let (mut at, cause) = session.deadline(&settings.timeouts);
-        if now >= at {
+        let deadline = session.deadline(settings);
+        if let Some((_, cause)) = deadline.filter(|(at, _)| now >= *at) {
             return Some(cause);
         }
         if session.dirty {
             return None;
         }
-        let mut sooner = |moment: Micros| at = at.min(moment);
+        let mut at = deadline.map(|(at, _)| at);
+        let mut sooner = |moment: Micros| at = Some(at.map_or(moment, |at| at.min(moment)));
+        if let Some(moment) = session.ask(settings, now, net) {
+            sooner(moment);
+        }
         let emits = self.emit_at(&mut session.client, now, net);
         let upstream_emits =
             session.upstream.as_mut().and_then(|dialled| self.emit_at(&mut dialled.endpoint, now, net));
@@ -305,7 +309,7 @@ impl Stack {
             Phase::Delivering { until, .. } => sooner(until),
             Phase::Waiting | Phase::Relaying => {}
         }
-        if session.wakes.is_none_or(|armed| at < armed) {
+        if let Some(at) = at.filter(|at| session.wakes.is_none_or(|armed| *at < armed)) {
             session.wakes = Some(at);
             self.wheel.arm(session_timer(index), at);
         }

@@ -3,11 +3,13 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use sluice_config::Timeouts;
+use sluice_config::Service;
 use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, ServiceId};
 
 use super::endpoint::{self, Endpoint};
+use super::liveness::Patience;
+use crate::net::Lower;
 use crate::proxy::{self, Addresses, Evidence, Header, ReadError};
 use crate::record::EndCause;
 use crate::stack::Side;
@@ -249,15 +251,58 @@ impl Session {
         Ok(Some(addresses))
     }
 
+    /// How long each end may be silent, client and upstream; the latter once there is one that has accepted.
+    fn patience(&self, settings: &Service) -> (Patience, Option<(&Endpoint, Patience)>) {
+        let Service { timeouts, keepalive, .. } = settings;
+        let upstream =
+            self.upstream.as_ref().filter(|_| self.phase == Phase::Relaying).map(|dialled| &dialled.endpoint);
+        let patience = |idle, keepalive, other: Option<&Endpoint>| Patience {
+            unacknowledged: timeouts.unacknowledged,
+            idle,
+            keepalive,
+            other_spoke: other.map(|other| other.live.spoke_at()),
+        };
+        let client = patience(timeouts.client_idle, keepalive.client, upstream);
+        let theirs = patience(timeouts.upstream_idle, keepalive.upstream, Some(&self.client));
+        (client, upstream.map(|upstream| (upstream, theirs)))
+    }
+
+    /// Asks each end that is to be asked by now whether it is there; when to look again.
+    pub(crate) fn ask<N: Lower>(&mut self, settings: &Service, now: Micros, net: &mut N) -> Option<Micros> {
+        let mut next: Option<Micros> = None;
+        for side in [Side::Client, Side::Upstream] {
+            // The one's answer may be the other's question, but not in the same moment.
+            let (client, upstream) = self.patience(settings);
+            let patience = match side {
+                Side::Client => client,
+                Side::Upstream => match upstream {
+                    Some((_, patience)) => patience,
+                    None => continue,
+                },
+            };
+            let Some(endpoint) = self.endpoint(side) else { continue };
+            if endpoint.live.ask_at(&patience).is_some_and(|at| now >= at) {
+                endpoint.ask(now, net);
+            }
+            next = [next, endpoint.live.ask_at(&patience)].into_iter().flatten().min();
+        }
+        next
+    }
+
     /// The first limit this session would break, and when, if nothing more is heard.
-    pub(crate) fn deadline(&self, timeouts: &Timeouts) -> (Micros, EndCause) {
-        let mut first = (self.client.heard.after(timeouts.client_idle), EndCause::ClientIdle);
+    pub(crate) fn deadline(&self, settings: &Service) -> Option<(Micros, EndCause)> {
+        let timeouts = &settings.timeouts;
+        let mut first: Option<(Micros, EndCause)> = None;
         let mut consider = |at: Micros, cause| {
-            if at < first.0 {
-                first = (at, cause);
+            if first.is_none_or(|(sooner, _)| at < sooner) {
+                first = Some((at, cause));
             }
         };
-        if let Some(at) = self.client.gone_at(timeouts.unacknowledged) {
+        let (client, upstream) = self.patience(settings);
+        if let Some(at) = self.client.live.idle_at(&client) {
+            consider(at, EndCause::ClientIdle);
+        }
+        if let Some(at) = self.client.live.gone_at(&client) {
             consider(at, EndCause::ClientTimeout);
         }
         if let Greeting::Expected(_) = self.greeting {
@@ -266,17 +311,19 @@ impl Session {
         if !timeouts.first_data.is_zero() && !self.client_spoke() {
             consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
         }
-        if let Some(Dialled { endpoint: upstream, .. }) = &self.upstream {
-            if self.phase == Phase::Relaying {
-                consider(upstream.heard.after(timeouts.upstream_idle), EndCause::UpstreamIdle);
-                if let Some(at) = upstream.gone_at(timeouts.unacknowledged) {
-                    consider(at, EndCause::UpstreamTimeout);
-                }
+        if let Some((upstream, patience)) = upstream {
+            if let Some(at) = upstream.live.idle_at(&patience) {
+                consider(at, EndCause::UpstreamIdle);
             }
-            if self.client_closed || self.upstream_closed {
-                let moved = self.moved.max(self.client.progress).max(upstream.progress);
-                consider(moved.after(timeouts.half_closed), EndCause::HalfClosed);
+            if let Some(at) = upstream.live.gone_at(&patience) {
+                consider(at, EndCause::UpstreamTimeout);
             }
+        }
+        if let (Some(Dialled { endpoint: upstream, .. }), Some(limit)) = (&self.upstream, timeouts.half_closed)
+            && (self.client_closed || self.upstream_closed)
+        {
+            let moved = self.moved.max(self.client.progress).max(upstream.progress);
+            consider(moved.after(limit), EndCause::HalfClosed);
         }
         first
     }

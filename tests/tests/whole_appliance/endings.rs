@@ -22,6 +22,8 @@ both_modes![
     on_data_dials_when_the_client_has_spoken,
     an_upstream_killed_in_the_middle_of_a_transfer_looks_killed_to_the_client,
     an_upstream_host_that_vanishes_ends_the_session,
+    a_silent_upstream_that_vanishes_is_found_out_by_keep_alives,
+    a_clients_keep_alives_keep_its_connection_to_a_silent_upstream,
 ];
 
 const MIB: u64 = 1 << 20;
@@ -221,4 +223,41 @@ fn an_upstream_host_that_vanishes_ends_the_session(mode: Mode) {
     assert_eq!(ending(&client), Ending::Reset);
     assert!(began.elapsed() < Duration::from_secs(15), "{:?}", began.elapsed());
     expect(&sluice.record_of(address, SOON), "upstream_timeout", "upstream");
+}
+
+fn a_silent_upstream_that_vanishes_is_found_out_by_keep_alives(mode: Mode) {
+    let lab = Lab::two_arms();
+    let service = Service::new("raw", 7001)
+        .keepalive("upstream", "1s", 1)
+        .timeout("client_idle", "off")
+        .timeout("upstream_idle", "off");
+    let sluice = Sluice::start(&lab, &Setup::of([service]).mode(mode));
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (client, server, address) = route.connect(&listener);
+    exchange(&client, &server);
+    // Twice as long as it takes to be given up: the kernel answers.
+    thread::sleep(Duration::from_secs(5));
+    exchange(&client, &server);
+    lab.server.sh("ip link set s0 down");
+    assert_eq!(ending(&client), Ending::Reset);
+    expect(&sluice.record_of(address, SOON), "upstream_timeout", "upstream");
+}
+
+fn a_clients_keep_alives_keep_its_connection_to_a_silent_upstream(mode: Mode) {
+    let lab = Lab::two_arms();
+    let service = Service::new("raw", 7001).timeout("client_idle", "2s").timeout("upstream_idle", "2s");
+    let sluice = Sluice::start(&lab, &Setup::of([service]).mode(mode));
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (client, server, address) = route.connect(&listener);
+    let every = Duration::from_secs(1);
+    let keepalive = socket2::TcpKeepalive::new().with_time(every).with_interval(every).with_retries(9);
+    socket2::SockRef::from(&client).set_tcp_keepalive(&keepalive).expect("a kernel has keep-alives");
+    exchange(&client, &server);
+    thread::sleep(Duration::from_secs(5));
+    exchange(&client, &server);
+    lab.server.sh("ip link set s0 down");
+    assert_eq!(ending(&client), Ending::Reset);
+    expect(&sluice.record_of(address, SOON), "upstream_idle", "upstream");
 }

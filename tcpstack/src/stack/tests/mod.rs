@@ -8,6 +8,7 @@ mod peace;
 mod peers_that_break_rules;
 mod promises;
 mod sessions;
+mod silence;
 mod small_paths;
 mod spliced;
 mod spliced_by_hand;

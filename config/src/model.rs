@@ -226,6 +226,20 @@ pub struct Service {
     pub upstreams: Vec<Upstream>,
 }
 
+impl Service {
+    /// [`Service::source`] of one family.
+    pub fn sources_of(&self, v4: bool) -> impl Iterator<Item = IpAddr> + Clone {
+        self.source.iter().copied().filter(move |ip| ip.is_ipv4() == v4)
+    }
+
+    /// How many pairs of a source address and an upstream connections can be dialled between.
+    #[must_use]
+    pub fn source_pairs(&self) -> usize {
+        let sources = |upstream: &Upstream| self.sources_of(upstream.address.is_ipv4()).count().max(1);
+        self.upstreams.iter().map(sources).sum()
+    }
+}
+
 /// `[service.proxy_header]`: what the header says besides the addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ProxyHeaderExtras {

@@ -11,7 +11,7 @@ use std::time::Duration;
 use sluice_filters::DropReason;
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{Micros, PortId, WorkerId};
-use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::net::{Division, Lower, Owner, Reach, Route, Way};
 use sluice_tcpstack::stack::Forward;
 
 use crate::counters::WorkerCounters;
@@ -415,12 +415,13 @@ impl Lower for Egress {
         }
     }
 
-    fn owns(&self, key: &FlowKey) -> bool {
-        // Asked for every port there is when an upstream is first dialled: no route look-up where it would change nothing.
-        if !self.steer.depends_on_port() {
-            return self.steer.owns(key, PortId(0), self.worker);
-        }
-        self.net.route(key.src).is_none_or(|route| self.steer.owns(key, route.port, self.worker))
+    fn division(&self, (upstream, port): (Addr, u16), source: Addr) -> Division {
+        let arrives = self.net.route(upstream).map_or(PortId(0), |route| route.port);
+        self.steer.division(&FlowKey { src: upstream, dst: source, src_port: port, dst_port: 0 }, arrives)
+    }
+
+    fn owner(&self, division: &Division, port: u16) -> Owner {
+        Owner { node: 0, worker: self.steer.port_owner(division, port, self.worker) }
     }
 }
 

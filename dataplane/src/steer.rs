@@ -6,8 +6,9 @@
 //! packet, the same by every worker, and frames that came to another are handed over: clients by the flow table's keyed
 //! hash, upstreams by our own port, which their owner chose to name it.
 
-use sluice_filters::addr::FlowKey;
+use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{PortId, WorkerId};
+use sluice_tcpstack::net::Division;
 
 use crate::dpdk::RssInfo;
 
@@ -16,7 +17,7 @@ use crate::dpdk::RssInfo;
 pub struct Steer {
     workers: u8,
     /// By port; none where the device does not spread TCP flows over all workers.
-    rss: Vec<Option<RssInfo>>,
+    spreads: Vec<Option<Spread>>,
     in_software: bool,
 }
 
@@ -26,7 +27,8 @@ impl Steer {
     pub fn new(workers: u8, rss: Vec<Option<RssInfo>>) -> Steer {
         // One port without RSS is enough: its frames must find flows that another port's RSS placed.
         let in_software = workers > 1 && rss.iter().any(Option::is_none);
-        Steer { workers: workers.max(1), rss, in_software }
+        let spreads = rss.into_iter().map(|rss| rss.map(Spread::new)).collect();
+        Steer { workers: workers.max(1), spreads, in_software }
     }
 
     /// Whether frames may arrive at a worker that does not own their flow.
@@ -34,12 +36,6 @@ impl Steer {
     #[must_use]
     pub fn in_software(&self) -> bool {
         self.in_software
-    }
-
-    /// Whether the answer of [`Steer::owns`] depends on the port.
-    #[must_use]
-    pub fn depends_on_port(&self) -> bool {
-        self.workers > 1 && !self.in_software
     }
 
     /// The owner of a client's flow with this keyed hash, which arrived at `here`.
@@ -63,23 +59,70 @@ impl Steer {
         if self.in_software {
             return if service { self.client(hash, here) } else { self.upstream(key.dst_port, here) };
         }
-        self.queue(key, port).and_then(|queue| u8::try_from(queue).ok()).map_or(here, WorkerId)
+        self.spread(port).and_then(|spread| spread.owner(toeplitz(&spread.rss.key, key))).unwrap_or(here)
     }
 
-    /// Whether segments with `key` (as received) that arrive on `port` come to `worker`.
+    /// How our ports are divided among workers, of flows whose segments have `key` (as received on `port`) but for our port.
     #[must_use]
-    pub fn owns(&self, key: &FlowKey, port: PortId, worker: WorkerId) -> bool {
-        if self.in_software {
-            return self.upstream(key.dst_port, worker) == worker;
-        }
-        self.queue(key, port).is_none_or(|queue| queue == u16::from(worker.0))
+    pub fn division(&self, key: &FlowKey, port: PortId) -> Division {
+        let spread = if self.in_software { None } else { self.spread(port) };
+        let word = spread.map_or(0, |spread| toeplitz(&spread.rss.key, &FlowKey { dst_port: 0, ..*key }));
+        Division { port, v4: key.src.is_v4() && key.dst.is_v4(), word }
     }
 
-    /// The queue that the device puts segments with `key` into; none when it has only one.
-    fn queue(&self, key: &FlowKey, port: PortId) -> Option<u16> {
-        let rss = self.rss.get(usize::from(port.0))?.as_ref().filter(|_| self.workers > 1)?;
-        let hash = toeplitz(&rss.key, key);
-        rss.table.get(hash as usize & rss.table.len().wrapping_sub(1)).copied()
+    /// The owner of an upstream's flow towards our port `dst_port`, where all are `here` that nothing divides.
+    #[must_use]
+    pub fn port_owner(&self, division: &Division, dst_port: u16, here: WorkerId) -> WorkerId {
+        if self.in_software {
+            return self.upstream(dst_port, here);
+        }
+        let Some(spread) = self.spread(division.port) else { return here };
+        let [high, low] = dst_port.to_be_bytes();
+        // The hash is linear: what each octet of the port adds to it does not depend on the rest.
+        let [highs, lows] = if division.v4 { &*spread.ports4 } else { &*spread.ports6 };
+        let hash = division.word ^ highs[usize::from(high)] ^ lows[usize::from(low)];
+        spread.owner(hash).unwrap_or(here)
+    }
+
+    /// How the device spreads; none when all comes to one queue.
+    fn spread(&self, port: PortId) -> Option<&Spread> {
+        self.spreads.get(usize::from(port.0))?.as_ref().filter(|_| self.workers > 1)
+    }
+}
+
+/// What octets of our port add to a hash, first the high one's.
+type PortHashes = Box<[[u32; 256]; 2]>;
+
+/// How a device spreads flows over the workers.
+#[derive(Debug)]
+struct Spread {
+    rss: RssInfo,
+    ports4: PortHashes,
+    ports6: PortHashes,
+}
+
+impl Spread {
+    fn new(rss: RssInfo) -> Spread {
+        let hashes = |addr: Addr| {
+            let none = FlowKey { src: addr, dst: addr, src_port: 0, dst_port: 0 };
+            let without = toeplitz(&rss.key, &none);
+            let added = |dst_port| toeplitz(&rss.key, &FlowKey { dst_port, ..none }) ^ without;
+            let mut hashes = Box::new([[0; 256]; 2]);
+            for octet in 0..=255_u8 {
+                hashes[0][usize::from(octet)] = added(u16::from(octet) << 8);
+                hashes[1][usize::from(octet)] = added(u16::from(octet));
+            }
+            hashes
+        };
+        let (ports4, ports6) = (hashes(Addr::v4(0)), hashes(Addr::v6([0; 16])));
+        Spread { rss, ports4, ports6 }
+    }
+
+    /// Whose queue a hash names.
+    fn owner(&self, hash: u32) -> Option<WorkerId> {
+        let table = &self.rss.table;
+        let queue = table.get(hash as usize & table.len().wrapping_sub(1))?;
+        u8::try_from(*queue).ok().map(WorkerId)
     }
 }
 
@@ -152,8 +195,10 @@ mod tests {
         let steer = Steer::new(3, vec![None]);
         for port in 1024..2048 {
             let key = key("10.0.0.1", 80, "10.0.0.2", port);
-            let owners = (0..3).filter(|worker| steer.owns(&key, PortId(0), WorkerId(*worker))).count();
-            assert_eq!(owners, 1);
+            let division = steer.division(&key, PortId(0));
+            let owner = steer.port_owner(&division, port, WorkerId(9));
+            assert!(owner.0 < 3);
+            assert_eq!(owner, steer.owner(&key, 0, PortId(0), false, WorkerId(9)));
         }
     }
 
@@ -168,8 +213,31 @@ mod tests {
         assert!(!steer.in_software());
         // 0x51ccc178 & 3 = 0: queue 0.
         let key = key("66.9.149.187", 2794, "161.142.100.80", 1766);
-        assert!(steer.owns(&key, PortId(0), WorkerId(0)));
-        assert!(!steer.owns(&key, PortId(0), WorkerId(1)));
+        let division = steer.division(&key, PortId(0));
+        assert_eq!(steer.port_owner(&division, key.dst_port, WorkerId(1)), WorkerId(0));
         assert_eq!(steer.owner(&key, 0, PortId(0), true, WorkerId(1)), WorkerId(0));
+    }
+
+    /// The owner computed from a pair's word and a port's is the one that the device's hash of the whole names.
+    #[test]
+    fn a_ports_owner_is_the_queue_of_its_flow() {
+        let rss = |seed: u8| RssInfo {
+            key: (0..40).map(|at: u8| at.wrapping_mul(seed).rotate_left(3) ^ 0x5a).collect(),
+            table: (0..128).map(|at: u16| (at * 7 + u16::from(seed)) % 5).collect(),
+            hash_types: HashTypes { ipv4: true, tcp4: true, ipv6: true, tcp6: true },
+        };
+        let steer = Steer::new(5, vec![Some(rss(31)), Some(rss(77))]);
+        for (upstream, source) in [("10.0.0.5", "10.0.0.2"), ("fd00::5", "2001:db8::7:2")] {
+            for port in [PortId(0), PortId(1)] {
+                for upstream_port in [1, 80, 65_535] {
+                    let division = steer.division(&key(upstream, upstream_port, source, 4_711), port);
+                    for ours in 0..=u16::MAX {
+                        let whole = key(upstream, upstream_port, source, ours);
+                        let expected = steer.owner(&whole, 0, port, false, WorkerId(9));
+                        assert_eq!(steer.port_owner(&division, ours, WorkerId(9)), expected, "{whole:?}");
+                    }
+                }
+            }
+        }
     }
 }

@@ -195,9 +195,8 @@ fn filters(services: u32, prefixes: u32) -> (Engine, ServiceMap) {
 
 fn service(listen: SocketAddr) -> Service {
     use sluice_config::{
-        Balance, Congestion, Connect, Limits, Mode, Promise, ProxyHeaderExtras, ProxyProtocol, Timeouts,
+        Balance, Congestion, Connect, KeepAlives, Limits, Mode, Promise, ProxyHeaderExtras, ProxyProtocol, Timeouts,
     };
-    let d = std::time::Duration::from_secs(1);
     Service {
         name: listen.to_string(),
         listen: vec![listen],
@@ -211,14 +210,8 @@ fn service(listen: SocketAddr) -> Service {
         congestion: Congestion::Reno,
         upstream_congestion: Congestion::None,
         buffer: 65_535,
-        timeouts: Timeouts {
-            connect: d,
-            client_idle: d,
-            upstream_idle: d,
-            half_closed: d,
-            first_data: d,
-            unacknowledged: d,
-        },
+        timeouts: Timeouts::default(),
+        keepalive: KeepAlives::default(),
         limits: Limits { connections: 1, connections_per_source: 0 },
         promise: Promise::default(),
         upstreams: vec![],

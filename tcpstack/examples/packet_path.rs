@@ -9,7 +9,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::addr::Addr;
 use sluice_filters::engine::{Engine, Unseen};
 use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::testkit::{Opt, tcp};
@@ -17,7 +17,7 @@ use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{Flags, Parsed, RxChecksums, parse, parse_then};
 use sluice_tcpstack::cookie::Jar;
 use sluice_tcpstack::counters::StackCounters;
-use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::net::{Division, Lower, Owner, Reach, Route, Way};
 use sluice_tcpstack::stack::{Arrival, Setup, Shared, Stack};
 
 const CONFIG: &str = r#"
@@ -53,8 +53,12 @@ impl Lower for Nothing {
     fn reach(&mut self, _: Way) -> Reach {
         Reach::Failed
     }
-    fn owns(&self, _: &FlowKey) -> bool {
-        true
+    fn division(&self, _: (Addr, u16), _: Addr) -> Division {
+        Division { port: PortId(0), v4: true, word: 0 }
+    }
+
+    fn owner(&self, _: &Division, _: u16) -> Owner {
+        Owner { node: 0, worker: WorkerId(0) }
     }
 }
 

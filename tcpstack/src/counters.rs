@@ -36,6 +36,10 @@ pub struct StackCounters {
     pub records_lost: Counter,
     /// Upstream source ports in use or resting (gauge).
     pub source_ports: Counter,
+    /// Source ports taken out of TIME-WAIT by a SYN that it accepts.
+    pub ports_reused: Counter,
+    /// Rests of source ports that ended early for want of room.
+    pub rests_cut_short: Counter,
     /// Gauge: few SYNs come, so that answered ones are noted, 0 or 1.
     pub peace: Counter,
     /// Gauge: SYN-ACKs that may be repeated.
@@ -301,6 +305,8 @@ impl StackCounters {
             syn_acks_repeated: Counter::default(),
             repeats_withheld: Counter::default(),
             keep_alives: Counter::default(),
+            ports_reused: Counter::default(),
+            rests_cut_short: Counter::default(),
             paths_narrowed: Default::default(),
             strangers_reset: Counter::default(),
             resets_withheld: Default::default(),

@@ -1,7 +1,7 @@
 //! What the stack asks of the layers below it. The dataplane implements it over DPDK ports, tests over vectors.
 
-use sluice_filters::addr::{Addr, FlowKey};
-use sluice_filters::units::PortId;
+use sluice_filters::addr::Addr;
+use sluice_filters::units::{PortId, WorkerId};
 
 /// The way a packet leaves the appliance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,26 @@ pub enum Reach {
     Failed,
 }
 
+/// Who receives what comes to a source port of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The appliance, of several that share an address; alone it is number 0.
+    pub node: u16,
+    /// Its worker.
+    pub worker: WorkerId,
+}
+
+/// How the source ports between two addresses are divided among workers: what [`Lower::owner`] needs besides the port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Division {
+    /// The port that answers arrive on.
+    pub port: PortId,
+    /// Whether they are IPv4.
+    pub v4: bool,
+    /// The device's hash of them, but for our port.
+    pub word: u32,
+}
+
 /// The layers below the stack.
 pub trait Lower {
     /// Whether `way` takes another packet of payload now. When not, the stack keeps its data and asks again next turn.
@@ -70,6 +90,9 @@ pub trait Lower {
     /// Whether `way`'s next hop is known.
     fn reach(&mut self, way: Way) -> Reach;
 
-    /// Whether segments with `key` (as received) come to this worker.
-    fn owns(&self, key: &FlowKey) -> bool;
+    /// How the ports of `source` towards an upstream's address and port are divided among workers. Asked once for each such pair.
+    fn division(&self, upstream: (Addr, u16), source: Addr) -> Division;
+
+    /// Who receives what comes to a source port. Asked for each port that is tried.
+    fn owner(&self, division: &Division, port: u16) -> Owner;
 }

@@ -300,12 +300,12 @@ mod tests {
     use std::collections::HashMap;
 
     use proptest::prelude::*;
-    use sluice_filters::addr::FlowKey;
     use sluice_filters::testkit::{self, Opt};
+    use sluice_filters::units::WorkerId;
     use sluice_filters::{Parsed, RxChecksums, parse};
 
     use super::*;
-    use crate::net::{Reach, Route};
+    use crate::net::{Division, Owner, Reach, Route};
 
     /// What was sent.
     struct Sent(Vec<Vec<u8>>);
@@ -330,8 +330,12 @@ mod tests {
             Reach::Known
         }
 
-        fn owns(&self, _: &FlowKey) -> bool {
-            true
+        fn division(&self, _: (Addr, u16), _: Addr) -> Division {
+            Division { port: sluice_filters::units::PortId(0), v4: true, word: 0 }
+        }
+
+        fn owner(&self, _: &Division, _: u16) -> Owner {
+            Owner { node: 0, worker: WorkerId(0) }
         }
     }
 

@@ -194,7 +194,7 @@ impl Series {
 
     fn worker(&mut self, index: usize) {
         type Field = fn(&WorkerCounters) -> &Counter;
-        const COUNTERS: [(Family, Field); 18] = [
+        const COUNTERS: [(Family, Field); 20] = [
             (f::BANS_REFUSED, |worker| &worker.filters.bans_refused),
             (f::LIMIT_DISPLACED, |worker| &worker.filters.records_displaced),
             (f::LIMIT_REFUSED, |worker| &worker.filters.records_refused),
@@ -208,6 +208,8 @@ impl Series {
             (f::KEEP_ALIVES, |worker| &worker.stack.keep_alives),
             (f::STRANGERS_RESET, |worker| &worker.stack.strangers_reset),
             (f::ANSWERS_WITHHELD, |worker| &worker.stack.answers_withheld),
+            (f::SOURCE_PORTS_REUSED, |worker| &worker.stack.ports_reused),
+            (f::SOURCE_PORT_RESTS_CUT, |worker| &worker.stack.rests_cut_short),
             (f::WORKER_TURNS, |worker| &worker.turns),
             (f::WORKER_BUSY_TURNS, |worker| &worker.busy_turns),
             (f::HANDOVER_PACKETS, |worker| &worker.handed_over),

@@ -11,9 +11,9 @@ use super::forward::reset_by;
 use super::window::Half;
 use super::{COARSE, COARSE_LOG, Certain, End, NOT_CONNECTED, Splice, State, coarse, flow};
 use crate::net::Lower;
+use crate::ports::{Memory, Rest};
 use crate::record::EndCause;
 use crate::segment::BareSegment;
-use crate::stack::dial::Rest;
 use crate::stack::ending::Ended;
 use crate::stack::linger::{Left, Lingers};
 use crate::stack::{Side, Stack, send_bare};
@@ -256,7 +256,10 @@ impl Stack {
             let rest = match left {
                 Left::Silent => Rest::None,
                 // Our numbers and timestamps are the clients': nothing says that the next ones come later than these.
-                Left::Closed if splice.state.has(State::UPSTREAM_FIRST) => Rest::TimeWait,
+                Left::Closed if splice.state.has(State::UPSTREAM_FIRST) => Rest::TimeWait(Memory {
+                    end: splice.upstream.ack,
+                    timestamp: splice.client.newest_timestamp().filter(|_| splice.state.has(State::TIMESTAMPS)),
+                }),
                 Left::Closed | Left::Reset | Left::Told => Rest::Brief,
             };
             self.source_ports.release(lease, rest, now);

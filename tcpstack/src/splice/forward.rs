@@ -554,7 +554,7 @@ fn listen_end(listens: &[End], splice: &Splice) -> End {
 /// Our end towards the upstream, and the upstream.
 #[inline]
 fn upstream_ends(pairs: &SourcePorts, splice: &Splice) -> (End, End) {
-    let (source, upstream) = pairs.pair(u32::from(splice.pair));
+    let (source, upstream) = pairs.pair(splice.space());
     (End { addr: source, port: splice.our_port }, upstream)
 }
 

@@ -28,6 +28,7 @@ use sluice_filters::units::{Micros, Seq, ServiceId};
 use self::opening::Opening;
 use self::window::Half;
 use crate::net::Way;
+use crate::ports::SpaceId;
 use crate::stack::Side;
 use crate::stack::dial::Lease;
 
@@ -245,9 +246,14 @@ impl Splice {
         }
     }
 
+    /// The pair of source and upstream address that its source port belongs to.
+    fn space(&self) -> SpaceId {
+        SpaceId(u32::from(self.pair))
+    }
+
     /// The source port, while the session has one.
     fn lease(&self) -> Option<Lease> {
-        (self.our_port != 0).then_some(Lease { space: usize::from(self.pair), port: self.our_port })
+        (self.our_port != 0).then_some(Lease { space: self.space(), port: self.our_port })
     }
 }
 

@@ -29,11 +29,11 @@ use crate::cookie::Offer;
 use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
 use crate::path_mtu::{MIN_V6, PathMtu, PathSource, Whole};
+use crate::ports::Rest;
 use crate::proxy::Header;
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, PACKET_MAX, SynSegment, TcpChecksum};
-use crate::stack::dial::Rest;
-use crate::stack::ending::Target;
+use crate::stack::ending::{Numbers, Target};
 use crate::stack::ingress::{Inbound, Validated};
 use crate::stack::{Arrival, FlowRef, Outcome, Side, Stack, count, send_bare};
 use crate::translate::Patch;
@@ -113,6 +113,11 @@ impl Opening {
 }
 
 impl Splice {
+    /// Our SYN's timestamp towards the upstream.
+    fn timestamp(&self) -> Option<u32> {
+        self.state.has(State::TIMESTAMPS).then_some(self.client.timestamp)
+    }
+
     /// Our SYN's number towards the upstream while it is being dialled.
     pub(super) fn dialling(&self) -> Option<Seq> {
         let opening = self.opening.as_ref()?;
@@ -380,8 +385,10 @@ impl Stack {
     fn dial_spliced<N: Lower>(&mut self, index: u32, settings: &Service, now: Micros, net: &mut N) {
         let Some(splice) = self.splices.get_mut(index) else { return };
         let service = splice.service;
-        let Some(mut tried) = splice.opening.as_ref().map(|opening| opening.tried) else { return };
-        let target = self.next_upstream(service, settings, &mut tried, now, net);
+        let Some(opening) = splice.opening.as_ref() else { return };
+        let (mut tried, isn) = (opening.tried, opening.dial_isn(splice.isn));
+        let numbers = Numbers::Clients { isn, timestamp: splice.timestamp() };
+        let target = self.next_upstream(service, settings, &mut tried, numbers, now, net);
         let Some(splice) = self.splices.get_mut(index) else { return };
         let Some(opening) = &mut splice.opening else { return };
         opening.tried = tried;
@@ -393,12 +400,12 @@ impl Stack {
         opening.pause = RESEND_FIRST;
         opening.quick = 0;
         splice.our_port = target.lease.port;
-        let place = |index: usize| u16::try_from(index).ok();
+        let place = |index: u32| u16::try_from(index).ok();
         let (port, hop) = match target.route.way {
-            Way::Neighbor { port, id } => (port, id as usize),
+            Way::Neighbor { port, id } => (port, id),
             Way::Reply { port, .. } => (port, 0),
         };
-        let (Some(pair), Some(hop)) = (place(target.lease.space), place(hop)) else {
+        let (Some(pair), Some(hop)) = (place(target.lease.space.0), place(hop)) else {
             // More pairs of addresses, or next hops, than a session can name.
             self.end_spliced(index, EndCause::Internal, now, net);
             return;
@@ -429,7 +436,7 @@ impl Stack {
         let mtus = &self.mtus;
         let Some(splice) = self.splices.get_mut(index) else { return };
         let window = splice.client.window();
-        let timestamp = splice.state.has(State::TIMESTAMPS).then_some(splice.client.timestamp);
+        let timestamp = splice.timestamp();
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         let Stage::Dialing { target, .. } = opening.stage else { return };
         // What the upstream sends has to fit both ports, whatever the families.

@@ -17,9 +17,9 @@ use sluice_filters::{DropReason, Flags, TcpOptions};
 use super::promise::{Accepted, Offered};
 use crate::counters::{DialFailure, ProbeResult};
 use crate::net::Lower;
+use crate::ports::Rest;
 use crate::segment::{self, BareSegment, Direction, PACKET_MAX, SynSegment, TcpChecksum};
-use crate::stack::dial::Rest;
-use crate::stack::ending::Target;
+use crate::stack::ending::{Numbers, Target};
 use crate::stack::ingress::Inbound;
 use crate::stack::{FlowRef, Outcome, Stack, count, send_bare};
 
@@ -142,7 +142,8 @@ impl Stack {
                     return;
                 };
                 // Not counted as a failed dial: no client was waiting.
-                let aimed: Result<Target, DialFailure> = self.aim(service, settings, upstream, address, now, net);
+                let aimed: Result<Target, DialFailure> =
+                    self.aim(service, settings, (upstream, address), Numbers::Ours, now, net);
                 let Ok(target) = aimed else {
                     self.put_off(index, settings, now);
                     return;
@@ -157,7 +158,7 @@ impl Stack {
                     probe.begun = Some(now);
                 }
                 let isn = self.initial_sequence_number(&target.key, now);
-                let stamp = self.timestamp_ms.wrapping_add(self.keyed(&target.key, 1) as u32);
+                let stamp = self.timestamp_ms.wrapping_add(self.timestamp_offset(&target.key));
                 Asked { target, isn, stamp, syns: 0, answer: None }
             }
         };

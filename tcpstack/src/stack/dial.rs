@@ -1,23 +1,19 @@
 //! Which upstream a session dials, from which address and port.
 
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use sluice_config::Service;
-use sluice_filters::addr::{Addr, FlowKey};
-use sluice_filters::units::Micros;
+use sluice_config::{Config, Service};
+use sluice_filters::addr::Addr;
+use sluice_filters::units::{Micros, WorkerId};
 
-use crate::net::Lower;
-use crate::ports::PortSpace;
+use crate::net::{Division, Lower, Owner};
+use crate::ports::{Fit, Memory, Ports, Rest, SpaceId};
 use crate::splice::End;
 
 /// An upstream that failed is dialled last for this long.
 const SHUNNED: Duration = Duration::from_secs(5);
-/// TIME-WAIT of a kernel (RFC 9293 section 3.4.2; Linux waits 60 s): before that a source port is not used again.
-const TIME_WAIT: Duration = Duration::from_secs(60);
-/// Where no TIME-WAIT stands in the way, long enough for what is still on the wire. With timestamps it does not: a SYN with a later
-/// one takes its place (RFC 6191).
-const BRIEF_REST: Duration = Duration::from_secs(1);
 
 /// One service's turn-taking among its upstreams.
 pub(crate) struct Balancer {
@@ -92,12 +88,12 @@ impl Balancer {
         upstream: SocketAddr,
         default: Addr,
     ) -> impl Iterator<Item = Addr> {
-        let own: Vec<Addr> =
-            service.source.iter().filter(|ip| ip.is_ipv4() == upstream.is_ipv4()).map(|ip| Addr::from(*ip)).collect();
-        let list = if own.is_empty() { vec![default] } else { own };
+        let own = service.sources_of(upstream.is_ipv4());
+        let len = own.clone().count();
         self.next_source = self.next_source.wrapping_add(1);
-        let (turn, len) = (self.next_source, list.len());
-        (0..len).map(move |step| list[(turn + step) % len])
+        let turn = self.next_source.checked_rem(len).unwrap_or(0);
+        let listed = own.clone().skip(turn).chain(own.take(turn)).map(Addr::from);
+        listed.chain((len == 0).then_some(default))
     }
 }
 
@@ -106,86 +102,110 @@ const NOBODY: Addr = Addr { hi: 0, lo: 0 };
 /// A source port in use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lease {
-    pub(crate) space: usize,
+    pub(crate) space: SpaceId,
     pub(crate) port: u16,
+}
+
+/// A set of ports, one bit each.
+type PortBits = Box<[u64; 1024]>;
+
+/// What stands against a port towards one upstream from one of our addresses, besides that it is taken.
+struct Pair {
+    division: Division,
+    /// The ports that services listen on at our address, if any: those are the clients'. An index.
+    listened: Option<usize>,
 }
 
 /// The source ports of all (source address, upstream) pairs, of which configuration bounds the number.
 pub(crate) struct SourcePorts {
-    spaces: Vec<(Addr, SocketAddr, PortSpace)>,
+    ports: Ports,
+    known: HashMap<(Addr, SocketAddr), SpaceId>,
+    pairs: Vec<Pair>,
     /// The same pairs, close together, for the packet path.
     ends: Vec<(Addr, End)>,
-    seed: [u8; 16],
+    listened: Vec<(Addr, PortBits)>,
+    us: Owner,
 }
 
 impl SourcePorts {
-    pub(crate) fn new(seed: [u8; 16]) -> SourcePorts {
-        SourcePorts { spaces: Vec::new(), ends: Vec::new(), seed }
+    /// For the dials that `config` may lead to, made by `worker`. `seed` is random.
+    pub(crate) fn new(config: &Config, worker: WorkerId, seed: [u8; 16]) -> SourcePorts {
+        let ports = config.ports.iter().flat_map(|port| &port.addresses).map(|address| Addr::from(address.address));
+        let own = config.services.iter().flat_map(|service| &service.source).map(|source| Addr::from(*source));
+        let sources: HashSet<Addr> = ports.chain(own).collect();
+        let mut listened: Vec<(Addr, PortBits)> = Vec::new();
+        for listen in config.services.iter().flat_map(|service| &service.listen) {
+            let addr = listen.ip().into();
+            if !sources.contains(&addr) {
+                continue;
+            }
+            let at = listened.iter().position(|(known, _)| *known == addr).unwrap_or_else(|| {
+                listened.push((addr, Box::new([0; 1024])));
+                listened.len() - 1
+            });
+            listened[at].1[usize::from(listen.port() >> 6)] |= 1 << (listen.port() & 63);
+        }
+        // All there can be, so that nothing grows in a turn; upstreams that services share are counted too often.
+        let pairs = config.services.iter().map(sluice_config::Service::source_pairs).sum();
+        let mut all = Ports::new(seed);
+        all.reserve(pairs);
+        SourcePorts {
+            ports: all,
+            known: HashMap::with_capacity(pairs),
+            pairs: Vec::with_capacity(pairs),
+            ends: Vec::with_capacity(pairs),
+            listened,
+            us: Owner { node: 0, worker },
+        }
     }
 
-    /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which is not `listened` on at
-    /// `source`; none when all are taken.
+    /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which no service listens on at
+    /// `source`; none when all are taken. Of those that rest in TIME-WAIT one is taken if it `fits`.
     pub(crate) fn lease<N: Lower>(
         &mut self,
-        source: Addr,
-        upstream: SocketAddr,
+        (source, upstream): (Addr, SocketAddr),
         now: Micros,
         net: &N,
-        listened: impl Fn(u16) -> bool,
+        fits: impl Fn(u16, &Memory) -> Fit,
     ) -> Option<Lease> {
-        let found = self.spaces.iter().position(|(s, u, _)| *s == source && *u == upstream);
-        let space = found.unwrap_or_else(|| {
-            let key =
-                |port| FlowKey { src: upstream.ip().into(), dst: source, src_port: upstream.port(), dst_port: port };
-            let ports = PortSpace::new(self.seed, |port| !listened(port) && net.owns(&key(port)));
-            self.spaces.push((source, upstream, ports));
-            self.ends.push((source, End { addr: upstream.ip().into(), port: upstream.port() }));
-            self.spaces.len() - 1
+        let end = End { addr: upstream.ip().into(), port: upstream.port() };
+        let space = *self.known.entry((source, upstream)).or_insert_with(|| {
+            let listened = self.listened.iter().position(|(addr, _)| *addr == source);
+            self.pairs.push(Pair { division: net.division((end.addr, end.port), source), listened });
+            self.ends.push((source, end));
+            self.ports.open()
         });
-        let port = self.spaces[space].2.allocate(now)?;
+        let Pair { division, listened } = self.pairs.get(space.0 as usize)?;
+        let listened = listened.and_then(|at| self.listened.get(at));
+        let us = self.us;
+        let wanted = |port: u16| {
+            net.owner(division, port) == us
+                && listened.is_none_or(|(_, bits)| bits[usize::from(port >> 6)] >> (port & 63) & 1 == 0)
+        };
+        let port = self.ports.allocate(space, now, wanted, fits)?;
         Some(Lease { space, port })
     }
 
     /// Gives a port back. It rests first when the upstream may still remember the connection.
     pub(crate) fn release(&mut self, lease: Lease, rest: Rest, now: Micros) {
-        let rest = match rest {
-            Rest::None => Duration::ZERO,
-            Rest::Brief => BRIEF_REST,
-            Rest::TimeWait => TIME_WAIT,
-        };
-        if let Some((_, _, ports)) = self.spaces.get_mut(lease.space) {
-            ports.release(lease.port, now, rest);
-        }
+        self.ports.release(lease.space, lease.port, rest, now);
     }
 
     /// Lets ports go that have rested long enough; a bounded number.
     pub(crate) fn reap(&mut self, now: Micros) {
-        for (_, _, ports) in &mut self.spaces {
-            ports.reap(now);
-        }
+        self.ports.reap(now);
     }
 
     /// The source address and the upstream of the pair that a lease's `space` names; zeroes where there is none.
     #[inline]
-    pub(crate) fn pair(&self, space: u32) -> (Addr, End) {
-        self.ends.get(space as usize).copied().unwrap_or((NOBODY, End { addr: NOBODY, port: 0 }))
+    pub(crate) fn pair(&self, space: SpaceId) -> (Addr, End) {
+        self.ends.get(space.0 as usize).copied().unwrap_or((NOBODY, End { addr: NOBODY, port: 0 }))
     }
 
-    /// Ports in use or resting.
-    pub(crate) fn occupied(&self) -> usize {
-        self.spaces.iter().map(|(_, _, ports)| ports.in_use() + ports.resting()).sum()
+    /// The ports and what became of them, to be counted.
+    pub(crate) fn ports(&self) -> &Ports {
+        &self.ports
     }
-}
-
-/// How long a source port rests: by what the upstream may remember of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rest {
-    /// It remembers nothing: it refused, or reset.
-    None,
-    /// What it remembers does not stand in the way of a new connection.
-    Brief,
-    /// A TIME-WAIT that nothing overrides.
-    TimeWait,
 }
 
 #[cfg(test)]

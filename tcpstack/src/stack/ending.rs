@@ -12,6 +12,7 @@ use super::linger::Linger;
 use super::{FlowRef, Stack, count, linger_timer, send_bare};
 use crate::counters::DialFailure;
 use crate::net::{Lower, Route};
+use crate::ports::Memory;
 use crate::record::{EndCause, SessionRecord};
 
 /// An upstream about to be dialled.
@@ -26,6 +27,15 @@ pub(crate) struct Target {
     pub(crate) key: FlowKey,
     /// That flow's hash.
     pub(crate) hash: u64,
+}
+
+/// Whose numbers a dial's SYN has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Numbers {
+    /// Ours: a clock of the 4-tuple's own.
+    Ours,
+    /// A client's.
+    Clients { isn: Seq, timestamp: Option<u32> },
 }
 
 /// What there is to say of a connection that ended.
@@ -52,6 +62,7 @@ impl Stack {
         service: ServiceId,
         settings: &Service,
         tried: &mut u64,
+        numbers: Numbers,
         now: Micros,
         net: &mut N,
     ) -> Option<Target> {
@@ -59,7 +70,7 @@ impl Stack {
             let balancer = self.balancers.get_mut(usize::from(service.0))?;
             let (index, address) = balancer.choose(*tried, now)?;
             *tried |= 1 << index;
-            match self.aim(service, settings, index, address, now, net) {
+            match self.aim(service, settings, (index, address), numbers, now, net) {
                 Ok(target) => return Some(target),
                 Err(failure) => self.dial_failed(service, index, failure, now),
             }
@@ -71,20 +82,29 @@ impl Stack {
         &mut self,
         service: ServiceId,
         settings: &Service,
-        index: u16,
-        address: SocketAddr,
+        (index, address): (u16, SocketAddr),
+        numbers: Numbers,
         now: Micros,
         net: &mut N,
     ) -> Result<Target, DialFailure> {
         let route = net.route(address.ip().into()).ok_or(DialFailure::Unreachable)?;
         let balancer = self.balancers.get_mut(usize::from(service.0)).ok_or(DialFailure::Unreachable)?;
-        let (ports, listens) = (&mut self.source_ports, &self.listen_index);
+        let (ports, secret, stamp) = (&mut self.source_ports, self.isn_key, self.timestamp_ms);
         let (source, lease) = balancer
             .sources(settings, address, route.source)
             .find_map(|source| {
-                // A port that a service listens on at the same address is the clients'.
-                let listened = |port| listens.contains_key(&(source, port));
-                Some((source, ports.lease(source, address, now, net, listened)?))
+                let fits = |port: u16, memory: &Memory| {
+                    let key =
+                        FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: port };
+                    let (isn, timestamp) = match numbers {
+                        Numbers::Clients { isn, timestamp } => (isn, timestamp),
+                        Numbers::Ours => {
+                            (first_number(secret, &key, now), Some(stamp.wrapping_add(keyed(secret, &key, 1) as u32)))
+                        }
+                    };
+                    memory.fits(isn, timestamp)
+                };
+                Some((source, ports.lease((source, address), now, net, fits)?))
             })
             .ok_or(DialFailure::NoSourcePort)?;
         let key = FlowKey { src: address.ip().into(), dst: source, src_port: address.port(), dst_port: lease.port };
@@ -183,16 +203,25 @@ impl Stack {
 
     /// Our first sequence number towards an upstream (RFC 6528): a clock of 4 us ticks plus a keyed hash of the 4-tuple.
     pub(crate) fn initial_sequence_number(&self, key: &FlowKey, now: Micros) -> Seq {
-        Seq((now.0 / 4) as u32).plus(self.keyed(key, 0) as u32)
+        first_number(self.isn_key, key, now)
     }
 
-    pub(crate) fn keyed(&self, key: &FlowKey, purpose: u8) -> u64 {
-        let mut octets = [0; 37];
-        octets[..16].copy_from_slice(&key.src.octets());
-        octets[16..32].copy_from_slice(&key.dst.octets());
-        octets[32..34].copy_from_slice(&key.src_port.to_be_bytes());
-        octets[34..36].copy_from_slice(&key.dst_port.to_be_bytes());
-        octets[36] = purpose;
-        SipHasher13::new_with_keys(self.isn_key[0], self.isn_key[1]).hash(&octets)
+    /// What our timestamps towards an upstream are ahead of the clock.
+    pub(crate) fn timestamp_offset(&self, key: &FlowKey) -> u32 {
+        keyed(self.isn_key, key, 1) as u32
     }
+}
+
+fn first_number(secret: [u64; 2], key: &FlowKey, now: Micros) -> Seq {
+    Seq((now.0 / 4) as u32).plus(keyed(secret, key, 0) as u32)
+}
+
+fn keyed(secret: [u64; 2], key: &FlowKey, purpose: u8) -> u64 {
+    let mut octets = [0; 37];
+    octets[..16].copy_from_slice(&key.src.octets());
+    octets[16..32].copy_from_slice(&key.dst.octets());
+    octets[32..34].copy_from_slice(&key.src_port.to_be_bytes());
+    octets[34..36].copy_from_slice(&key.dst_port.to_be_bytes());
+    octets[36] = purpose;
+    SipHasher13::new_with_keys(secret[0], secret[1]).hash(&octets)
 }

@@ -319,7 +319,7 @@ impl Stack {
             // No secret: the numbers smoltcp draws are translated before anyone sees them.
             interfaces: Interfaces::new(u64::from(worker.0)),
             path_mtus: PathMtus::new([word(2), word(3)]),
-            source_ports: SourcePorts::new(half(16)),
+            source_ports: SourcePorts::new(&config, worker, half(16)),
             balancers,
             mtus,
             isn_key: [word(4), word(5)],
@@ -520,7 +520,10 @@ impl Stack {
             counter.set(learned);
         }
         self.counters.held_bytes.set(self.held_octets as u64);
-        self.counters.source_ports.set(self.source_ports.occupied() as u64);
+        let ports = self.source_ports.ports();
+        self.counters.source_ports.set((ports.in_use() + ports.resting()) as u64);
+        self.counters.ports_reused.set(ports.fitted());
+        self.counters.rests_cut_short.set(ports.rests_cut_short());
     }
 }
 

@@ -18,6 +18,7 @@ use super::guard::Guard;
 use super::liveness::Liveness;
 use crate::net::{Lower, Way};
 use crate::path_mtu::{Path, PathMtu, Whole};
+use crate::ports::Memory;
 use crate::segment::{self, BareSegment, Direction, IpHeader, SynSegment, TcpChecksum};
 use crate::stack::send_bare;
 use crate::translate::Translator;
@@ -149,6 +150,11 @@ impl Leg {
     /// Our first sequence number.
     pub(crate) fn isn(&self) -> Seq {
         self.isn
+    }
+
+    /// What the peer's TIME-WAIT remembers of us.
+    pub(crate) fn last_numbers(&self) -> Memory {
+        Memory { end: self.guard.snd_max(), timestamp: None }
     }
 
     /// Whether both ends send timestamps.

@@ -12,9 +12,9 @@ use super::endpoint::{Endpoint, Making};
 use super::session::{Dialled, Greeting, Phase, Relayed, Session};
 use crate::counters::DialFailure;
 use crate::net::{Lower, Reach};
+use crate::ports::Rest;
 use crate::record::EndCause;
-use crate::stack::dial::Rest;
-use crate::stack::ending::{Ended, Target};
+use crate::stack::ending::{Ended, Numbers, Target};
 use crate::stack::linger::{Left, Lingers};
 use crate::stack::{FlowRef, Side, Stack, send_bare, session_timer};
 
@@ -111,7 +111,8 @@ impl Stack {
         now: Micros,
         net: &mut N,
     ) -> Result<(), Relayed> {
-        let Some(target) = self.next_upstream(session.service, settings, &mut session.tried, now, net) else {
+        let Some(target) = self.next_upstream(session.service, settings, &mut session.tried, Numbers::Ours, now, net)
+        else {
             return Err(Relayed::Over(EndCause::DialFailed));
         };
         let Target { index: upstream, route, lease, key, hash } = target;
@@ -124,7 +125,7 @@ impl Stack {
             promised: 0,
             congestion: settings.upstream_congestion,
             isn: self.initial_sequence_number(&key, now),
-            timestamp_offset: self.keyed(&key, 1) as u32,
+            timestamp_offset: self.timestamp_offset(&key),
             timestamps: true,
             window_shift: 0,
         };
@@ -219,7 +220,7 @@ impl Stack {
                 // No TIME-WAIT follows a RST; a later timestamp ends it early (RFC 6191).
                 Left::Reset | Left::Told => Rest::Brief,
                 Left::Closed if dialled.endpoint.leg.timestamps() => Rest::Brief,
-                Left::Closed => Rest::TimeWait,
+                Left::Closed => Rest::TimeWait(dialled.endpoint.leg.last_numbers()),
             };
             let ours = left == Left::Closed && dialled.endpoint.state() == State::TimeWait;
             let reset = left == Left::Reset && dialled.endpoint.leg.guard.synchronized();

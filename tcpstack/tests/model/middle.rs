@@ -14,7 +14,7 @@ use sluice_filters::units::{Micros, PortId, Seq, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Parsed, RxChecksums, parse};
 use sluice_tcpstack::cookie::{Jar, SYN_ACK_MAX};
 use sluice_tcpstack::counters::StackCounters;
-use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::net::{Division, Lower, Owner, Reach, Route, Way};
 use sluice_tcpstack::record::SessionRecord;
 use sluice_tcpstack::stack::{Arrival, Forward, Outcome, Setup, Shared, Stack};
 
@@ -205,8 +205,12 @@ impl Lower for Below {
         Reach::Known
     }
 
-    fn owns(&self, _: &FlowKey) -> bool {
-        true
+    fn division(&self, _: (Addr, u16), _: Addr) -> Division {
+        Division { port: PortId(0), v4: true, word: 0 }
+    }
+
+    fn owner(&self, _: &Division, _: u16) -> Owner {
+        Owner { node: 0, worker: WorkerId(0) }
     }
 }
 

@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_config::Config;
-use sluice_filters::addr::{Addr, FlowKey};
+use sluice_filters::addr::Addr;
 use sluice_filters::engine::Engine;
 use sluice_filters::testkit::{OUR_MAC, Opt, PEER_MAC, TcpBuilder, ethernet, tcp};
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions, parse};
 use sluice_tcpstack::cookie::{Jar, SYN_ACK_MAX};
 use sluice_tcpstack::counters::StackCounters;
-use sluice_tcpstack::net::{Lower, Reach, Route, Way};
+use sluice_tcpstack::net::{Division, Lower, Owner, Reach, Route, Way};
 use sluice_tcpstack::stack::{Arrival, Forward, Outcome, Setup, Shared, Stack};
 
 /// Where clients connect.
@@ -71,8 +71,12 @@ impl Lower for Wire {
         Reach::Known
     }
 
-    fn owns(&self, _: &FlowKey) -> bool {
-        true
+    fn division(&self, _: (Addr, u16), _: Addr) -> Division {
+        Division { port: PortId(0), v4: true, word: 0 }
+    }
+
+    fn owner(&self, _: &Division, _: u16) -> Owner {
+        Owner { node: 0, worker: WorkerId(0) }
     }
 }
 

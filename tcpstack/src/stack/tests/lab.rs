@@ -17,7 +17,7 @@ use smoltcp::wire::{HardwareAddress, IpAddress, IpCidr, IpEndpoint};
 
 use super::super::*;
 use crate::cookie::SYN_ACK_MAX;
-use crate::net::{Reach, Route};
+use crate::net::{Division, Owner, Reach, Route};
 
 pub(super) const CLIENT_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 pub(super) const OUR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 9];
@@ -57,8 +57,13 @@ impl Lower for Below {
         self.reach
     }
 
-    fn owns(&self, key: &FlowKey) -> bool {
-        self.only_ports.as_ref().is_none_or(|ports| ports.contains(&key.dst_port))
+    fn division(&self, upstream: (Addr, u16), _: Addr) -> Division {
+        Division { port: PortId(0), v4: upstream.0.is_v4(), word: 0 }
+    }
+
+    fn owner(&self, _: &Division, port: u16) -> Owner {
+        let ours = self.only_ports.as_ref().is_none_or(|ports| ports.contains(&port));
+        Owner { node: 0, worker: WorkerId(u8::from(!ours)) }
     }
 }
 

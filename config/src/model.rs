@@ -311,8 +311,11 @@ impl KeepAlive {
 pub struct Limits {
     /// Connections at once, all workers together. Default 100,000.
     pub connections: u32,
-    /// Connections at once from one source address; 0 = no limit.
+    /// Connections at once from one source; 0 = no limit.
     pub connections_per_source: u32,
+    /// Percent of the connections there can be at once that one source, or one prefix (IPv4 /24, IPv6 /48), may hold when only a quarter is
+    /// left. Default 10; 100 = all.
+    pub share: u8,
 }
 
 /// `[service.promise]`: what SYN-ACKs of a spliced service promise in its upstreams' name. What is not pinned is learned from them by probes.
@@ -570,6 +573,8 @@ pub struct Filters {
     pub allow: Vec<IpNet>,
     /// ICMP and ICMPv6 echo replies per second, per worker. Default 1,000.
     pub icmp_rate: u32,
+    /// What one source is: an IPv4 address, or an IPv6 prefix of this length. Default 64.
+    pub source_prefix_v6: u8,
     /// SYN-ACKs towards one prefix (IPv4 /24, IPv6 /48), per worker; none = no ceiling. Default 20,000 a second, 40,000 at once.
     pub syn_ack_ceiling: Option<Rate>,
     /// Sources and prefixes whose limits each worker remembers. Default 262,144, of 16 octets each.
@@ -729,7 +734,7 @@ impl Default for Promise {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { connections: 100_000, connections_per_source: 0 }
+        Limits { connections: 100_000, connections_per_source: 0, share: 10 }
     }
 }
 
@@ -739,6 +744,7 @@ impl Default for Filters {
             deny: Vec::new(),
             allow: Vec::new(),
             icmp_rate: 1_000,
+            source_prefix_v6: 64,
             syn_ack_ceiling: Some(Rate { burst: 40_000, ..Rate::per_second(20_000) }),
             records: 262_144,
             per_address: SourceLimits::default(),

@@ -56,10 +56,11 @@ impl Config {
     fn filter_lines(&self, out: &mut Lines) {
         let filters = &self.filters;
         out.line(format_args!(
-            "filters: deny {}, allow {}{}, {} echo replies/s per worker",
+            "filters: deny {}, allow {}{}, an IPv6 source is a /{}, {} echo replies/s per worker",
             prefixes(filters.deny.len()),
             prefixes(filters.allow.len()),
             if filters.deny.is_empty() && !filters.allow.is_empty() { " and nobody else" } else { "" },
+            filters.source_prefix_v6,
             filters.icmp_rate,
         ));
         let ceiling = filters.syn_ack_ceiling;
@@ -203,10 +204,11 @@ impl Config {
                 n => n.to_string(),
             };
             out.line(format_args!(
-                "service {}: at most {} connections ({per_source} per source), buffers {}, congestion control {} towards \
+                "service {}: at most {} connections ({per_source} per source, {}% of scarce ones), buffers {}, congestion control {} towards \
                  clients, {} towards upstreams",
                 service.name,
                 limits.connections,
+                limits.share,
                 show_size(service.buffer as u64),
                 service.congestion,
                 service.upstream_congestion,

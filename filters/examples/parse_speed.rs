@@ -212,7 +212,7 @@ fn service(listen: SocketAddr) -> Service {
         buffer: 65_535,
         timeouts: Timeouts::default(),
         keepalive: KeepAlives::default(),
-        limits: Limits { connections: 1, connections_per_source: 0 },
+        limits: Limits { connections: 1, ..Limits::default() },
         promise: Promise::default(),
         upstreams: vec![],
     }

@@ -51,6 +51,24 @@ impl Addr {
         ((self.hi as u128) << 64 | self.lo as u128).to_be_bytes()
     }
 
+    /// The prefix of `v4` bits of an IPv4 address, of `v6` bits of an IPv6 address, the rest zero.
+    #[inline]
+    #[must_use]
+    pub const fn prefix(self, v4: u8, v6: u8) -> Addr {
+        // An IPv4 address stands behind 96 bits.
+        let kept = if self.is_v4() { 96 + v4 as u32 } else { v6 as u32 };
+        let bits = (self.hi as u128) << 64 | self.lo as u128;
+        let kept = if kept >= 128 { bits } else { bits & !(u128::MAX >> kept) };
+        Addr { hi: (kept >> 64) as u64, lo: kept as u64 }
+    }
+
+    /// What counts as one source (`filters.source_prefix_v6`): an IPv4 address, or an IPv6 prefix of `v6` bits.
+    #[inline]
+    #[must_use]
+    pub const fn source(self, v6: u8) -> Addr {
+        self.prefix(32, v6)
+    }
+
     /// The standard library's form.
     #[must_use]
     pub fn to_ip(self) -> IpAddr {

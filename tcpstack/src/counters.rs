@@ -81,6 +81,8 @@ pub struct ServiceCounters {
     pub refused_limit: Counter,
     /// Validated clients refused by `limits.connections_per_source`.
     pub refused_source_limit: Counter,
+    /// Validated clients refused by `limits.share`.
+    pub refused_share: Counter,
     /// Dial failures: by upstream, then by [`DialFailure`].
     pub dial_failures: Vec<[Counter; DialFailure::ALL.len()]>,
     /// Spliced sessions that went on in terminate mode, by [`Missing`].
@@ -278,6 +280,7 @@ impl StackCounters {
                 bytes_to_client: Counter::default(),
                 refused_limit: Counter::default(),
                 refused_source_limit: Counter::default(),
+                refused_share: Counter::default(),
                 dial_failures: service.upstreams.iter().map(|_| Default::default()).collect(),
                 fallbacks: Default::default(),
                 offers: OfferGauges::default(),

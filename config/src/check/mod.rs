@@ -505,6 +505,7 @@ fn finish_service(service: ServiceDraft) -> Service {
         limits: Limits {
             connections: service.connections,
             connections_per_source: service.connections_per_source.map_or(0, |n| n.value),
+            share: service.share,
         },
         promise: service.promise,
         upstreams: service

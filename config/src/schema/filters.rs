@@ -10,8 +10,17 @@ use crate::error::{Diagnostics, Located, quoted};
 use crate::model::{Filters, Measure, Peace, Rate, SourceLimits};
 use crate::read::Section;
 
-pub(super) const FILTERS: &[&str] =
-    &["deny", "allow", "icmp_rate", "syn_ack_ceiling", "records", "per_address", "per_subnet", "per_site"];
+pub(super) const FILTERS: &[&str] = &[
+    "deny",
+    "allow",
+    "source_prefix_v6",
+    "icmp_rate",
+    "syn_ack_ceiling",
+    "records",
+    "per_address",
+    "per_subnet",
+    "per_site",
+];
 pub(super) const SOURCE_LIMITS: &[&str] = &["syns", "flowless_acks", "connections", "packets", "bytes"];
 pub(super) const BANS: &[&str] = &["file", "capacity"];
 pub(super) const SAMPLE: &[&str] = &["file", "rate", "snap", "max_size"];
@@ -62,6 +71,9 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
             deny: Vec::new(),
             allow: Vec::new(),
             icmp_rate: section.integer("icmp_rate", 0..=1_000_000_u32, diag).map_or(default.icmp_rate, |n| n.value),
+            source_prefix_v6: section
+                .integer("source_prefix_v6", 32..=128_u8, diag)
+                .map_or(default.source_prefix_v6, |n| n.value),
             syn_ack_ceiling: ceiling,
             records: section.integer("records", 1_024..=MAX_RECORDS, diag).map_or(default.records, |n| n.value),
             per_address: source_limits(&section, "per_address", diag),

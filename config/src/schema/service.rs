@@ -38,7 +38,7 @@ pub(super) const TIMEOUTS: &[&str] =
     &["connect", "client_idle", "upstream_idle", "half_closed", "first_data", "unacknowledged"];
 pub(super) const KEEPALIVE: &[&str] = &["client", "upstream"];
 pub(super) const KEEPALIVE_SIDE: &[&str] = &["interval", "count"];
-pub(super) const LIMITS: &[&str] = &["connections", "connections_per_source"];
+pub(super) const LIMITS: &[&str] = &["connections", "connections_per_source", "share"];
 pub(super) const PROMISE: &[&str] = &["mss", "window_scale", "sack", "timestamps", "probe"];
 pub(super) const UPSTREAM: &[&str] = &["address", "weight"];
 
@@ -60,6 +60,7 @@ pub(crate) struct ServiceDraft {
     pub(crate) keepalive: KeepAlives,
     pub(crate) connections: u32,
     pub(crate) connections_per_source: Option<Located<u32>>,
+    pub(crate) share: u8,
     pub(crate) promise: Promise,
     pub(crate) upstreams: Vec<UpstreamDraft>,
     /// Every `[[service.upstream]]` was read without a mistake.
@@ -120,6 +121,8 @@ pub(super) fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Opti
     let connections_per_source =
         limits.as_ref().and_then(|l| l.integer("connections_per_source", 0..=16_000_000_u32, diag));
 
+    let share = limits.as_ref().and_then(|l| l.integer("share", 1..=100_u8, diag));
+
     let before = diag.count();
     let sections = section.tables("upstream", "service.upstream", diag);
     if sections.is_empty() && diag.count() == before {
@@ -152,6 +155,7 @@ pub(super) fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Opti
         keepalive: keepalive(section, diag),
         connections: connections.map_or(Limits::default().connections, |n| n.value),
         connections_per_source,
+        share: share.map_or(Limits::default().share, |n| n.value),
         promise: promise(section, mode, diag),
         upstreams,
         upstreams_sound,

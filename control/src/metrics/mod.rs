@@ -257,6 +257,7 @@ impl Series {
         self.counter(&f::SESSION_REFUSALS, [name, "connections_per_source"], move |r| {
             sum(r, |service| &service.refused_source_limit)
         });
+        self.counter(&f::SESSION_REFUSALS, [name, "share"], move |r| sum(r, |service| &service.refused_share));
         self.counter(&f::RELAYED_BYTES, [name, "to_upstream"], move |r| sum(r, |service| &service.bytes_to_upstream));
         self.counter(&f::RELAYED_BYTES, [name, "to_client"], move |r| sum(r, |service| &service.bytes_to_client));
         for (at, missing) in Missing::ALL.into_iter().enumerate() {

@@ -246,12 +246,13 @@ impl Stack {
                 match refusal {
                     Refusal::Connections => counters.refused_limit.bump(),
                     Refusal::Source => counters.refused_source_limit.bump(),
+                    Refusal::Share => counters.refused_share.bump(),
                 }
             }
             self.refuse_within(segment, way, now, net);
             return Err(match refusal {
                 Refusal::Connections => DropReason::ConnectionLimit,
-                Refusal::Source => DropReason::SourceLimit,
+                Refusal::Source | Refusal::Share => DropReason::SourceLimit,
             });
         }
         let cookie = Seq(segment.ack.0.wrapping_sub(1));

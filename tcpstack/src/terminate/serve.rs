@@ -11,6 +11,7 @@ use smoltcp::socket::tcp::State;
 use super::endpoint::{Endpoint, Making};
 use super::session::{Dialled, Greeting, Phase, Relayed, Session};
 use crate::counters::DialFailure;
+use crate::limits::Refusal;
 use crate::net::{Lower, Reach};
 use crate::ports::Rest;
 use crate::record::EndCause;
@@ -91,9 +92,12 @@ impl Stack {
         });
         let listen = addresses.map_or(key.local(), |named| named.listen);
         let source = client.ip().into();
-        if self.shared.limits.name(session.service, source).is_err() {
+        if let Err(refusal) = self.shared.limits.name(session.service, source) {
             if let Some(counters) = self.counters.services.get(usize::from(session.service.0)) {
-                counters.refused_source_limit.bump();
+                match refusal {
+                    Refusal::Share => counters.refused_share.bump(),
+                    Refusal::Connections | Refusal::Source => counters.refused_source_limit.bump(),
+                }
             }
             return Err(EndCause::SourceLimit);
         }

@@ -75,7 +75,7 @@ impl Bench {
             up.push(headers(&session.up(0).options(stamps).payload(&payload).build()));
             down.push(headers(&session.down(0).payload(&payload).build()));
         }
-        let config = spliced::config(flows, SCALE);
+        let config = spliced::config(flows, SCALE, spliced::UPSTREAMS);
         Bench {
             lab,
             gate: Gate::new(&config, []),

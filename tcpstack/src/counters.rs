@@ -36,7 +36,7 @@ pub struct StackCounters {
     pub records_lost: Counter,
     /// Upstream source ports in use or resting (gauge).
     pub source_ports: Counter,
-    /// Source ports taken out of TIME-WAIT by a SYN that it accepts.
+    /// Source ports taken out of TIME-WAIT.
     pub ports_reused: Counter,
     /// Rests of source ports that ended early for want of room.
     pub rests_cut_short: Counter,

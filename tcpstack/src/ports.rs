@@ -6,7 +6,9 @@
 //! that an off-path attacker cannot tell which.
 //!
 //! Invariants:
-//! - A port is free, in use or resting. Only a free one is handed out, or a resting one that is said to fit.
+//! - A port is free, in use or resting. A free one is handed out; when there is none, one that rests in TIME-WAIT: of the [`FITS`] that have
+//!   rested longest one whose TIME-WAIT must accept the SYN, or else the oldest, whose TIME-WAIT then has to be ended. (Whoever uses up
+//!   all ports chooses what their TIME-WAITs remember, and can choose what an honest client's numbers do not fit.)
 //! - A space holds memory only for the pages of 512 ports in which any was ever taken: 136 octets each. A resting port takes 40 octets more;
 //!   at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
 //! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until [`FREED`] of its ports were
@@ -94,6 +96,15 @@ pub enum Rest {
     Brief,
     /// A TIME-WAIT that only a fitting SYN overrides.
     TimeWait(Memory),
+}
+
+/// A port that was handed out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Allocated {
+    /// The port.
+    pub port: u16,
+    /// What the upstream's TIME-WAIT remembers, where it does not accept the SYN: a RST with that number ends it.
+    pub remembered: Option<Memory>,
 }
 
 /// Which space.
@@ -362,7 +373,7 @@ pub struct Ports {
     random: SipHasher13,
     draws: u64,
     in_use: usize,
-    fitted: u64,
+    reused: u64,
     cut_short: u64,
 }
 
@@ -376,7 +387,7 @@ impl Ports {
             random: SipHasher13::new_with_key(&seed),
             draws: 0,
             in_use: 0,
-            fitted: 0,
+            reused: 0,
             cut_short: 0,
         }
     }
@@ -392,8 +403,8 @@ impl Ports {
         SpaceId(self.spaces.len().wrapping_sub(1) as u32)
     }
 
-    /// A port of `space`, now in use: a free one that `wanted` takes, or else a resting one whose TIME-WAIT accepts the SYN, as `fits` says.
-    /// None when there is none. `wanted` says the same of each port of a space every time.
+    /// A port of `space`, now in use: a free one that `wanted` takes, or else one in TIME-WAIT, if possible such that it accepts the SYN, as
+    /// `fits` says. None when there is none. `wanted` says the same of each port of a space every time.
     #[must_use = "a port that nobody releases is lost"]
     pub fn allocate(
         &mut self,
@@ -401,7 +412,7 @@ impl Ports {
         now: Micros,
         wanted: impl Fn(u16) -> bool,
         fits: impl Fn(u16, &Memory) -> Fit,
-    ) -> Option<u16> {
+    ) -> Option<Allocated> {
         self.reap(now);
         self.draws = self.draws.wrapping_add(1);
         let draw = self.random.hash(&self.draws.to_le_bytes()) as u32;
@@ -410,30 +421,33 @@ impl Ports {
         if let Some(port) = this.next_free(start.wrapping_add(FIRST), wanted) {
             this.set(port, true, false);
             self.in_use = self.in_use.wrapping_add(1);
-            return Some(port);
+            return Some(Allocated { port, remembered: None });
         }
-        let index = self.fitting(space, fits)?;
+        let (index, fit) = self.fitting(space, fits)?;
+        let remembered = self.rests.get(index).map(|record| record.memory).filter(|_| fit == Fit::No);
         let port = self.wake(index)?;
         self.spaces.get_mut(space.0 as usize)?.set(port, true, false);
         self.in_use = self.in_use.wrapping_add(1);
-        self.fitted = self.fitted.wrapping_add(1);
-        Some(port)
+        self.reused = self.reused.wrapping_add(1);
+        Some(Allocated { port, remembered })
     }
 
     /// Of the ports of `space` that have rested longest, the record of one that fits best.
-    fn fitting(&self, space: SpaceId, fits: impl Fn(u16, &Memory) -> Fit) -> Option<u32> {
+    fn fitting(&self, space: SpaceId, fits: impl Fn(u16, &Memory) -> Fit) -> Option<(u32, Fit)> {
         let mut index = self.spaces.get(space.0 as usize)?.resting.first;
-        let mut second = None;
+        let mut best: Option<(u32, Fit)> = None;
         for _ in 0..FITS {
             let Some(record) = self.rests.get(index) else { break };
-            match fits(record.port, &record.memory) {
-                Fit::Number => return Some(index),
-                Fit::Timestamp => second = second.or(Some(index)),
-                Fit::No => {}
+            let fit = fits(record.port, &record.memory);
+            if best.is_none_or(|(_, so_far)| fit > so_far) {
+                best = Some((index, fit));
+            }
+            if fit == Fit::Number {
+                break;
             }
             index = record.of_space.after;
         }
-        second
+        best
     }
 
     /// Gives back a port that was allocated. Ports not in use are left as they are.
@@ -524,10 +538,10 @@ impl Ports {
         self.rests.len
     }
 
-    /// Ports taken out of their rest by a SYN that fitted.
+    /// Ports that were taken out of TIME-WAIT.
     #[must_use]
-    pub fn fitted(&self) -> u64 {
-        self.fitted
+    pub fn reused(&self) -> u64 {
+        self.reused
     }
 
     /// Rests that ended early for want of room.
@@ -549,6 +563,10 @@ mod tests {
 
     fn never(_: u16, _: &Memory) -> Fit {
         Fit::No
+    }
+
+    fn port(ports: &mut Ports, space: SpaceId, now: Micros) -> Option<u16> {
+        ports.allocate(space, now, |_| true, never).map(|allocated| allocated.port)
     }
 
     #[derive(Clone, Debug)]
@@ -597,7 +615,8 @@ mod tests {
                             ports.reap(now);
                         }
                         resting.retain(|_, (until, _)| *until > now);
-                        let port = ports.allocate(SpaceId(space), now, wanted, fits);
+                        let allocated = ports.allocate(SpaceId(space), now, wanted, fits);
+                        let port = allocated.map(|allocated| allocated.port);
                         let busy = used.iter().filter(|(s, _)| *s == space).count()
                             + resting.keys().filter(|(s, _)| *s == space).count();
                         if busy < total {
@@ -608,7 +627,11 @@ mod tests {
                             prop_assert!(!used.contains(&(space, port)));
                             if let Some((_, memory)) = resting.remove(&(space, port)) {
                                 prop_assert_eq!(busy, total);
-                                prop_assert!(memory.is_some_and(|end| Seq(end).precedes(Seq(isn))));
+                                let end = memory.map(Seq);
+                                prop_assert!(end.is_some(), "a brief rest was cut short");
+                                let unfit = end.filter(|end| !end.precedes(Seq(isn)));
+                                let remembered = allocated.and_then(|allocated| allocated.remembered);
+                                prop_assert_eq!(remembered.map(|memory| memory.end), unfit);
                             }
                             used.push((space, port));
                         }
@@ -660,15 +683,15 @@ mod tests {
     fn every_port_is_handed_out_once_then_none() {
         let mut ports = Ports::new([7; 16]);
         let space = ports.open();
-        let all: HashSet<u16> = std::iter::from_fn(|| ports.allocate(space, Micros(0), |_| true, never)).collect();
+        let all: HashSet<u16> = std::iter::from_fn(|| port(&mut ports, space, Micros(0))).collect();
         assert_eq!(all.len() as u32, COUNT);
         assert!(all.iter().all(|port| *port >= FIRST));
         assert_eq!(ports.in_use(), all.len());
-        assert_eq!(ports.allocate(space, Micros(0), |_| true, never), None);
+        assert_eq!(port(&mut ports, space, Micros(0)), None);
         ports.release(space, 40_000, Rest::None, Micros(0));
-        assert_eq!(ports.allocate(space, Micros(0), |_| true, never), Some(40_000));
+        assert_eq!(port(&mut ports, space, Micros(0)), Some(40_000));
         let other = ports.open();
-        assert!(ports.allocate(other, Micros(0), |_| true, never).is_some());
+        assert!(port(&mut ports, other, Micros(0)).is_some());
     }
 
     #[test]
@@ -676,14 +699,19 @@ mod tests {
         let mut ports = Ports::new([7; 16]);
         let space = ports.open();
         let only = |port| port == 2_000;
-        for (rest, pause) in [(Rest::Brief, 1_000_000), (LONG, 60_000_000)] {
-            assert_eq!(ports.allocate(space, Micros(0), only, never), Some(2_000));
+        let expected = |remembered| Some(Allocated { port: 2_000, remembered });
+        let memory = Memory { end: Seq(0), timestamp: None };
+        for (rest, pause, early) in [(Rest::Brief, 1_000_000, None), (LONG, 60_000_000, expected(Some(memory)))] {
+            assert_eq!(ports.allocate(space, Micros(0), only, never), expected(None));
             ports.release(space, 2_000, rest, Micros(10));
             // A second time is none.
             ports.release(space, 2_000, Rest::None, Micros(10));
             assert_eq!((ports.in_use(), ports.resting()), (0, 1));
-            assert_eq!(ports.allocate(space, Micros(9 + pause), only, never), None);
-            assert_eq!(ports.allocate(space, Micros(10 + pause), only, never), Some(2_000));
+            assert_eq!(ports.allocate(space, Micros(9 + pause), only, never), early);
+            if early.is_some() {
+                ports.release(space, 2_000, rest, Micros(10));
+            }
+            assert_eq!(ports.allocate(space, Micros(10 + pause), only, never), expected(None));
             ports.release(space, 2_000, Rest::None, Micros(10));
         }
     }
@@ -693,7 +721,7 @@ mod tests {
         let draws = |seed| {
             let mut ports = Ports::new([seed; 16]);
             let space = ports.open();
-            (0..8).map_while(|_| ports.allocate(space, Micros(0), |_| true, never)).collect::<Vec<u16>>()
+            (0..8).map_while(|_| port(&mut ports, space, Micros(0))).collect::<Vec<u16>>()
         };
         assert_ne!(draws(1), draws(2));
         let mut sorted = draws(1);
@@ -712,7 +740,7 @@ mod tests {
             random.hash(b"now") as u32
         };
         let mut held = Vec::new();
-        while let Some(port) = ports.allocate(space, Micros(0), |_| true, never) {
+        while let Some(port) = port(&mut ports, space, Micros(0)) {
             held.push(port);
         }
         for port in held {
@@ -723,10 +751,10 @@ mod tests {
         for _ in 0..10_000 {
             let (isn, stamp) = (Seq(draw()), Some(draw()));
             let port = ports.allocate(space, Micros(1), |_| true, |_, memory| memory.fits(isn, stamp));
-            let port = port.expect("one in two fits");
+            let Some(Allocated { port, remembered: None }) = port else { panic!("one in two fits") };
             ports.release(space, port, Rest::TimeWait(Memory { end: isn.plus(9), timestamp: stamp }), Micros(1));
         }
-        assert_eq!(ports.fitted(), 10_000);
+        assert_eq!(ports.reused(), 10_000);
     }
 
     #[test]
@@ -735,7 +763,7 @@ mod tests {
         let spaces: Vec<SpaceId> = (0..18).map(|_| ports.open()).collect();
         for (at, space) in spaces.iter().enumerate() {
             let now = Micros(at as u64);
-            let taken: Vec<u16> = std::iter::from_fn(|| ports.allocate(*space, now, |_| true, never)).collect();
+            let taken: Vec<u16> = std::iter::from_fn(|| port(&mut ports, *space, now)).collect();
             for port in taken {
                 ports.release(*space, port, LONG, now);
             }
@@ -743,7 +771,8 @@ mod tests {
         assert_eq!(ports.resting(), RESTS_MAX);
         assert_eq!(ports.rests_cut_short(), 18 * u64::from(COUNT) - RESTS_MAX as u64);
         // The first space's are free, the last one's rest.
-        assert!(ports.allocate(spaces[0], Micros(99), |_| true, never).is_some());
-        assert_eq!(ports.allocate(spaces[17], Micros(99), |_| true, never), None);
+        let remembered = |ports: &mut Ports, space| ports.allocate(space, Micros(99), |_| true, never)?.remembered;
+        assert_eq!(remembered(&mut ports, spaces[0]), None);
+        assert!(remembered(&mut ports, spaces[17]).is_some());
     }
 }

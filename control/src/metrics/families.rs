@@ -167,7 +167,7 @@ families! {
     SOURCE_PORTS: Gauge "sluice_source_ports" ["worker"]
         "Source ports towards upstreams that are in use or resting.";
     SOURCE_PORTS_REUSED: Counter "sluice_source_ports_reused_total" ["worker"]
-        "Source ports taken out of TIME-WAIT by a SYN that the upstream must accept.";
+        "Source ports taken out of TIME-WAIT since no other was free.";
     SOURCE_PORT_RESTS_CUT: Counter "sluice_source_port_rests_cut_total" ["worker"]
         "Source ports whose rest ended early because too many were resting.";
     TIMERS: Gauge "sluice_timers" ["worker"]

@@ -9,7 +9,7 @@ use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, WorkerId};
 
 use crate::net::{Division, Lower, Owner};
-use crate::ports::{Fit, Memory, Ports, Rest, SpaceId};
+use crate::ports::{Allocated, Fit, Memory, Ports, Rest, SpaceId};
 use crate::splice::End;
 
 /// An upstream that failed is dialled last for this long.
@@ -160,14 +160,15 @@ impl SourcePorts {
     }
 
     /// A port from which `upstream` may be dialled now, such that its answers come to this worker, and which no service listens on at
-    /// `source`; none when all are taken. Of those that rest in TIME-WAIT one is taken if it `fits`.
+    /// `source`; none when all are taken. With it, what the upstream's TIME-WAIT remembers if it has to be ended first, since the SYN does
+    /// not fit it as `fits` says.
     pub(crate) fn lease<N: Lower>(
         &mut self,
         (source, upstream): (Addr, SocketAddr),
         now: Micros,
         net: &N,
         fits: impl Fn(u16, &Memory) -> Fit,
-    ) -> Option<Lease> {
+    ) -> Option<(Lease, Option<Memory>)> {
         let end = End { addr: upstream.ip().into(), port: upstream.port() };
         let space = *self.known.entry((source, upstream)).or_insert_with(|| {
             let listened = self.listened.iter().position(|(addr, _)| *addr == source);
@@ -182,8 +183,8 @@ impl SourcePorts {
             net.owner(division, port) == us
                 && listened.is_none_or(|(_, bits)| bits[usize::from(port >> 6)] >> (port & 63) & 1 == 0)
         };
-        let port = self.ports.allocate(space, now, wanted, fits)?;
-        Some(Lease { space, port })
+        let Allocated { port, remembered } = self.ports.allocate(space, now, wanted, fits)?;
+        Some((Lease { space, port }, remembered))
     }
 
     /// Gives a port back. It rests first when the upstream may still remember the connection.

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 
 use siphasher::sip::SipHasher13;
 use sluice_config::Service;
+use sluice_filters::Flags;
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::units::{Micros, Seq, ServiceId};
 
@@ -14,6 +15,7 @@ use crate::counters::DialFailure;
 use crate::net::{Lower, Route};
 use crate::ports::Memory;
 use crate::record::{EndCause, SessionRecord};
+use crate::segment::{self, BareSegment, Direction};
 
 /// An upstream about to be dialled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +92,7 @@ impl Stack {
         let route = net.route(address.ip().into()).ok_or(DialFailure::Unreachable)?;
         let balancer = self.balancers.get_mut(usize::from(service.0)).ok_or(DialFailure::Unreachable)?;
         let (ports, secret, stamp) = (&mut self.source_ports, self.isn_key, self.timestamp_ms);
-        let (source, lease) = balancer
+        let (source, (lease, remembered)) = balancer
             .sources(settings, address, route.source)
             .find_map(|source| {
                 let fits = |port: u16, memory: &Memory| {
@@ -111,6 +113,20 @@ impl Stack {
         let hash = self.flows.hash(&key);
         if let Some(FlowRef::Linger(old)) = self.flows.find(hash, &key).map(FlowRef::from_value) {
             self.forget_linger(old);
+        }
+        if let Some(Memory { end, .. }) = remembered {
+            // The connection was ours, and so is its end (RFC 1337 section 2.1). Where a TIME-WAIT heeds no RST, the dial may fail.
+            let reset = BareSegment {
+                key,
+                direction: Direction::ToPeer,
+                seq: end,
+                ack: Seq(0),
+                flags: Flags::RST,
+                window: 0,
+                ttl: segment::TTL,
+                timestamp: None,
+            };
+            send_bare(&reset, route.way, net);
         }
         Ok(Target { index, route, lease, key, hash })
     }

@@ -522,7 +522,7 @@ impl Stack {
         self.counters.held_bytes.set(self.held_octets as u64);
         let ports = self.source_ports.ports();
         self.counters.source_ports.set((ports.in_use() + ports.resting()) as u64);
-        self.counters.ports_reused.set(ports.fitted());
+        self.counters.ports_reused.set(ports.reused());
         self.counters.rests_cut_short.set(ports.rests_cut_short());
     }
 }

@@ -22,7 +22,7 @@ pub const SERVICE: (Addr, u16) = (Addr::v4(0xc633_640a), 443);
 /// Our address towards the upstreams.
 const SOURCE: Addr = Addr::v4(0x0a00_0002);
 /// Upstreams enough for a million source ports.
-const UPSTREAMS: u32 = 20;
+pub const UPSTREAMS: u32 = 20;
 /// Clients that share an address.
 const PORTS: u32 = 32;
 /// Where the IP packet starts in a frame.
@@ -49,6 +49,11 @@ impl Wire {
     /// The last packet, which must be the only one since `before`.
     fn only_since(&self, before: u64) -> (Segment, TcpOptions) {
         assert_eq!(self.sent, before + 1, "packets sent");
+        self.last()
+    }
+
+    /// The last packet.
+    fn last(&self) -> (Segment, TcpOptions) {
         read(&self.frame[..L3 + self.len])
     }
 }
@@ -123,9 +128,9 @@ impl Session {
 }
 
 /// The configuration: everything spliced, everything promised, many upstreams. `scale` is the promised window scale.
-pub fn config(connections: u32, scale: u8) -> Arc<Config> {
+pub fn config(connections: u32, scale: u8, upstreams: u32) -> Arc<Config> {
     let upstreams: String =
-        (0..UPSTREAMS).map(|n| format!("[[service.upstream]]\naddress = \"10.0.1.{}:80\"\n", n + 1)).collect();
+        (0..upstreams).map(|n| format!("[[service.upstream]]\naddress = \"10.0.1.{}:80\"\n", n + 1)).collect();
     let text = format!(
         r#"
 [[port]]
@@ -159,7 +164,11 @@ pub struct Lab {
 impl Lab {
     /// With [`config`].
     pub fn new(connections: u32, scale: u8) -> Lab {
-        let config = config(connections, scale);
+        Lab::with(config(connections, scale, UPSTREAMS))
+    }
+
+    /// With this configuration.
+    pub fn with(config: Arc<Config>) -> Lab {
         let counters = Arc::new(StackCounters::new(&config));
         let now = Micros(1_000_000);
         let stack = Stack::new(Setup {
@@ -177,7 +186,7 @@ impl Lab {
     }
 
     /// A turn of the worker's, a millisecond later.
-    fn turn(&mut self) {
+    pub fn turn(&mut self) {
         self.now.0 += 1_000;
         self.stack.begin_turn(self.now, Duration::from_micros(self.now.0));
         self.stack.run_timers(self.now, 256, &mut self.wire);
@@ -210,7 +219,11 @@ impl Lab {
         if n.is_multiple_of(PER_TURN) {
             self.turn();
         }
-        let client = (Addr::v4(0x0b00_0000 + n / PORTS), (40_000 + n % PORTS) as u16);
+        self.knock_from((Addr::v4(0x0b00_0000 + n / PORTS), (40_000 + n % PORTS) as u16), n)
+    }
+
+    /// The same from this address, with the numbers of client number `n`.
+    pub fn knock_from(&mut self, client: (Addr, u16), n: u32) -> (Session, Vec<u8>) {
         let client_isn = n.wrapping_mul(0x9e37_79b1);
         let client_stamp = n.wrapping_mul(7_919);
         let syn = tcp(client, SERVICE).flags(Flags::SYN).seq(client_isn).options([
@@ -241,11 +254,16 @@ impl Lab {
 
     /// Opens the session of client number `n`: the client's handshake, the dial, and its answer.
     pub fn open(&mut self, n: u32) -> Session {
-        let (mut session, mut ack) = self.knock(n);
-        let before = self.wire.sent;
+        let knocked = self.knock(n);
+        self.dialled(knocked)
+    }
+
+    /// Opens the session of a client that has knocked.
+    pub fn dialled(&mut self, (mut session, mut ack): (Session, Vec<u8>)) -> Session {
         assert_eq!(self.receive(&mut ack, true), Ok(Outcome::Consumed));
-        let (dial, offered) = self.wire.only_since(before);
-        assert!(dial.flags.is_initial_syn() && dial.seq.0 == session.client_isn);
+        // A RST may have gone before it.
+        let (dial, offered) = self.wire.last();
+        assert!(dial.flags.is_initial_syn() && dial.seq.0 == session.client_isn, "{dial:?}");
         assert_eq!((offered.mss, offered.wscale, offered.sack_permitted), (Some(1460), Some(14), true));
         session.source = (dial.key.src, dial.key.src_port);
         session.upstream = (dial.key.dst, dial.key.dst_port);

@@ -36,6 +36,8 @@ const TIMER_BUDGET: usize = 256;
 const MAILBOX_BUDGET: usize = 128;
 /// Orders of the control plane followed a turn.
 const ORDER_BUDGET: usize = 32;
+/// Services whose changed promises are named at once.
+const NEWS: usize = 16;
 /// Turns without work before an idle worker naps.
 const IDLE_TURNS: u32 = 1000;
 /// How long it naps.
@@ -606,6 +608,23 @@ impl Worker {
         }
     }
 
+    /// Says whose SYN-ACKs promise something else now: of many services the first, and how many more.
+    fn tell_changed_offers(&mut self) {
+        // All workers learn the same; one says so.
+        let silent = self.id != WorkerId(0);
+        for _ in 0..if silent { 0 } else { NEWS } {
+            let Some((service, promise)) = self.stack.changed_offer() else { return };
+            tracing::info!(service, promise, "what SYN-ACKs promise has changed");
+        }
+        let more = self.stack.forget_changed_offers();
+        if more > 0 && !silent {
+            tracing::info!(
+                more,
+                "what SYN-ACKs promise has changed for more services; sluice_syn_ack_mss and others show it"
+            );
+        }
+    }
+
     /// Gauges, the busy ratio, and the nap of an idle worker in a lab.
     fn account(&mut self, now: Micros, worked: bool) {
         let counters = &self.counters;
@@ -629,12 +648,7 @@ impl Worker {
             self.busy = 0;
             self.published = now;
             self.stack.publish(now);
-            while let Some((service, promise)) = self.stack.changed_offer() {
-                // All workers learn the same; one says so.
-                if self.id == WorkerId(0) {
-                    tracing::info!(service, promise, "what SYN-ACKs promise has changed");
-                }
-            }
+            self.tell_changed_offers();
             self.egress.publish();
         }
         if self.nap && self.idle_turns > IDLE_TURNS {

@@ -257,7 +257,7 @@ fn is_ours(draft: &Draft, ip: IpAddr) -> bool {
 }
 
 fn is_listened_on(draft: &Draft, ip: IpAddr) -> bool {
-    draft.services.iter().any(|s| s.listen.iter().any(|l| l.value.ip() == ip))
+    draft.claimed().listens.contains(&ip)
 }
 
 /// The index of the port that leads to `ip`: longest prefix; on-link before routes before gateways; then file order.
@@ -380,9 +380,8 @@ fn check_source(draft: &Draft, service: &ServiceDraft, source: &Located<IpAddr>,
 
 fn check_upstream(draft: &Draft, upstream: &Located<SocketAddr>, diag: &mut Diagnostics<'_>) {
     let ip = upstream.value.ip();
-    let listened = draft.services.iter().flat_map(|s| &s.listen).any(|l| l.value == upstream.value);
-    let sourced = draft.services.iter().any(|s| s.source.iter().any(|s| s.value == ip));
-    if listened {
+    let sourced = draft.claimed().sources.contains(&ip);
+    if draft.claimed().sockets.contains(&upstream.value) {
         let found = format!("\"{}\" is a listen address of the appliance itself: a loop", upstream.value);
         diag.wrong(upstream, found, "write the real server's address");
     } else if is_ours(draft, ip) || sourced {

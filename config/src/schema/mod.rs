@@ -7,7 +7,9 @@ mod port;
 mod rules;
 mod service;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::cell::OnceCell;
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -119,6 +121,30 @@ pub(crate) struct Draft {
     pub(crate) proxy_keys: Option<PathBuf>,
     pub(crate) metrics: Option<Located<SocketAddr>>,
     pub(crate) log: Log,
+    claimed: OnceCell<Claimed>,
+}
+
+/// The addresses that the file's services claim.
+pub(crate) struct Claimed {
+    pub(crate) sockets: HashSet<SocketAddr>,
+    /// Those of the sockets.
+    pub(crate) listens: HashSet<IpAddr>,
+    pub(crate) sources: HashSet<IpAddr>,
+}
+
+impl Draft {
+    /// What all services claim, looked up once: there may be thousands of them.
+    pub(crate) fn claimed(&self) -> &Claimed {
+        self.claimed.get_or_init(|| {
+            let listens = || self.services.iter().flat_map(|service| &service.listen);
+            let sources = self.services.iter().flat_map(|service| &service.source);
+            Claimed {
+                sockets: listens().map(|listen| listen.value).collect(),
+                listens: listens().map(|listen| listen.value.ip()).collect(),
+                sources: sources.map(|source| source.value).collect(),
+            }
+        })
+    }
 }
 
 /// Reads the whole file. An item whose indispensable keys are wrong is left out; its mistakes are in `diag`.
@@ -177,6 +203,7 @@ pub(crate) fn draft(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Draft {
         proxy_keys: proxy_keys(root, diag),
         metrics: metrics(root, diag),
         log: log(root, diag),
+        claimed: OnceCell::new(),
     }
 }
 

@@ -477,6 +477,11 @@ impl Stack {
         Some((name, format!("MSS {mss}, window {window}, window scale {scale}, SACK {sack}, timestamps {timestamps}")))
     }
 
+    /// Forgets the services that [`Stack::changed_offer`] has yet to name; how many they are.
+    pub fn forget_changed_offers(&mut self) -> usize {
+        self.changed.drain(..).count()
+    }
+
     /// Shows what is promised in this epoch; until it is, what would be.
     fn show_offer(&mut self, service: ServiceId) {
         let index = usize::from(service.0);

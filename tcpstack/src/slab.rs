@@ -8,9 +8,9 @@ pub(crate) struct Slab<T> {
 }
 
 impl<T> Slab<T> {
-    /// An empty slab.
-    pub(crate) fn new() -> Slab<T> {
-        Slab { entries: Vec::new(), free: Vec::new() }
+    /// An empty slab whose table need not move for `most` values: address space is taken at once, memory as it fills.
+    pub(crate) fn new(most: usize) -> Slab<T> {
+        Slab { entries: Vec::with_capacity(most), free: Vec::with_capacity(most) }
     }
 
     /// Reserves an index, to be filled by [`Slab::put`] or given back by [`Slab::release`].
@@ -54,8 +54,9 @@ impl<T> Slab<T> {
         self.entries.len() - self.free.len()
     }
 
-    /// Indices that hold a value now.
-    pub(crate) fn indices(&self) -> impl Iterator<Item = u32> + '_ {
-        self.entries.iter().enumerate().filter(|(_, entry)| entry.is_some()).map(|(index, _)| index as u32)
+    /// Indices from `start` on that hold a value now.
+    pub(crate) fn indices_from(&self, start: u32) -> impl Iterator<Item = u32> + '_ {
+        let entries = self.entries.get(start as usize..).unwrap_or_default();
+        (start..).zip(entries).filter(|(_, entry)| entry.is_some()).map(|(index, _)| index)
     }
 }

@@ -72,6 +72,11 @@ impl Wheel {
         }
     }
 
+    /// Takes address space for ids below `most`, so that the timers need not move when more are used: memory is taken as they are.
+    pub fn reserve(&mut self, most: usize) {
+        self.timers.reserve_exact(most.saturating_sub(self.timers.len()));
+    }
+
     /// Arms timer `id` (below `u32::MAX`) for `at`, or moves it there. A deadline in the past fires in the next
     /// [`Wheel::advance`]. Allocates only when `id` is larger than any before.
     pub fn arm(&mut self, id: u32, at: Micros) {

@@ -22,6 +22,7 @@ use crate::segment::{self, BareSegment, Direction, PACKET_MAX, SynSegment, TcpCh
 use crate::stack::ending::{Numbers, Target};
 use crate::stack::ingress::Inbound;
 use crate::stack::{FlowRef, Outcome, Stack, count, send_bare};
+use crate::wheel::Wheel;
 
 /// SYNs of one probe, and the pause between them.
 const SYNS: u8 = 3;
@@ -32,16 +33,13 @@ const SCALE: u8 = 7;
 const LISTEN: Duration = Duration::from_millis(3_200);
 /// No upstream is asked more often.
 const EVERY_MIN: Duration = Duration::from_secs(1);
-/// Upstreams asked in one turn: at the start all of a configuration's are due.
+/// Upstreams asked in one turn, and wishes heard: at the start all of a configuration's are due.
 const ASKED: usize = 8;
-/// Wishes are looked through no more often, however many there are.
-const WISHES_EVERY: Duration = Duration::from_millis(10);
 
 /// A probe of one upstream.
 pub(crate) struct Probe {
     service: ServiceId,
     upstream: u16,
-    due: Micros,
     /// When it was asked last.
     begun: Option<Micros>,
     asked: Option<Asked>,
@@ -59,68 +57,104 @@ struct Asked {
     answer: Option<(Seq, BareSegment)>,
 }
 
-/// The probes of a configuration: every upstream of every spliced service that does not forgo them.
-pub(crate) fn probes(config: &Config, now: Micros) -> Vec<Probe> {
-    let services = config.services.iter().zip(0_u16..);
-    let spliced = services.filter(|(service, _)| service.mode == Mode::Splice && !service.promise.probe.is_zero());
-    spliced
-        .flat_map(|(service, id)| {
-            let upstreams = (0_u16..).take(service.upstreams.len());
-            upstreams.map(move |upstream| Probe {
-                service: ServiceId(id),
-                upstream,
-                due: now,
-                begun: None,
-                asked: None,
-            })
-        })
-        .collect()
+/// The probes of one worker.
+pub(crate) struct Probes {
+    all: Vec<Probe>,
+    /// By service: where its upstreams' begin.
+    first: Vec<Option<u32>>,
+    /// When each is due, by its index.
+    due: Wheel,
+}
+
+impl Probes {
+    /// Of a configuration: every upstream of every spliced service that does not forgo them.
+    pub(crate) fn of(config: &Config, now: Micros) -> Probes {
+        let mut probes = Probes::none(now);
+        for (service, id) in config.services.iter().zip(0_u16..) {
+            let probed = service.mode == Mode::Splice && !service.promise.probe.is_zero();
+            probes.first.push(probed.then_some(probes.all.len() as u32));
+            if probed {
+                let upstreams = (0_u16..).take(service.upstreams.len());
+                probes.all.extend(upstreams.map(|upstream| Probe {
+                    service: ServiceId(id),
+                    upstream,
+                    begun: None,
+                    asked: None,
+                }));
+            }
+        }
+        for index in 0..probes.all.len() {
+            probes.due.arm(index as u32, now);
+        }
+        probes
+    }
+
+    /// Somebody else's.
+    pub(crate) fn none(now: Micros) -> Probes {
+        Probes { all: Vec::new(), first: Vec::new(), due: Wheel::new(now) }
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    fn get(&self, index: usize) -> Option<&Probe> {
+        self.all.get(index)
+    }
+
+    fn get_mut(&mut self, index: usize) -> Option<&mut Probe> {
+        self.all.get_mut(index)
+    }
+
+    /// That of an upstream.
+    fn index(&self, service: ServiceId, upstream: u16) -> Option<usize> {
+        let first = (*self.first.get(usize::from(service.0))?)? as usize;
+        Some(first + usize::from(upstream)).filter(|index| *index < self.all.len())
+    }
+
+    /// The probe has something to do at `at`.
+    fn wake(&mut self, index: usize, at: Micros) {
+        self.due.arm(index as u32, at);
+    }
 }
 
 impl Stack {
-    /// Asks upstreams whose turn it is. Cheap when it is nobody's.
+    /// Asks a few upstreams whose turn it is. Cheap when it is nobody's.
     pub fn probe<N: Lower>(&mut self, now: Micros, net: &mut N) {
-        let wishes = self.shared.board.wishes();
-        if wishes != self.probe_wishes.0 && now >= self.probe_wishes.1 {
-            self.probe_wishes = (wishes, now.after(WISHES_EVERY));
-            self.hear_wishes(now, net);
-        }
-        if now < self.next_probe {
+        if self.probes.all.is_empty() {
             return;
         }
+        for _ in 0..ASKED {
+            let Some((service, upstream)) = self.shared.board.wish() else { break };
+            if let Some(index) = self.probes.index(service, upstream) {
+                self.hear_wish(index, now, net);
+            }
+        }
         let config = self.config.clone();
-        let mut next = Micros(u64::MAX);
-        let mut asked = 0;
-        for index in 0..self.probes.len() {
+        let mut due = std::mem::take(&mut self.due);
+        self.probes.due.advance(now, ASKED, &mut due);
+        for index in due.drain(..) {
+            let index = index as usize;
             if let Some(probe) = self.probes.get(index)
-                && now >= probe.due
-                && asked < ASKED
                 && let Some(settings) = config.services.get(usize::from(probe.service.0))
             {
                 self.ask(index, settings, now, net);
-                asked += 1;
-            }
-            if let Some(probe) = self.probes.get(index) {
-                next = next.min(probe.due);
             }
         }
-        self.next_probe = next;
+        self.due = due;
     }
 
-    /// Brings forward the probes that were wanted.
-    fn hear_wishes<N: Lower>(&mut self, now: Micros, net: &mut N) {
-        for index in 0..self.probes.len() {
-            let Some(probe) = self.probes.get(index) else { continue };
-            // A SYN that is on its way will tell.
-            let asking = probe.asked.is_some_and(|asked| asked.answer.is_none());
-            if self.shared.board.is_wanted(probe.service, probe.upstream) && !asking {
-                self.hang_up_probe(index, now, net);
-                if let Some(probe) = self.probes.get_mut(index) {
-                    probe.due = probe.begun.map_or(now, |begun| begun.after(EVERY_MIN).max(now));
-                    self.next_probe = self.next_probe.min(probe.due);
-                }
-            }
+    /// Brings forward a probe that was wanted.
+    fn hear_wish<N: Lower>(&mut self, index: usize, now: Micros, net: &mut N) {
+        // A SYN that is on its way will tell.
+        let asking = |probe: &Probe| probe.asked.is_some_and(|asked| asked.answer.is_none());
+        if self.probes.get(index).is_none_or(asking) {
+            return;
         }
+        self.hang_up_probe(index, now, net);
+        let begun = self.probes.get(index).and_then(|probe| probe.begun);
+        self.probes.wake(index, begun.map_or(now, |begun| begun.after(EVERY_MIN).max(now)));
     }
 
     fn ask<N: Lower>(&mut self, index: usize, settings: &Service, now: Micros, net: &mut N) {
@@ -181,8 +215,8 @@ impl Stack {
         }
         if let Some(probe) = self.probes.get_mut(index) {
             probe.asked = Some(Asked { syns: asked.syns.saturating_add(1), ..asked });
-            probe.due = now.after(PAUSE);
         }
+        self.probes.wake(index, now.after(PAUSE));
     }
 
     /// A segment to a probe's source port.
@@ -226,7 +260,6 @@ impl Stack {
         asked.answer = segment::reset_for(segment).map(|reset| (segment.seq, reset));
         // Two SYNs have two answers; only a third one is a repetition.
         let repeated = asked.syns > 1;
-        probe.due = now.after(LISTEN);
         let offered = Offered { wscale: true, sack: true, timestamps: true };
         let mut accepted = Accepted::of(segment, options, &offered);
         accepted.fit(route, key.src.is_v4());
@@ -239,13 +272,14 @@ impl Stack {
         }
         self.shared.board.learn(service, upstream, accepted);
         self.shared.board.grant(service, upstream);
-        self.refresh_offers();
+        self.show_offer(service);
         self.count_probe(index, ProbeResult::Answered);
         if repeated {
             self.hang_up_probe(index, now, net);
             self.put_off(index, settings, now);
+        } else {
+            self.probes.wake(index, now.after(LISTEN));
         }
-        self.next_probe = now;
         Ok(Outcome::Consumed)
     }
 
@@ -298,15 +332,14 @@ impl Stack {
     }
 
     fn put_off(&mut self, index: usize, settings: &Service, now: Micros) {
-        if let Some(probe) = self.probes.get_mut(index) {
+        if let Some(probe) = self.probes.get(index) {
             // Until something is known, or known anew, an upstream is asked more often.
             let board = &self.shared.board;
             let known = board.note(probe.service, probe.upstream).is_some();
             let pause = settings.promise.probe;
             let rests = known && !board.is_wanted(probe.service, probe.upstream);
             let pause = if rests { pause } else { pause.min(EVERY_MIN) };
-            probe.due = now.after(pause);
+            self.probes.wake(index, now.after(pause));
         }
-        self.next_probe = now;
     }
 }

@@ -16,6 +16,7 @@
 //!
 //! Where nothing is known, a promise is what nearly every host accepts, and a dial that finds less falls back.
 
+use crossbeam::queue::ArrayQueue;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -241,8 +242,8 @@ pub struct Board {
     told: HashMap<Addr, AtomicU64>,
     /// Counts what is new.
     news: AtomicU64,
-    /// Counts the wishes for a probe.
-    wishes: AtomicU64,
+    /// The upstreams that somebody wants to be asked, each once.
+    wishes: ArrayQueue<(ServiceId, u16)>,
 }
 
 impl Board {
@@ -254,8 +255,9 @@ impl Board {
             fixed: Default::default(),
         });
         let upstreams = config.services.iter().flat_map(|service| &service.upstreams);
+        let most = upstreams.clone().count().max(1);
         let told = upstreams.map(|upstream| (Addr::from(upstream.address.ip()), AtomicU64::new(0))).collect();
-        Board { services: services.collect(), told, news: AtomicU64::new(0), wishes: AtomicU64::new(0) }
+        Board { services: services.collect(), told, news: AtomicU64::new(0), wishes: ArrayQueue::new(most) }
     }
 
     fn upstream(&self, service: ServiceId, upstream: u16) -> Option<&Upstream> {
@@ -312,13 +314,14 @@ impl Board {
         if let Some(known) = self.upstream(service, upstream)
             && !known.wanted.swap(true, Ordering::Relaxed)
         {
-            self.wishes.fetch_add(1, Ordering::Release);
+            // There is room for each upstream; one that was granted and is wanted anew may stand in it twice.
+            let _ = self.wishes.push((service, upstream));
         }
     }
 
-    /// How often a probe was wanted.
-    pub(crate) fn wishes(&self) -> u64 {
-        self.wishes.load(Ordering::Acquire)
+    /// The next upstream that somebody wants to be asked.
+    pub(crate) fn wish(&self) -> Option<(ServiceId, u16)> {
+        self.wishes.pop()
     }
 
     /// Whether this upstream is to be asked.
@@ -407,18 +410,37 @@ fn promise(known: impl Iterator<Item = Accepted> + Clone, settings: &Service, mt
     }
 }
 
+/// What is shown of promises.
+pub(crate) struct Shown {
+    /// By service.
+    offers: Vec<SynOffers>,
+    /// The board's news that are shown, or being shown.
+    news: Option<u64>,
+    /// The service to be shown next, and how many are to be shown.
+    next: usize,
+    left: usize,
+}
+
+impl Shown {
+    /// Nothing, of so many services.
+    pub(crate) fn nothing(services: usize) -> Shown {
+        Shown { offers: vec![SynOffers::OPEN; services], news: None, next: 0, left: services }
+    }
+}
+
+/// Services shown at once.
+const SHOWN: usize = 256;
+
 impl Stack {
-    /// Takes up what was promised in the epochs that cookies are of now.
+    /// Another epoch mints: what was promised in the two that cookies are of now is asked of the board when somebody needs it.
     #[cold]
-    pub(crate) fn take_up_promises(&mut self) {
-        let (minting, other) = self.jar.epochs();
-        let board = &self.shared.board;
-        for (epoch, list) in [(minting, &mut self.offers), (other, &mut self.other_offers)] {
-            for (service, offers) in (0_u16..).zip(list) {
-                *offers = board.fixed(ServiceId(service), epoch).unwrap_or(SynOffers::OPEN);
+    pub(crate) fn forget_promises(&mut self) {
+        for list in [&self.offers, &self.other_offers] {
+            for offers in list {
+                offers.set(SynOffers::OPEN);
             }
         }
-        self.known_news = None;
+        self.shown.news = None;
     }
 
     /// What the SYN-ACKs of `epoch` promised, as [`Jar::epoch_of`](crate::cookie::Jar::epoch_of) tells it.
@@ -434,7 +456,7 @@ impl Stack {
         } else {
             &self.offers
         };
-        match *list.get(usize::from(service.0))? {
+        match list.get(usize::from(service.0))?.get() {
             SynOffers::OPEN => self.fix_promise(service, epoch != other),
             offers => Some(offers),
         }
@@ -447,29 +469,34 @@ impl Stack {
         let epoch = if minting { epochs.0 } else { epochs.1 };
         let index = usize::from(service.0);
         let offers = self.shared.board.offers(service, self.config.services.get(index)?, self.least_mtu());
-        self.promised_anew.set(true);
-        self.shared.board.fix(service, epoch, &offers)
+        let fixed = self.shared.board.fix(service, epoch, &offers)?;
+        let list = if minting { &self.offers } else { &self.other_offers };
+        list.get(index)?.set(fixed);
+        Some(fixed)
     }
 
     fn least_mtu(&self) -> u16 {
         self.mtus.iter().copied().min().unwrap_or(MTU_ASSUMED)
     }
 
-    /// Shows what SYN-ACKs promise, if anything is new. Cheap otherwise.
+    /// Shows what SYN-ACKs promise, of a few hundred services, if anything is new. Cheap otherwise.
     pub(crate) fn refresh_offers(&mut self) {
         let news = self.shared.board.news.load(Ordering::Acquire);
-        if self.known_news != Some(news) {
-            self.known_news = Some(news);
-            for service in 0..self.config.services.len() {
-                self.show_offer(ServiceId(service as u16));
-            }
+        let services = self.config.services.len();
+        if self.shown.news != Some(news) {
+            (self.shown.news, self.shown.left) = (Some(news), services);
+        }
+        for _ in 0..self.shown.left.min(SHOWN) {
+            self.show_offer(ServiceId(self.shown.next as u16));
+            self.shown.next = (self.shown.next + 1) % services;
+            self.shown.left -= 1;
         }
     }
 
     /// A service whose SYN-ACKs changed since they were last asked for, for the log: its name, and what they promise.
     pub fn changed_offer(&mut self) -> Option<(String, String)> {
         let service = self.changed.pop()?;
-        let SynOffers { mss, wscale, window, sack, timestamps } = self.shown_offers.get(usize::from(service.0))?;
+        let SynOffers { mss, wscale, window, sack, timestamps } = self.shown.offers.get(usize::from(service.0))?;
         let name = self.config.services.get(usize::from(service.0))?.name.clone();
         let scale = wscale.map_or("none".to_owned(), |scale| scale.to_string());
         let on = |promised: &bool| if *promised { "on" } else { "off" };
@@ -483,7 +510,7 @@ impl Stack {
     }
 
     /// Shows what is promised in this epoch; until it is, what would be.
-    fn show_offer(&mut self, service: ServiceId) {
+    pub(crate) fn show_offer(&mut self, service: ServiceId) {
         let index = usize::from(service.0);
         let Some(settings) = self.config.services.get(index) else { return };
         let board = &self.shared.board;
@@ -492,7 +519,7 @@ impl Stack {
         if let Some(counters) = self.counters.services.get(index) {
             counters.offers.show(&offers);
         }
-        if let Some(shown) = self.shown_offers.get_mut(index)
+        if let Some(shown) = self.shown.offers.get_mut(index)
             && *shown != offers
         {
             *shown = offers;

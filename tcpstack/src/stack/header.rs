@@ -15,6 +15,8 @@ use crate::proxy::{Evidence, Extras, HEADER_MAX, Header, OptionKinds, UnixMillis
 const ROUND_TRIP_MAX: u32 = 120_000;
 /// How long SYNs and clients are counted before they are compared.
 const ATTACK_SPAN: Duration = Duration::from_secs(1);
+/// Services looked at together.
+const FELT: usize = 512;
 /// SYNs a second and worker below which nothing counts as an attack.
 const ATTACK_SYNS: u64 = 1_000;
 /// Under attack is a service whose SYNs are so many times its clients.
@@ -108,7 +110,13 @@ impl Stack {
 
     /// Looks which services are under attack. A few times a second is enough.
     pub(crate) fn feel_pressure(&mut self, now: Micros) {
-        for (pressure, counters) in self.pressures.iter_mut().zip(&self.counters.services) {
+        for _ in 0..self.pressures.len().min(FELT) {
+            let index = self.next_pressure;
+            self.next_pressure = (index + 1) % self.pressures.len();
+            let (Some(pressure), Some(counters)) = (self.pressures.get_mut(index), self.counters.services.get(index))
+            else {
+                continue;
+            };
             if now.since(pressure.at) < ATTACK_SPAN {
                 continue;
             }

@@ -70,7 +70,7 @@ pub(crate) struct Lingers {
 
 impl Lingers {
     pub(crate) fn new() -> Lingers {
-        Lingers { entries: Slab::new() }
+        Lingers { entries: Slab::new(MAX) }
     }
 
     /// What must be kept of `endpoint`.

@@ -46,8 +46,8 @@ use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
-use crate::splice::probe::{Probe, probes};
-use crate::splice::promise::{Board, SynOffers};
+use crate::splice::probe::Probes;
+use crate::splice::promise::{Board, Shown, SynOffers};
 use crate::splice::{End, Splices};
 use crate::terminate::clock;
 use crate::terminate::endpoint::Interfaces;
@@ -147,26 +147,20 @@ pub struct Stack {
     pub(crate) sessions: Slab<Session>,
     pub(crate) splices: Splices,
     pub(crate) splice_wheel: Wheel,
-    /// Where the resets at the end of the drain go on.
-    pub(crate) reset_next: u32,
+    /// Where the resets at the end of the drain go on: of terminated sessions, and of spliced ones.
+    reset_next: (u32, u32),
     /// Octets of clients' segments that wait for an upstream to accept.
     pub(crate) held_octets: usize,
     /// Where services listen, each once, and the places in that list.
     pub(crate) listens: Vec<End>,
     pub(crate) listen_index: HashMap<(Addr, u16), u32>,
     /// By service: what SYN-ACKs say in the epoch that mints, and said or will say in the other one. Open until somebody asks.
-    pub(crate) offers: Vec<SynOffers>,
-    pub(crate) other_offers: Vec<SynOffers>,
-    /// A first promise was made in this turn: the next one takes it up.
-    pub(crate) promised_anew: Cell<bool>,
-    /// What is shown of them, the news of the board that are in it, and the services they changed.
-    pub(crate) shown_offers: Vec<SynOffers>,
-    pub(crate) known_news: Option<u64>,
+    pub(crate) offers: Vec<Cell<SynOffers>>,
+    pub(crate) other_offers: Vec<Cell<SynOffers>>,
+    /// What is shown of them, and the services that it changed for.
+    pub(crate) shown: Shown,
     pub(crate) changed: Vec<ServiceId>,
-    pub(crate) probes: Vec<Probe>,
-    pub(crate) next_probe: Micros,
-    /// The board's wishes for probes that were heard, and when to listen again.
-    pub(crate) probe_wishes: (u64, Micros),
+    pub(crate) probes: Probes,
     pub(crate) lingers: Lingers,
     pub(crate) wheel: Wheel,
     pub(crate) interfaces: Interfaces,
@@ -180,6 +174,8 @@ pub struct Stack {
     pub(crate) named: u64,
     /// By service: whether it is under attack.
     pub(crate) pressures: Vec<Pressure>,
+    /// The one that is looked at next.
+    pub(crate) next_pressure: usize,
     /// Unix time of this turn.
     pub(crate) wall: Duration,
     /// How far that is ahead of our own clock, microseconds, modulo 2^64.
@@ -284,9 +280,17 @@ impl Stack {
             listen_index.insert((end.addr, end.port), listens.len() as u32);
             listens.push(end);
         }
-        let open = vec![SynOffers::OPEN; config.services.len()];
+        let open = vec![Cell::new(SynOffers::OPEN); config.services.len()];
         // One worker's probes are enough.
-        let probes = if worker == WorkerId(0) { probes(&config, now) } else { Vec::new() };
+        let probes = if worker == WorkerId(0) { Probes::of(&config, now) } else { Probes::none(now) };
+        let terminated = config.services.iter().filter(|service| service.mode == Mode::Terminate);
+        let terminated: u64 = terminated.map(|service| u64::from(service.limits.connections)).sum();
+        // Spliced connections may fall back.
+        let sessions = usize::try_from(terminated).unwrap_or(usize::MAX).saturating_add(spliced).min(FLOWS_MAX / 2);
+        let mut wheel = Wheel::new(now);
+        wheel.reserve(2 * sessions.max(linger::MAX));
+        let mut splice_wheel = Wheel::new(now);
+        splice_wheel.reserve(spliced);
         let balancers = config.services.iter().map(Balancer::new).collect();
         let peace = Peace::new(&config, [word(4), word(5)], now);
         // Whoever answered SYNs before did not say to whom.
@@ -298,24 +302,20 @@ impl Stack {
             shared,
             jar,
             flows: FlowTable::new(flows + linger::MAX + probes.len(), half(0)),
-            sessions: Slab::new(),
+            sessions: Slab::new(sessions),
             splices: Splices::new(spliced),
-            splice_wheel: Wheel::new(now),
-            reset_next: 0,
+            splice_wheel,
+            reset_next: (0, 0),
             held_octets: 0,
             listens,
             listen_index,
             offers: open.clone(),
-            other_offers: open.clone(),
-            promised_anew: Cell::new(false),
-            shown_offers: open,
-            known_news: None,
+            other_offers: open,
+            shown: Shown::nothing(config.services.len()),
             changed: Vec::new(),
             probes,
-            next_probe: now,
-            probe_wishes: (0, now),
             lingers: Lingers::new(),
-            wheel: Wheel::new(now),
+            wheel,
             // No secret: the numbers smoltcp draws are translated before anyone sees them.
             interfaces: Interfaces::new(u64::from(worker.0)),
             path_mtus: PathMtus::new([word(2), word(3)]),
@@ -326,6 +326,7 @@ impl Stack {
             id_prefix: SipHasher13::new_with_keys(word(4), word(5)).hash(b"unique id"),
             named: 0,
             pressures: vec![Pressure::default(); config.services.len()],
+            next_pressure: 0,
             wall: Duration::ZERO,
             wall_ahead: 0,
             timestamp_ms: clock::timestamp_ms(now),
@@ -360,8 +361,8 @@ impl Stack {
             }
             true
         };
-        if rolls | self.promised_anew.take() {
-            self.take_up_promises();
+        if rolls {
+            self.forget_promises();
         }
         self.begin_peaceful_turn(now);
     }
@@ -418,7 +419,9 @@ impl Stack {
         port: PortId,
         our_mac: [u8; 6],
     ) -> Result<usize, DropReason> {
-        let Some(offers) = self.offers.get(usize::from(service.0)) else { return Err(DropReason::NotAService) };
+        let Some(offers) = self.offers.get(usize::from(service.0)).map(Cell::get) else {
+            return Err(DropReason::NotAService);
+        };
         let len = match offers.wscale {
             // What terminate mode and nearly every upstream can do is compiled by itself.
             Some(shift) if offers.sack & offers.timestamps => {
@@ -426,7 +429,7 @@ impl Stack {
                     wscale: Some(shift),
                     sack: true,
                     timestamps: true,
-                    ..self.profile(offers, segment, port, our_mac)
+                    ..self.profile(&offers, segment, port, our_mac)
                 };
                 self.jar.answer_syn(frame, segment, &profile, self.timestamp_ms)
             }
@@ -463,7 +466,7 @@ impl Stack {
         port: PortId,
         our_mac: [u8; 6],
     ) -> Option<usize> {
-        let offers = match *self.offers.get(usize::from(service.0))? {
+        let offers = match self.offers.get(usize::from(service.0))?.get() {
             SynOffers::OPEN => self.fix_promise(service, true)?,
             offers => offers,
         };
@@ -492,15 +495,16 @@ impl Stack {
 
     /// Resets connections, 128 of them at most: the end of the drain. To be called until there are none.
     pub fn reset_some<N: Lower>(&mut self, now: Micros, net: &mut N) {
-        let indices: Vec<u32> = self.sessions.indices().take(RESETS).collect();
+        // On from where the last turn ended: nobody new is let in.
+        let indices: Vec<u32> = self.sessions.indices_from(self.reset_next.0).take(RESETS).collect();
+        self.reset_next.0 = indices.last().map_or(0, |last| last.saturating_add(1));
         for index in indices {
             if let Some(session) = self.sessions.take(index) {
                 self.end(index, session, EndCause::Shutdown, now, net);
             }
         }
-        // On from where the last turn ended: nobody new is let in.
-        let indices: Vec<u32> = self.splices.indices_from(self.reset_next).take(RESETS).collect();
-        self.reset_next = indices.last().map_or(0, |last| last.saturating_add(1));
+        let indices: Vec<u32> = self.splices.indices_from(self.reset_next.1).take(RESETS).collect();
+        self.reset_next.1 = indices.last().map_or(0, |last| last.saturating_add(1));
         for index in indices {
             self.end_spliced(index, EndCause::Shutdown, now, net);
         }

@@ -378,7 +378,7 @@ fn a_full_flow_table_refuses_with_a_reset_and_is_counted() {
 #[test]
 fn no_more_ended_connections_are_remembered_than_there_is_room_for() {
     let (mut lab, ..) = with_hand();
-    let index = lab.stack.sessions.indices().next().expect("a session");
+    let index = lab.stack.sessions.indices_from(0).next().expect("a session");
     let session = lab.stack.sessions.take(index).expect("a session");
     let mut lingers = Lingers::new();
     let mut keep = || lingers.keep(Lingers::entry(&session.client, Left::Closed, 7, Micros(0)));

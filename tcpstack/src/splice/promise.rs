@@ -429,7 +429,7 @@ impl Shown {
 }
 
 /// Services shown at once.
-const SHOWN: usize = 256;
+const SHOWN: usize = 64;
 
 impl Stack {
     /// Another epoch mints: what was promised in the two that cookies are of now is asked of the board when somebody needs it.

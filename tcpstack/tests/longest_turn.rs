@@ -21,10 +21,10 @@ use sluice_tcpstack::stack::Outcome;
 use self::spliced::{Lab, Session};
 
 /// The most that a turn may take, instructions: with a debug build's checks some three times what a release takes.
-const MOST: u64 = if cfg!(debug_assertions) { 1_500_000 } else { 600_000 };
+const MOST: u64 = if cfg!(debug_assertions) { 2_500_000 } else { 800_000 };
 
 /// A service for each of the configuration's largest number of them.
-const SERVICES: u32 = 4_096;
+const SERVICES: u32 = 4_096 / TENTH;
 const UPSTREAMS: u32 = 16;
 /// Sizes of the release's figures, and a tenth of them, which shows whether a turn grows with it.
 const TENTH: u32 = if cfg!(debug_assertions) { 10 } else { 1 };

@@ -631,7 +631,9 @@ impl Worker {
         counters.turns.bump();
         self.stack.filters.sweep(now);
         if self.last_was_busy {
-            self.busy = self.busy.saturating_add(now.0.saturating_sub(self.last_turn.0));
+            let took = now.0.saturating_sub(self.last_turn.0);
+            self.busy = self.busy.saturating_add(took);
+            counters.turn_times.note(took);
         }
         self.last_turn = now;
         self.last_was_busy = worked;

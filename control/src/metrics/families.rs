@@ -7,6 +7,8 @@ pub enum Kind {
     Counter,
     /// A value of the moment.
     Gauge,
+    /// Counts by upper bounds.
+    Histogram,
 }
 
 /// One metric, all its label values together.
@@ -14,7 +16,7 @@ pub enum Kind {
 pub struct Family {
     /// The name on the wire, unit included.
     pub name: &'static str,
-    /// Counter or gauge.
+    /// Counter, gauge or histogram.
     pub kind: Kind,
     /// The label names, in the order they are written.
     pub labels: &'static [&'static str],
@@ -181,6 +183,8 @@ families! {
 
     WORKER_BUSY_RATIO: Gauge "sluice_worker_busy_ratio" ["worker"]
         "Share of the last second in which the worker had something to do, 0 to 1.";
+    WORKER_TURN_SECONDS: Histogram "sluice_worker_turn_seconds" ["worker"]
+        "How long the worker's turns took in which it had something to do.";
     WORKER_TURNS: Counter "sluice_worker_turns_total" ["worker"]
         "Turns of the worker's loop.";
     WORKER_BUSY_TURNS: Counter "sluice_worker_busy_turns_total" ["worker"]

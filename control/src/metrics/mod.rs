@@ -7,6 +7,7 @@
 
 mod families;
 
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -14,7 +15,7 @@ use std::time::UNIX_EPOCH;
 use metrics::{Key, Label, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use sluice_config::Config;
-use sluice_dataplane::counters::{PortCounters, WorkerCounters};
+use sluice_dataplane::counters::{PortCounters, TurnTimes, WorkerCounters};
 use sluice_dataplane::{PoolUse, PortStats};
 use sluice_filters::DropReason;
 use sluice_filters::counter::Counter;
@@ -93,6 +94,8 @@ impl Exporter {
             match family.kind {
                 Kind::Counter => recorder.describe_counter(name, None, help),
                 Kind::Gauge => recorder.describe_gauge(name, None, help),
+                // Written by hand: the recorder wants to see each value.
+                Kind::Histogram => {}
             }
         }
         let handle = recorder.handle();
@@ -131,7 +134,27 @@ impl Exporter {
         for (gauge, read) in &self.series.gauges {
             gauge.set(read(&reading));
         }
-        self.handle.render()
+        let mut text = self.handle.render();
+        write_turn_times(&mut text, reading.workers);
+        text
+    }
+}
+
+/// The workers' turns, as a histogram of the text exposition format.
+fn write_turn_times(out: &mut String, workers: &[Arc<WorkerCounters>]) {
+    let Family { name, help, .. } = f::WORKER_TURN_SECONDS;
+    // Writing into a string does not fail.
+    let _ = writeln!(out, "# HELP {name} {help}\n# TYPE {name} histogram");
+    for (worker, counters) in workers.iter().enumerate() {
+        let TurnTimes { counts, sum } = &counters.turn_times;
+        let mut so_far = 0;
+        let bounds = TurnTimes::BOUNDS.iter().map(|micros| (*micros as f64 / 1e6).to_string());
+        for (count, bound) in counts.iter().zip(bounds.chain(["+Inf".to_owned()])) {
+            so_far += count.get();
+            let _ = writeln!(out, "{name}_bucket{{worker=\"{worker}\",le=\"{bound}\"}} {so_far}");
+        }
+        let _ = writeln!(out, "{name}_sum{{worker=\"{worker}\"}} {}", sum.get() as f64 / 1e6);
+        let _ = writeln!(out, "{name}_count{{worker=\"{worker}\"}} {so_far}");
     }
 }
 

@@ -15,8 +15,11 @@ fn samples(text: &str) -> BTreeMap<String, f64> {
     samples.map(|(series, value)| (series.to_owned(), value.parse().unwrap())).collect()
 }
 
+/// The family of a series.
 fn name(series: &str) -> &str {
-    series.split('{').next().unwrap()
+    let name = series.split('{').next().unwrap();
+    let parts = ["_bucket", "_sum", "_count"];
+    parts.into_iter().find_map(|part| name.strip_suffix(part)).unwrap_or(name)
 }
 
 #[test]
@@ -25,7 +28,11 @@ fn every_family_is_there_from_the_first_scrape_with_help_type_and_its_labels() {
     let samples = samples(&text);
     for family in ALL {
         assert!(text.contains(&format!("# HELP {} {}\n", family.name, family.help)), "{}", family.name);
-        let kind = if family.kind == Kind::Counter { "counter" } else { "gauge" };
+        let kind = match family.kind {
+            Kind::Counter => "counter",
+            Kind::Gauge => "gauge",
+            Kind::Histogram => "histogram",
+        };
         assert!(text.contains(&format!("# TYPE {} {kind}\n", family.name)), "{}", family.name);
         let mut series = samples.keys().filter(|series| name(series) == family.name).peekable();
         assert!(series.peek().is_some(), "{} has no series", family.name);
@@ -34,6 +41,7 @@ fn every_family_is_there_from_the_first_scrape_with_help_type_and_its_labels() {
                 .split_once('{')
                 .map(|(_, labels)| labels.split(',').map(|label| label.split('=').next().unwrap()).collect())
                 .unwrap_or_default();
+            let labels: Vec<&str> = labels.into_iter().filter(|label| *label != "le").collect();
             assert_eq!(labels, family.labels, "{series}");
         }
     }
@@ -197,4 +205,20 @@ fn documentation_explains_every_drop_reason() {
     for reason in DropReason::ALL {
         assert!(text.contains(&format!("\n| `{}` | ", reason.as_str())), "{}", reason.as_str());
     }
+}
+
+#[test]
+fn turns_are_told_as_a_histogram_whose_counts_add_up() {
+    let fake = Fake::new(&fake::config());
+    let workers = fake.workers().to_vec();
+    let exporter = exporter(fake);
+    for micros in [1, 16, 17, 2_000, 10_000_000] {
+        workers[0].turn_times.note(micros);
+    }
+    let samples = samples(&exporter.render());
+    let bucket = |le: &str| samples[format!(r#"sluice_worker_turn_seconds_bucket{{worker="0",le="{le}"}}"#).as_str()];
+    let told = ["0.000016", "0.000064", "0.000256", "0.004096", "0.262144", "+Inf"].map(bucket);
+    assert_eq!(told, [2.0, 3.0, 3.0, 4.0, 4.0, 5.0]);
+    assert_eq!(samples[r#"sluice_worker_turn_seconds_count{worker="0"}"#], 5.0);
+    assert_eq!(samples[r#"sluice_worker_turn_seconds_sum{worker="0"}"#], 10.002_034);
 }

@@ -32,6 +32,8 @@ use crate::ports::SpaceId;
 use crate::stack::Side;
 use crate::stack::dial::Lease;
 
+pub(crate) use self::opening::HeldOctets;
+
 pub use self::forward::Forward;
 
 /// A session's coarse time counts units of two to this microseconds, modulo 2^32, which is 50 days. Timeouts end at a week.

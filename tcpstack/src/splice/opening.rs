@@ -41,7 +41,9 @@ use crate::translate::Patch;
 /// Segments held for one session: an initial window of ten (RFC 6928), and what its retransmission may add.
 const HELD_MAX: usize = 16;
 /// Octets held for all of a worker's sessions together.
-pub(crate) const HELD_OCTETS_MAX: usize = 32 << 20;
+const HELD_OCTETS_MAX: usize = 32 << 20;
+/// When only a quarter of them is left, it is for services that hold less than this.
+const HELD_SHARE: usize = HELD_OCTETS_MAX / 16;
 /// The first pause before a SYN or a header is repeated; each next one is twice as long.
 const RESEND_FIRST: Duration = Duration::from_millis(200);
 const RESEND_MAX: Duration = Duration::from_secs(3);
@@ -54,6 +56,49 @@ const DIAL_LOOK: Duration = Duration::from_millis(100);
 const NEAR: u32 = 5;
 /// Acknowledgments that do not cover the header after which it is repeated at once (RFC 5681 section 3.2).
 const DUPLICATES: u8 = 3;
+
+/// Octets of clients' segments that wait for an upstream to accept.
+pub(crate) struct HeldOctets {
+    all: usize,
+    by_service: Vec<usize>,
+}
+
+impl HeldOctets {
+    /// None, of so many services.
+    pub(crate) fn none(services: usize) -> HeldOctets {
+        HeldOctets { all: 0, by_service: vec![0; services] }
+    }
+
+    /// All of them.
+    pub(crate) fn all(&self) -> usize {
+        self.all
+    }
+
+    /// Takes room for so many of a service's, if there is any: a silent upstream's clients leave some to the others'.
+    fn take(&mut self, service: ServiceId, octets: usize) -> bool {
+        let Some(own) = self.by_service.get_mut(usize::from(service.0)) else { return false };
+        let scarce = self.all > HELD_OCTETS_MAX / 4 * 3;
+        if self.all + octets > HELD_OCTETS_MAX || (scarce && *own + octets > HELD_SHARE) {
+            return false;
+        }
+        *own += octets;
+        self.all += octets;
+        true
+    }
+
+    /// Others hold so many.
+    #[cfg(test)]
+    pub(crate) fn fill(&mut self, octets: usize) {
+        self.all = octets;
+    }
+
+    fn give_back(&mut self, service: ServiceId, octets: usize) {
+        self.all = self.all.saturating_sub(octets);
+        if let Some(own) = self.by_service.get_mut(usize::from(service.0)) {
+            *own = own.saturating_sub(octets);
+        }
+    }
+}
 
 /// What is known until the upstream has acknowledged all that comes from us.
 pub(crate) struct Opening {
@@ -346,7 +391,7 @@ impl Stack {
         let same = |held: &Held| held.segment.seq == segment.seq && held.segment.seq_end() == segment.seq_end();
         if !opening.held.iter().any(same) {
             let octets = frame.get(..segment.end()).unwrap_or_default();
-            if opening.held.len() >= HELD_MAX || self.held_octets.saturating_add(octets.len()) > HELD_OCTETS_MAX {
+            if opening.held.len() >= HELD_MAX || !self.held.take(splice.service, octets.len()) {
                 // Not noted: the client sends it again.
                 self.advance_opening(index, now, net);
                 return Err(DropReason::DialBacklog);
@@ -357,7 +402,6 @@ impl Stack {
             {
                 checksum::fill_tcp(tcp, segment.key.src, segment.key.dst);
             }
-            self.held_octets += octets.len();
             opening.held.push(Held { segment: *segment, frame: octets });
         }
         let _ = splice.note(Side::Client, &passing, coarse(now));
@@ -574,7 +618,7 @@ impl Stack {
         opening.accepted = now;
         opening.pause = RESEND_FIRST;
         let held = std::mem::take(&mut opening.held);
-        self.held_octets -= held.iter().map(|held| held.frame.len()).sum::<usize>();
+        self.held.give_back(splice.service, held.iter().map(|held| held.frame.len()).sum());
         if far || (header_len == 0 && held.is_empty()) {
             let mut ack = splice.bare_ack(Side::Upstream, (upstream, ours));
             ack.seq = splice.dial_isn().plus(1);
@@ -803,7 +847,7 @@ impl Stack {
     /// What a session that ends before all was opened still holds of the client's.
     pub(super) fn forget_held(&mut self, splice: &Splice) {
         if let Some(opening) = &splice.opening {
-            self.held_octets = self.held_octets.saturating_sub(opening.held_octets());
+            self.held.give_back(splice.service, opening.held_octets());
         }
     }
 
@@ -879,4 +923,25 @@ pub(super) fn change(client: End, listen: End, ours: End, upstream: End) -> u16 
     let before = checksum::pseudo_header(client.addr, listen.addr, TCP, 0).fold();
     let after = checksum::pseudo_header(ours.addr, upstream.addr, TCP, 0).fold();
     Sum::ZERO.word(!before).word(after).fold()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_one_silent_upstream_holds_back_leaves_room_for_the_others() {
+        let mut held = HeldOctets::none(20);
+        let mut fill = |service| (0..1 << 20).take_while(|_| held.take(ServiceId(service), 1_500)).count() * 1_500;
+        let first = fill(0);
+        assert!((HELD_OCTETS_MAX / 4 * 3..HELD_OCTETS_MAX / 4 * 3 + 3_000).contains(&first), "{first}");
+        for service in 1..5 {
+            let others = fill(service);
+            assert!((HELD_SHARE - 2_000..=HELD_SHARE).contains(&others), "{others}");
+        }
+        assert!(fill(5) < 40_000, "nothing is left");
+        held.give_back(ServiceId(0), first);
+        assert!(held.take(ServiceId(0), 1_500));
+        assert!(!held.take(ServiceId(99), 1));
+    }
 }

@@ -46,6 +46,7 @@ use crate::proxy::KeyRing;
 use crate::record::{EndCause, SessionRecord};
 use crate::segment::{BareSegment, TcpChecksum};
 use crate::slab::Slab;
+use crate::splice::HeldOctets;
 use crate::splice::probe::Probes;
 use crate::splice::promise::{Board, Shown, SynOffers};
 use crate::splice::{End, Splices};
@@ -149,8 +150,7 @@ pub struct Stack {
     pub(crate) splice_wheel: Wheel,
     /// Where the resets at the end of the drain go on: of terminated sessions, and of spliced ones.
     reset_next: (u32, u32),
-    /// Octets of clients' segments that wait for an upstream to accept.
-    pub(crate) held_octets: usize,
+    pub(crate) held: HeldOctets,
     /// Where services listen, each once, and the places in that list.
     pub(crate) listens: Vec<End>,
     pub(crate) listen_index: HashMap<(Addr, u16), u32>,
@@ -306,7 +306,7 @@ impl Stack {
             splices: Splices::new(spliced),
             splice_wheel,
             reset_next: (0, 0),
-            held_octets: 0,
+            held: HeldOctets::none(config.services.len()),
             listens,
             listen_index,
             offers: open.clone(),
@@ -523,7 +523,7 @@ impl Stack {
         for (counter, learned) in self.counters.paths_narrowed.iter().zip(self.path_mtus.learned()) {
             counter.set(learned);
         }
-        self.counters.held_bytes.set(self.held_octets as u64);
+        self.counters.held_bytes.set(self.held.all() as u64);
         let ports = self.source_ports.ports();
         self.counters.source_ports.set((ports.in_use() + ports.resting()) as u64);
         self.counters.ports_reused.set(ports.reused());

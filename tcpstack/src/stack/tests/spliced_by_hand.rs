@@ -527,10 +527,10 @@ fn an_upstreams_syn_ack_that_comes_again_is_answered_with_its_own_timestamp() {
 #[test]
 fn a_worker_holds_32_mebibytes_of_early_segments_at_most() {
     let mut talk = Talk::new(PINNED);
-    talk.lab.stack.held_octets = (32 << 20) - 10;
+    talk.lab.stack.held.fill((32 << 20) - 10);
     talk.client(Flags::ACK, 0, 0, b"0123456789");
     assert_eq!(talk.dropped(), Some(DropReason::DialBacklog));
-    talk.lab.stack.held_octets = (32 << 20) - 200;
+    talk.lab.stack.held.fill((32 << 20) - 200);
     talk.client(Flags::ACK, 0, 0, b"0123456789");
     assert_eq!(talk.dropped(), None);
 }

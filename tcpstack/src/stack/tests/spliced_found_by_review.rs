@@ -120,7 +120,7 @@ fn held_payload_is_not_older_than_the_header() {
 #[test]
 fn on_data_dials_though_nothing_can_be_held() {
     let mut talk = Talk::new(&format!("{PINNED}\nconnect = \"on-data\""));
-    talk.lab.stack.held_octets = 32 << 20;
+    talk.lab.stack.held.fill(32 << 20);
     for _ in 0..10 {
         talk.client(Flags::ACK, 0, 0, b"hello");
         talk.wait_ms(200);

@@ -43,6 +43,14 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Its owner, who is neither root nor the user that sluice runs as, can change it.
+    #[error("proxy_keys.file: {} belongs to user {owner}; run: chown root {}", path.display(), path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The owner's number.
+        owner: u32,
+    },
     /// It is longer than any sensible list of keys.
     #[error("proxy_keys.file: {} is larger than {} KiB; remove keys that no longer sign", path.display(), LONGEST >> 10)]
     TooLong {
@@ -157,6 +165,7 @@ pub fn read_proxy_keys(path: &Path) -> Result<ProxyKeys, KeyError> {
             Refused::Unreadable(source) => KeyError::Unreadable { path, source },
             Refused::NotAFile => KeyError::NotAFile { path },
             Refused::TooOpen(mode) => KeyError::TooOpen { path, mode },
+            Refused::Foreign(owner) => KeyError::Foreign { path, owner },
         }
     })?;
     if text.len() > LONGEST {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use zeroize::Zeroizing;
@@ -15,6 +15,8 @@ pub(crate) enum Refused {
     NotAFile,
     /// Its mode, which gives others access.
     TooOpen(u32),
+    /// The user it belongs to, who is neither root nor the one that sluice runs as, and may change it.
+    Foreign(u32),
 }
 
 impl From<io::Error> for Refused {
@@ -33,6 +35,11 @@ pub(crate) fn read(path: &Path, too_open: u32, most: usize) -> Result<Zeroizing<
     let mode = file.metadata()?.permissions().mode() & 0o7777;
     if mode & too_open != 0 {
         return Err(Refused::TooOpen(mode));
+    }
+    let owner = file.metadata()?.uid();
+    // The process's own directory belongs to its effective user.
+    if owner != 0 && owner != fs::metadata("/proc/self")?.uid() {
+        return Err(Refused::Foreign(owner));
     }
     // Room for everything at once: a growing vector would leave copies behind.
     let mut text = Zeroizing::new(Vec::with_capacity(2 * most));

@@ -36,6 +36,14 @@ pub enum SeedError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Its owner, who is neither root nor the user that sluice runs as, can change it.
+    #[error("cookies.seed_file: {} belongs to user {owner}; run: chown root {}", path.display(), path.display())]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// The owner's number.
+        owner: u32,
+    },
     /// It holds something other than 64 hexadecimal digits.
     #[error(
         "cookies.seed_file: {} does not hold 64 hexadecimal digits; create it with: (umask 077; openssl rand -hex 32 > {})",
@@ -69,6 +77,7 @@ pub fn read_seed(path: &Path) -> Result<[u8; 32], SeedError> {
             Refused::Unreadable(source) => SeedError::Unreadable { path, source },
             Refused::NotAFile => SeedError::NotAFile { path },
             Refused::TooOpen(mode) => SeedError::TooOpen { path, mode },
+            Refused::Foreign(owner) => SeedError::Foreign { path, owner },
         }
     })?;
     let seed = digits(&text).ok_or_else(|| SeedError::Malformed { path: path.to_owned() })?;
@@ -113,6 +122,19 @@ mod tests {
             let (_dir, path) = file(format!(" {DIGITS}\n").as_bytes(), mode);
             assert_eq!(read_seed(&path).unwrap(), std::array::from_fn(|i| i as u8));
         }
+    }
+
+    #[test]
+    fn a_file_that_somebody_else_can_change_is_refused() {
+        let (dir, path) = file(DIGITS.as_bytes(), 0o600);
+        // Only root can give files away, and only others' are refused.
+        if std::os::unix::fs::chown(&path, Some(12_345), None).is_err() {
+            return;
+        }
+        let error = read_seed(&path).unwrap_err();
+        assert!(matches!(error, SeedError::Foreign { owner: 12_345, .. }), "{error}");
+        assert!(error.to_string().contains("run: chown root"), "{error}");
+        drop(dir);
     }
 
     #[test]

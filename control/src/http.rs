@@ -1,10 +1,11 @@
 //! The metrics endpoint: plain HTTP/1.1 on the host's own network.
 //!
 //! One thread, one connection a scrape, at most [`MAX_CONNECTIONS`] at once and none for longer than [`DEADLINE`], so no
-//! client of this port can take more of the control core than that. Every scrape reads the counters anew.
+//! client of this port can take more of the control core than that. When there are as many, the oldest of the host that has most of them
+//! gives way: whoever connects and says nothing keeps nobody else from a scrape. Every scrape reads the counters anew.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,12 +18,13 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
+use tokio::task::AbortHandle;
 
 use crate::StartError;
 use crate::metrics::Exporter;
 
-/// Connections served at once; further ones wait in the kernel's backlog.
+/// Connections served at once.
 const MAX_CONNECTIONS: usize = 16;
 /// A request must be complete after this.
 const HEADER_DEADLINE: Duration = Duration::from_secs(5);
@@ -94,23 +96,37 @@ async fn scrape(State(exporter): State<Arc<Exporter>>) -> impl IntoResponse {
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], exporter.render())
 }
 
+/// Makes room for one more connection.
+fn make_room(open: &mut Vec<(IpAddr, AbortHandle)>) {
+    open.retain(|(_, task)| !task.is_finished());
+    if open.len() < MAX_CONNECTIONS {
+        return;
+    }
+    let of = |host: &IpAddr| open.iter().filter(|(other, _)| other == host).count();
+    let most = open.iter().map(|(host, _)| of(host)).max();
+    // In their order: the oldest first.
+    if let Some(at) = open.iter().position(|(host, _)| Some(of(host)) == most) {
+        open.remove(at).1.abort();
+    }
+}
+
 async fn accept(listener: tokio::net::TcpListener, router: Router) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    // The semaphore is never closed, so a permit always comes.
-    while let Ok(permit) = Arc::clone(&permits).acquire_owned().await {
+    let mut open: Vec<(IpAddr, AbortHandle)> = Vec::with_capacity(MAX_CONNECTIONS);
+    loop {
         match listener.accept().await {
-            Ok((stream, _)) => {
+            Ok((stream, from)) => {
+                make_room(&mut open);
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(HEADER_DEADLINE)
                     .max_buf_size(REQUEST_BUFFER)
                     .keep_alive(false)
                     .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router.clone()));
-                tokio::spawn(async move {
+                let task = tokio::spawn(async move {
                     // A client that breaks off is its own concern.
                     let _ = tokio::time::timeout(DEADLINE, connection).await;
-                    drop(permit);
                 });
+                open.push((from.ip(), task.abort_handle()));
             }
             Err(error) => {
                 // Out of file descriptors, or a connection gone before it was taken: neither may spin the control core.
@@ -188,14 +204,31 @@ mod tests {
     }
 
     #[test]
-    fn silent_clients_do_not_keep_a_scrape_waiting_below_the_bound() {
-        let (server, address, _) = serve();
-        let silent: Vec<TcpStream> = (1..MAX_CONNECTIONS).map(|_| TcpStream::connect(address).unwrap()).collect();
-        let start = Instant::now();
-        assert!(ask(address, "GET /metrics").starts_with("HTTP/1.1 200 OK"));
-        assert!(start.elapsed() < HEADER_DEADLINE);
-        drop(silent);
-        server.stop();
+    fn silent_clients_do_not_keep_a_scrape_waiting_however_many_they_are() {
+        for count in [MAX_CONNECTIONS - 1, MAX_CONNECTIONS, 20 * MAX_CONNECTIONS] {
+            let (server, address, _) = serve();
+            let silent: Vec<TcpStream> = (0..count).map(|_| TcpStream::connect(address).unwrap()).collect();
+            let start = Instant::now();
+            assert!(ask(address, "GET /metrics").starts_with("HTTP/1.1 200 OK"), "beside {count}");
+            assert!(start.elapsed() < HEADER_DEADLINE, "beside {count}");
+            drop(silent);
+            server.stop();
+        }
+    }
+
+    #[test]
+    fn whoever_has_most_connections_loses_his_oldest() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let task = || runtime.spawn(std::future::pending::<()>()).abort_handle();
+        let [many, few]: [IpAddr; 2] = ["192.0.2.1", "192.0.2.2"].map(|host| host.parse().unwrap());
+        let mut open = vec![(few, task())];
+        open.extend((1..MAX_CONNECTIONS).map(|_| (many, task())));
+        let victim = open[1].1.id();
+        make_room(&mut open);
+        assert_eq!(open.len(), MAX_CONNECTIONS - 1);
+        assert!(open.iter().all(|(_, task)| task.id() != victim));
+        make_room(&mut open);
+        assert_eq!(open.len(), MAX_CONNECTIONS - 1, "there was room");
     }
 
     #[test]

@@ -27,7 +27,9 @@ pub mod replay;
 mod source;
 mod stamp;
 
+use std::path::Path;
 use std::sync::Arc;
+use std::{fs, io};
 
 use sluice_config::Config;
 
@@ -64,6 +66,35 @@ pub fn prepare(config: &Config) -> Result<Prepared, StartError> {
     let output = Output::open(&config.log.connections)?;
     let sample = config.sample.as_ref().map(|sample| SampleFile::open(sample, config)).transpose()?;
     Ok(Prepared { listener, output, sample })
+}
+
+/// Says what would keep [`prepare`] from opening the files that the control plane writes to, as far as that shows without making them.
+///
+/// # Errors
+/// [`StartError::ConnectionLog`] and [`StartError::Sample`].
+pub fn check_outputs(config: &Config) -> Result<(), StartError> {
+    if let sluice_config::ConnectionLog::File(path) = &config.log.connections {
+        writable(path).map_err(|cause| StartError::ConnectionLog { path: path.clone(), cause })?;
+    }
+    if let Some(sample) = &config.sample {
+        let failed = |cause| capture::SampleError { file: sample.file.clone(), cause };
+        writable(&sample.file).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Whether there is a file at `path` to write to, or a directory to make it in.
+fn writable(path: &Path) -> io::Result<()> {
+    match fs::metadata(path) {
+        Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(fs::metadata) {
+            Some(Ok(parent)) if parent.is_dir() => Ok(()),
+            Some(Ok(_)) => Err(io::ErrorKind::NotADirectory.into()),
+            _ => Err(error),
+        },
+        Err(error) => Err(error),
+    }
 }
 
 impl Prepared {

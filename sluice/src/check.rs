@@ -9,7 +9,14 @@ use crate::load::{Whole, load};
 
 /// Prints the summary of the configuration at `path`, with what its sets hold, or its mistakes.
 pub fn check(path: &Path) -> ExitCode {
-    match load(path) {
+    // Whatever `run` refuses of the files that the configuration names.
+    let checked = load(path).and_then(|whole| {
+        whole.seed()?;
+        whole.proxy_keys()?;
+        whole.outputs()?;
+        Ok(whole)
+    });
+    match checked {
         Ok(whole) => print(&describe(&whole)),
         Err(code) => code,
     }

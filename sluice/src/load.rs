@@ -23,6 +23,17 @@ impl Whole {
         let file = self.config.cookies.seed_file.as_deref();
         file.map(sluice_config::read_seed).transpose().map_err(|error| complain(&error, BAD_CONFIG))
     }
+
+    /// Complains when there are keys for PROXY headers that cannot be read.
+    pub fn proxy_keys(&self) -> Result<(), ExitCode> {
+        let keys = self.config.proxy_keys.as_deref().map(sluice_config::read_proxy_keys).transpose();
+        keys.map(|_| ()).map_err(|error| complain(&error, BAD_CONFIG))
+    }
+
+    /// Complains when a file that `run` writes to could not be opened; none is made.
+    pub fn outputs(&self) -> Result<(), ExitCode> {
+        sluice_control::check_outputs(&self.config).map_err(|error| complain(&error, BAD_CONFIG))
+    }
 }
 
 /// Reads the configuration at `path` and every file that its filters need, or complains.

@@ -19,13 +19,57 @@ fn config_files(folder: &str) -> Vec<PathBuf> {
     files
 }
 
+/// The examples, with the files that they name in a folder of the test's own.
+fn examples(folder: &Path) -> Vec<PathBuf> {
+    use std::os::unix::fs::PermissionsExt;
+    let here = folder.to_str().unwrap();
+    for (name, text) in
+        [("cookie.seed", "0123456789abcdef".repeat(4)), ("proxy.keys", format!("1 {}", "0123456789abcdef".repeat(4)))]
+    {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    }
+    let there = ["/etc/sluice", "/var/log/sluice", "/var/lib/sluice"];
+    let copy = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let text = there.iter().fold(text, |text, folder| text.replace(folder, here));
+        let copy = folder.join(path.file_name().unwrap());
+        std::fs::write(&copy, text).unwrap();
+        copy
+    };
+    config_files("examples").into_iter().map(copy).collect()
+}
+
 #[test]
 fn check_of_a_right_file_prints_what_it_understood_and_exits_0() {
-    for path in config_files("examples") {
+    let folder = tempfile::tempdir().unwrap();
+    for path in examples(folder.path()) {
         let output = sluice(&["check", "-c", path.to_str().unwrap()]);
         assert_eq!(output.status.code(), Some(0), "{}: {}", path.display(), text(&output.stderr));
         assert!(text(&output.stdout).contains("service "), "{}", path.display());
         assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+    }
+}
+
+/// What `run` would refuse of the files that a configuration names, `check` refuses with the same words.
+#[test]
+fn check_refuses_the_files_that_run_refuses() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let path = examples(folder.path()).into_iter().find(|path| path.ends_with("splice.toml")).unwrap();
+    for (file, key) in [("cookie.seed", "cookies.seed_file"), ("proxy.keys", "proxy_keys.file")] {
+        let mode = |mode| {
+            std::fs::set_permissions(folder.path().join(file), std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        mode(0o644);
+        for command in ["check", "run"] {
+            let output = sluice(&[command, "-c", path.to_str().unwrap()]);
+            assert_ne!(output.status.code(), Some(0), "{command}");
+            let error = text(&output.stderr);
+            assert!(error.contains(key) && error.contains("chmod 600"), "{command}: {error}");
+        }
+        mode(0o600);
     }
 }
 

@@ -6,11 +6,12 @@
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use libc::{ENXIO, O_NONBLOCK};
 use serde::Serialize;
 use sluice_config::ConnectionLog as Destination;
 
@@ -34,6 +35,8 @@ pub(crate) enum Output {
     Off,
     Stdout(File),
     File(PathBuf, File),
+    /// A pipe that nobody reads yet: lines wait for a reader.
+    Unread(PathBuf),
 }
 
 impl Output {
@@ -47,15 +50,31 @@ impl Output {
                 duplicate.map(|fd| Output::Stdout(fd.into())).map_err(|cause| failed(Path::new("stdout"), cause))
             }
             Destination::File(path) => match append(path) {
-                Ok(file) => Ok(Output::File(path.clone(), file)),
+                Ok(Some(file)) => Ok(Output::File(path.clone(), file)),
+                Ok(None) => {
+                    tracing::warn!(path = %path.display(), "log.connections is a pipe that nobody reads; lines wait in memory");
+                    Ok(Output::Unread(path.clone()))
+                }
                 Err(cause) => Err(failed(path, cause)),
             },
         }
     }
 }
 
-fn append(path: &Path) -> io::Result<File> {
-    OpenOptions::new().append(true).create(true).mode(MODE).open(path)
+/// Opens a file to append to; none when it is a pipe without a reader, which would have to be waited for.
+fn append(path: &Path) -> io::Result<Option<File>> {
+    let mut options = OpenOptions::new();
+    options.append(true).create(true).mode(MODE);
+    let is_pipe = std::fs::metadata(path).is_ok_and(|found| found.file_type().is_fifo());
+    if !is_pipe {
+        return options.open(path).map(Some);
+    }
+    // Without a reader this fails instead of waiting; with one, a full pipe then is an error that passes.
+    match options.custom_flags(O_NONBLOCK).open(path) {
+        Ok(file) => Ok(Some(file)),
+        Err(error) if error.raw_os_error() == Some(ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Lines on their way to an [`Output`].
@@ -108,6 +127,9 @@ impl Sink {
             return;
         }
         self.follow_rotation(now);
+        if !self.is_open() {
+            return;
+        }
         match self.write_out() {
             Ok(()) => {
                 if self.retry_at.take().is_some() {
@@ -115,8 +137,20 @@ impl Sink {
                     self.report_at = None;
                 }
             }
+            // A pipe's reader is slow: it is asked again with the next lines.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) => self.failed(&error, now),
         }
+    }
+
+    /// Whether there is something to write to; a pipe may have found its reader.
+    fn is_open(&mut self) -> bool {
+        let Output::Unread(path) = &self.output else { return true };
+        if let Ok(Some(file)) = append(path) {
+            tracing::info!("connection log: somebody reads the pipe now");
+            self.output = Output::File(path.clone(), file);
+        }
+        !matches!(self.output, Output::Unread(_))
     }
 
     /// The last write: what fails now is lost.
@@ -189,7 +223,8 @@ impl Sink {
             _ => {}
         }
         match append(path) {
-            Ok(next) => {
+            Ok(None) => self.output = Output::Unread(path.clone()),
+            Ok(Some(next)) => {
                 if self.torn {
                     self.end_torn_line();
                 }
@@ -219,6 +254,7 @@ impl Sink {
 fn write_some(output: &mut Output, octets: &[u8]) -> io::Result<usize> {
     match output {
         Output::Off => Ok(octets.len()),
+        Output::Unread(_) => Err(io::ErrorKind::WouldBlock.into()),
         Output::Stdout(file) | Output::File(_, file) => file.write(octets),
     }
 }
@@ -226,6 +262,7 @@ fn write_some(output: &mut Output, octets: &[u8]) -> io::Result<usize> {
 fn write_all(output: &mut Output, octets: &[u8]) -> io::Result<()> {
     match output {
         Output::Off => Ok(()),
+        Output::Unread(_) => Err(io::ErrorKind::WouldBlock.into()),
         Output::Stdout(file) | Output::File(_, file) => file.write_all(octets),
     }
 }

@@ -229,3 +229,29 @@ fn documentation_explains_every_field_and_cause() {
     }
     assert!(documentation.contains(&text(&fake::record())), "the example is a real line");
 }
+
+#[test]
+fn a_pipe_without_a_reader_keeps_nobody_waiting_and_its_lines_come_when_there_is_one() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("pipe");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+    // Both would wait for a reader.
+    let (mut sink, counters) = file_sink(&path);
+    sink.push(&1);
+    sink.flush(Instant::now());
+    assert_eq!((counters.written.get(), counters.waiting.get(), counters.write_errors.get()), (0, 1, 0));
+    let mut reader = std::fs::File::options().read(true).write(true).open(&path).unwrap();
+    sink.push(&2);
+    sink.flush(Instant::now());
+    assert_eq!((counters.written.get(), counters.waiting.get()), (2, 0));
+    let mut lines = [0; 4];
+    reader.read_exact(&mut lines).unwrap();
+    assert_eq!(&lines, b"1\n2\n");
+    // A reader that takes nothing keeps nobody waiting either.
+    let line = "x".repeat(1 << 16);
+    for _ in 0..4 {
+        sink.push(&line);
+        sink.flush(Instant::now());
+    }
+    assert!(counters.waiting.get() > 0 && counters.write_errors.get() == 0);
+}

@@ -128,6 +128,7 @@ name = "web"
 listen = ["198.51.100.10:80"]
 mode = "terminate"
 proxy_protocol = "v2"
+limits = { connections = 2000 }
 [[service.upstream]]
 address = "10.0.0.5:80"
 

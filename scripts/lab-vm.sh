@@ -160,6 +160,7 @@ name = "web"
 listen = ["198.51.100.10:80"]
 mode = "terminate"
 proxy_protocol = "v2"
+limits = { connections = 1000 }
 [[service.upstream]]
 address = "$SERVER4:80"
 
@@ -168,6 +169,7 @@ name = "web6"
 listen = ["[2001:db8:1::10]:80"]
 mode = "terminate"
 proxy_protocol = "v2"
+limits = { connections = 1000 }
 [[service.upstream]]
 address = "[$SERVER6]:80"
 

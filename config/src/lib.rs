@@ -34,6 +34,7 @@ pub use error::{ConfigErrors, Mistake, Place};
 pub use keys::{KeyError, KeyFault, ProxyKeys, read_proxy_keys};
 pub use model::*;
 pub use seed::{SeedError, read_seed};
+pub use units::show_size;
 
 use error::Diagnostics;
 

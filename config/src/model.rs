@@ -232,6 +232,13 @@ impl Service {
         self.source.iter().copied().filter(move |ip| ip.is_ipv4() == v4)
     }
 
+    /// How many connections of a spliced service, all workers together, may go on in terminate mode at once, where each takes four buffers:
+    /// clients can bring that about.
+    #[must_use]
+    pub fn fallbacks_max(&self) -> u32 {
+        (self.limits.connections / 32).clamp(64, 4_096)
+    }
+
     /// How many pairs of a source address and an upstream connections can be dialled between.
     #[must_use]
     pub fn source_pairs(&self) -> usize {
@@ -309,7 +316,7 @@ impl KeepAlive {
 /// `[service.limits]`
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections at once, all workers together. Default 100,000.
+    /// Connections at once, all workers together. Default 100,000 for a spliced service, 10,000 for a terminated one.
     pub connections: u32,
     /// Connections at once from one source; 0 = no limit.
     pub connections_per_source: u32,
@@ -732,9 +739,18 @@ impl Default for Promise {
     }
 }
 
+impl Limits {
+    /// Those of a service that names none.
+    #[must_use]
+    pub fn of(mode: Mode) -> Limits {
+        let connections = if mode == Mode::Splice { 100_000 } else { 10_000 };
+        Limits { connections, connections_per_source: 0, share: 10 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { connections: 100_000, connections_per_source: 0, share: 10 }
+        Limits::of(Mode::Terminate)
     }
 }
 

@@ -115,7 +115,8 @@ pub(crate) fn show_duration(d: Duration) -> String {
 }
 
 /// The shortest way to write `octets`: `"16KiB"`, `"65535B"`.
-pub(crate) fn show_size(octets: u64) -> String {
+#[must_use]
+pub fn show_size(octets: u64) -> String {
     match SIZES.iter().rev().find(|(_, factor)| octets != 0 && octets.is_multiple_of(*factor)) {
         Some((unit, factor)) => format!("{}{unit}", octets / factor),
         None => "0B".to_owned(),

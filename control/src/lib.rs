@@ -21,6 +21,7 @@ pub mod filters;
 mod http;
 pub mod keys;
 pub mod logging;
+pub mod memory;
 pub mod metrics;
 pub mod packet;
 pub mod replay;

@@ -4,6 +4,8 @@ use std::fmt::Write;
 use std::path::Path;
 use std::process::ExitCode;
 
+use sluice_control::memory::{self, Need};
+
 use crate::exit::print;
 use crate::load::{Whole, load};
 
@@ -14,6 +16,7 @@ pub fn check(path: &Path) -> ExitCode {
         whole.seed()?;
         whole.proxy_keys()?;
         whole.outputs()?;
+        whole.memory(path)?;
         Ok(whole)
     });
     match checked {
@@ -33,5 +36,8 @@ fn describe(whole: &Whole) -> String {
     if !whole.bans.is_empty() {
         let _ = writeln!(text, "bans: {} in the file", whole.bans.len());
     }
+    let need = Need::of(&whole.config, &whole.filters);
+    let there_is = memory::available().map(|octets| format!(" of {} MiB", octets >> 20)).unwrap_or_default();
+    let _ = writeln!(text, "memory{there_is}: {need}");
     text
 }

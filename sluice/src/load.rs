@@ -7,6 +7,7 @@ use std::sync::Arc;
 use sluice_config::Config;
 use sluice_control::filters::bans::{Ban, configured_bans};
 use sluice_control::filters::{self, Loaded};
+use sluice_control::memory::{self, Need};
 
 use crate::exit::{BAD_CONFIG, complain};
 
@@ -28,6 +29,13 @@ impl Whole {
     pub fn proxy_keys(&self) -> Result<(), ExitCode> {
         let keys = self.config.proxy_keys.as_deref().map(sluice_config::read_proxy_keys).transpose();
         keys.map(|_| ()).map_err(|error| complain(&error, BAD_CONFIG))
+    }
+
+    /// Complains when the configuration at `path` can take more memory than there is.
+    pub fn memory(&self, path: &Path) -> Result<(), ExitCode> {
+        let need = Need::of(&self.config, &self.filters);
+        let checked = memory::check(&path.display().to_string(), &self.config, &need, memory::available());
+        checked.map_err(|error| complain(&error, BAD_CONFIG))
     }
 
     /// Complains when a file that `run` writes to could not be opened; none is made.

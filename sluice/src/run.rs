@@ -11,6 +11,7 @@ use std::sync::Arc;
 use sluice_config::{Config, KeyError, Mode, SeedError, SourceCheck};
 use sluice_control::filters::LoadError;
 use sluice_control::filters::bans::{BanFileError, configured_bans};
+use sluice_control::memory::{self, Need, TooMuch};
 use sluice_control::metrics::BuildInfo;
 use sluice_dataplane::{Appliance, PortSummary};
 use sluice_tcpstack::proxy::{KeyRing, Keys};
@@ -27,6 +28,8 @@ enum RunError {
     Filters(#[from] LoadError),
     #[error("{0}")]
     Bans(#[from] BanFileError),
+    #[error(transparent)]
+    Memory(#[from] TooMuch),
     #[error(transparent)]
     Keys(#[from] KeyError),
     #[error("the system gives no random numbers for the cookies' seed: {0}")]
@@ -48,6 +51,7 @@ pub fn run(path: &Path) -> ExitCode {
         // Its lines name their places, as those of other mistakes in the configuration do.
         Err(RunError::Filters(error)) => complain(&error, BAD_CONFIG),
         Err(RunError::Bans(error)) => complain(&error, BAD_CONFIG),
+        Err(RunError::Memory(error)) => complain(&error, BAD_CONFIG),
         Err(error) => complain(&format_args!("sluice: {error}"), FAILED),
     }
 }
@@ -56,6 +60,8 @@ fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     warn_of_sources(config);
     let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
+    let need = Need::of(config, &filters);
+    memory::check(&path.display().to_string(), config, &need, memory::available())?;
     // They are laid when the workers run.
     configured_bans(config)?;
     let control = sluice_control::prepare(config)?;

@@ -7,6 +7,7 @@ pub mod cookie;
 pub mod counters;
 pub mod flow;
 pub mod limits;
+pub mod memory;
 pub mod net;
 mod options;
 mod path_mtu;

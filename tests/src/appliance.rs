@@ -172,13 +172,18 @@ impl Service {
         self.upstreams.iter().copied().filter(real)
     }
 
-    fn toml(&self) -> String {
+    /// With so many connections at once, unless it says otherwise.
+    fn toml(&self, connections: usize) -> String {
         let mut text = format!("\n[[service]]\nname = \"{}\"\nlisten = {:?}\n", self.name, strings(&self.listen));
         let _ = writeln!(text, "mode = \"{}\"", self.mode.as_str());
         for (key, value) in &self.keys {
             let _ = writeln!(text, "{key} = {value}");
         }
-        for (table, keys) in [("promise", &self.promise), ("timeouts", &self.timeouts), ("limits", &self.limits)] {
+        let mut limits = self.limits.clone();
+        if !limits.iter().any(|(key, _)| key == "connections") {
+            limits.push(("connections".to_owned(), connections.to_string()));
+        }
+        for (table, keys) in [("promise", &self.promise), ("timeouts", &self.timeouts), ("limits", &limits)] {
             if !keys.is_empty() {
                 let _ = writeln!(text, "[service.{table}]");
             }
@@ -359,7 +364,8 @@ impl Setup {
         }
         text += &self.routes;
         for service in &self.services {
-            text += &service.toml();
+            // Enough for crowds, and all together no more than a small machine's memory holds.
+            text += &service.toml((16_000 / self.services.len()).max(500));
         }
         text += &self.filters;
         text += &self.tables;

@@ -153,7 +153,7 @@ pub(super) fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Opti
             .unwrap_or(65_535),
         timeouts: timeouts(section, diag),
         keepalive: keepalive(section, diag),
-        connections: connections.map_or(Limits::default().connections, |n| n.value),
+        connections: connections.map_or(Limits::of(mode).connections, |n| n.value),
         connections_per_source,
         share: share.map_or(Limits::default().share, |n| n.value),
         promise: promise(section, mode, diag),

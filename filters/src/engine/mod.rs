@@ -547,6 +547,16 @@ impl Engine {
         lifted
     }
 
+    /// Octets of the tables of an engine with this plan, the plan's own aside; small ones are left out.
+    #[must_use]
+    pub fn memory_of(plan: &Plan) -> usize {
+        let fixed = &plan.fixed;
+        // Made to be measured: zeros that nobody touches, or too few to mind.
+        let records = |metered: bool| Meters::new(if metered { fixed.records } else { 0 }, [0; 2]).memory();
+        let limits = records(fixed.metered).saturating_add(records(fixed.metered_opening));
+        limits.saturating_add(Clients::new(CLIENTS, [0; 2]).memory()).saturating_add(Bans::memory_of(fixed.bans))
+    }
+
     /// Clears away a few bans that have run out.
     pub fn sweep(&mut self, now: Micros) {
         if !self.bans.is_empty() {

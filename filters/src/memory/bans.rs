@@ -130,6 +130,10 @@ fn zeros(group: u64) -> u64 {
     group.wrapping_sub(ONES) & !group & HIGHS
 }
 
+fn slots(capacity: usize) -> usize {
+    capacity.clamp(1, 1 << 30).saturating_mul(2).max(GROUP)
+}
+
 /// The table. One worker's.
 pub struct Bans {
     tags: Box<[u8]>,
@@ -155,7 +159,7 @@ impl Bans {
     #[must_use]
     pub fn new(capacity: usize, secret: [u64; 2]) -> Bans {
         let capacity = capacity.clamp(1, 1 << 30);
-        let slots = capacity.saturating_mul(2).max(GROUP);
+        let slots = slots(capacity);
         Bans {
             tags: vec![0; slots.saturating_add(GROUP)].into_boxed_slice(),
             entries: vec![Entry::NONE; slots].into_boxed_slice(),
@@ -261,7 +265,14 @@ impl Bans {
     /// Octets reserved: for a million bans 66 million.
     #[must_use]
     pub fn memory(&self) -> usize {
-        size_of_val(&*self.tags).saturating_add(size_of_val(&*self.entries))
+        Bans::memory_of(self.capacity)
+    }
+
+    /// Octets that a table for `capacity` bans reserves.
+    #[must_use]
+    pub fn memory_of(capacity: usize) -> usize {
+        let slots = slots(capacity);
+        slots.saturating_add(GROUP).saturating_add(slots.saturating_mul(size_of::<Entry>()))
     }
 
     #[inline]

@@ -32,7 +32,7 @@ use crate::ports::SpaceId;
 use crate::stack::Side;
 use crate::stack::dial::Lease;
 
-pub(crate) use self::opening::HeldOctets;
+pub(crate) use self::opening::{HELD_OCTETS_MAX, HeldOctets};
 
 pub use self::forward::Forward;
 

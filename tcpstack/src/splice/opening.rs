@@ -41,7 +41,7 @@ use crate::translate::Patch;
 /// Segments held for one session: an initial window of ten (RFC 6928), and what its retransmission may add.
 const HELD_MAX: usize = 16;
 /// Octets held for all of a worker's sessions together.
-const HELD_OCTETS_MAX: usize = 32 << 20;
+pub(crate) const HELD_OCTETS_MAX: usize = 32 << 20;
 /// When only a quarter of them is left, it is for services that hold less than this.
 const HELD_SHARE: usize = HELD_OCTETS_MAX / 16;
 /// The first pause before a SYN or a header is repeated; each next one is twice as long.

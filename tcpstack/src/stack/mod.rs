@@ -146,6 +146,8 @@ pub struct Stack {
     pub(crate) jar: Jar,
     pub(crate) flows: FlowTable,
     pub(crate) sessions: Slab<Session>,
+    /// By service: how many of its connections fell back to terminate mode, and how many may at once.
+    pub(crate) fallen: Vec<(u32, u32)>,
     pub(crate) splices: Splices,
     pub(crate) splice_wheel: Wheel,
     /// Where the resets at the end of the drain go on: of terminated sessions, and of spliced ones.
@@ -285,8 +287,11 @@ impl Stack {
         let probes = if worker == WorkerId(0) { Probes::of(&config, now) } else { Probes::none(now) };
         let terminated = config.services.iter().filter(|service| service.mode == Mode::Terminate);
         let terminated: u64 = terminated.map(|service| u64::from(service.limits.connections)).sum();
-        // Spliced connections may fall back.
-        let sessions = usize::try_from(terminated).unwrap_or(usize::MAX).saturating_add(spliced).min(FLOWS_MAX / 2);
+        let fallbacks = config.services.iter().filter(|service| service.mode == Mode::Splice);
+        let fallbacks: u64 = fallbacks.map(|service| u64::from(service.fallbacks_max())).sum();
+        let sessions = usize::try_from(terminated + fallbacks).unwrap_or(usize::MAX).min(FLOWS_MAX / 2);
+        let workers = config.runtime.cores.len().max(1) as u32;
+        let fallen = config.services.iter().map(|service| (0, service.fallbacks_max().div_ceil(workers))).collect();
         let mut wheel = Wheel::new(now);
         wheel.reserve(2 * sessions.max(linger::MAX));
         let mut splice_wheel = Wheel::new(now);
@@ -303,6 +308,7 @@ impl Stack {
             jar,
             flows: FlowTable::new(flows + linger::MAX + probes.len(), half(0)),
             sessions: Slab::new(sessions),
+            fallen,
             splices: Splices::new(spliced),
             splice_wheel,
             reset_next: (0, 0),
@@ -534,7 +540,7 @@ impl Stack {
 /// Connections reset a turn when the drain is over: as many as a device's queue takes.
 const RESETS: usize = 128;
 /// Most flow entries of live connections one worker's table is made for.
-const FLOWS_MAX: usize = 1 << 23;
+pub(crate) const FLOWS_MAX: usize = 1 << 23;
 
 /// The window in a SYN-ACK of a service with buffers of `buffer` octets.
 pub(crate) fn advertised(buffer: usize) -> u16 {

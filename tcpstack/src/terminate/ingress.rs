@@ -1,5 +1,6 @@
 //! A terminated connection's segments: judged by the guard, fed to the socket; and the session that a cookie opens.
 
+use sluice_config::Mode;
 use sluice_filters::units::{Micros, Seq, ServiceId};
 use sluice_filters::{DropReason, Segment};
 
@@ -80,7 +81,14 @@ impl Stack {
         Ok(())
     }
 
-    /// The session a valid cookie opens; its index.
+    /// Of a spliced service's connections, so many more went on in terminate mode.
+    pub(crate) fn count_fallen(&mut self, service: ServiceId, more: i32) {
+        if let Some((fallen, _)) = self.fallen.get_mut(usize::from(service.0)) {
+            *fallen = fallen.saturating_add_signed(more);
+        }
+    }
+
+    /// The session a valid cookie opens; its index. None where there is no room for it, or no more of a spliced service's may be terminated.
     pub(crate) fn open_terminated<N: Lower>(
         &mut self,
         inbound: Inbound<'_>,
@@ -92,6 +100,13 @@ impl Stack {
     ) -> Option<u32> {
         let config = self.config.clone();
         let settings = config.services.get(usize::from(service.0))?;
+        let fell_back = settings.mode == Mode::Splice;
+        if fell_back {
+            let (fallen, most) = self.fallen.get_mut(usize::from(service.0))?;
+            if *fallen >= *most {
+                return None;
+            }
+        }
         let Inbound { segment, hash, arrival: Arrival { port, mac, .. }, .. } = inbound;
         let Validated { offer, ts_offset, promise } = validated;
         let options = segment.options(frame);
@@ -142,6 +157,10 @@ impl Stack {
         };
         self.counters.buffer_bytes.add(client.leased as u64);
         let mut session = Session::new(service, client, greeting, header, now);
+        if fell_back {
+            session.fell_back = true;
+            self.count_fallen(service, 1);
+        }
         session.mark(index, &mut self.dirty);
         self.sessions.put(index, Box::new(session));
         Some(index)

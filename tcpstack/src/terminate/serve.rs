@@ -236,6 +236,9 @@ impl Stack {
         }
         self.give_back(session.client.leased);
         self.sessions.release(index);
+        if session.fell_back {
+            self.count_fallen(session.service, -1);
+        }
         let ended = Ended {
             service: session.service,
             client: client_key,

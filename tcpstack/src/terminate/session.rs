@@ -58,6 +58,8 @@ pub(crate) struct Session {
     pub(crate) wakes: Option<Micros>,
     /// In the list of sessions to serve this turn.
     pub(crate) dirty: bool,
+    /// It is one of a spliced service's that fell back.
+    pub(crate) fell_back: bool,
     client_closed: bool,
     upstream_closed: bool,
 }
@@ -121,6 +123,7 @@ impl Session {
             tried: 0,
             wakes: None,
             dirty: false,
+            fell_back: false,
             client_closed: false,
             upstream_closed: false,
         }

@@ -148,8 +148,8 @@ mod tests {
         let (config, terminated) = need(100_000, "terminate");
         assert!((26_000_000_000..29_000_000_000).contains(&terminated.total()), "{terminated}");
         let error = check("t.toml", &config, &terminated, Some(8 << 30)).unwrap_err().to_string();
-        assert!(error.starts_with("t.toml: the configuration can take 24GiB at most: 24GiB for terminated"), "{error}");
-        assert!(error.contains("this machine has 8192MiB besides hugepages; lower limits.connections"), "{error}");
+        assert!(error.starts_with("t.toml: the configuration can take 25GiB at most: 24GiB for terminated"), "{error}");
+        assert!(error.contains("this machine has 8GiB besides hugepages; lower limits.connections"), "{error}");
         assert!(error.contains("service web: 100000 connections with buffers of 65535B take 24GiB"), "{error}");
         assert!(check("t.toml", &config, &terminated, Some(32 << 30)).is_ok());
         assert!(check("t.toml", &config, &terminated, None).is_ok());

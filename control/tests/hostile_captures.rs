@@ -82,14 +82,14 @@ fn pcap(seconds: u32) -> Vec<u8> {
 /// Replays a file; how many packets it had.
 fn replay(file: Vec<u8>) -> u64 {
     let config = Arc::new(sluice_config::parse("t", CONFIG).unwrap());
-    let plan = load("t", &config, 1).unwrap().plan;
-    let mut replay = Replay::new(config, plan, [7; 32], Vec::new());
+    let filters = load("t", &config, 1).unwrap();
+    let mut replay = Replay::new(config, filters, [7; 32], Vec::new());
     let mut report = Report::default();
     let size = file.len() as u64;
     if let Ok(mut capture) = Capture::from_reader(Box::new(Cursor::new(file)), Path::new("t"), size) {
         while let Ok(Some(packet)) = capture.next() {
             let outcome = replay.packet(packet.time, packet.frame, packet.wire_len);
-            report.add(outcome, packet.time, packet.wire_len);
+            report.add(outcome, packet.time, (packet.frame.len(), packet.wire_len));
         }
     }
     let json = report.json(&replay);
@@ -132,8 +132,8 @@ proptest! {
     #[test]
     fn a_damaged_wire_length_costs_no_more_than_the_longest_frame(wire_len in any::<u32>(), seconds in any::<u64>()) {
         let config = Arc::new(sluice_config::parse("t", CONFIG).unwrap());
-        let plan = load("t", &config, 1).unwrap().plan;
-        let mut replay = Replay::new(config, plan, [7; 32], Vec::new());
+        let filters = load("t", &config, 1).unwrap();
+        let mut replay = Replay::new(config, filters, [7; 32], Vec::new());
         for frame in frames() {
             replay.packet(Duration::from_secs(seconds), &frame, wire_len);
         }

@@ -52,11 +52,11 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
         let interface = packet.interface;
         come_by(&mut ours, ours_port, interface);
         let outcome = ours.packet(time, frame, len);
-        report.add(outcome, time, len);
+        report.add(outcome, time, (frame.len(), len));
         if let Some(other) = &mut other {
             come_by(other, other_port.flatten(), interface);
             let theirs = other.packet(time, frame, len);
-            other_report.add(theirs, time, len);
+            other_report.add(theirs, time, (frame.len(), len));
             diff.add([ours.config(), other.config()], [outcome, theirs], packet.number, || describe(frame));
         }
         if unexpected.is_none() && is_unexpected(outcome, wanted.expect) {
@@ -64,7 +64,7 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
             unexpected = Some(format!("#{number} {}: {fate}", describe(frame)));
         }
         let writer = match outcome {
-            Outcome::FromService => None,
+            Outcome::FromService | Outcome::CannotTell(_) => None,
             outcome if outcome.is_drop() => dropped.as_mut(),
             _ => passed.as_mut(),
         };
@@ -88,6 +88,9 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
             "changes": diff.changes(),
         })),
     };
+    if let Some(warning) = report.warning() {
+        eprintln!("sluice: {warning}");
+    }
     let printed = print(&text);
     if let Some(error) = broken {
         // What came before was replayed and is counted above.
@@ -98,8 +101,10 @@ fn run(wanted: &args::Replay) -> Result<ExitCode, ExitCode> {
             Some(Fate::Passed) => (report.dropped(), "dropped"),
             _ => (report.passed(), "passed"),
         };
+        let untold = report.untold();
+        let untold = if untold > 0 { format!(", of {untold} it cannot be told") } else { String::new() };
         return Err(complain(
-            &format_args!("sluice: {packets} packets {fate}, none should; the first is {first}"),
+            &format_args!("sluice: {packets} packets {fate}{untold}, none should; the first is {first}"),
             DIFFERENT,
         ));
     }
@@ -116,6 +121,8 @@ fn come_by(replay: &mut Replay, asked: Option<usize>, interface: Option<&str>) {
 fn is_unexpected(outcome: Outcome, expected: Option<Fate>) -> bool {
     match (expected, outcome) {
         (None, _) | (_, Outcome::FromService) => false,
+        // Whoever expects something wants to know.
+        (Some(_), Outcome::CannotTell(_)) => true,
         (Some(Fate::Passed), outcome) => outcome.is_drop(),
         (Some(Fate::Dropped), outcome) => !outcome.is_drop(),
     }
@@ -158,7 +165,7 @@ fn same_file(a: &Path, b: &Path) -> bool {
 fn appliance(path: &Path) -> Result<Replay, ExitCode> {
     let whole = load(path)?;
     let seed = whole.seed()?.unwrap_or([1; 32]);
-    Ok(Replay::new(whole.config, whole.filters.plan, seed, whole.bans))
+    Ok(Replay::new(whole.config, whole.filters, seed, whole.bans))
 }
 
 fn bar(wanted: &args::Replay, size: u64) -> ProgressBar {

@@ -144,7 +144,7 @@ pub(super) fn sample(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<S
     let file = section.require("file", "\"/var/log/sluice/dropped.pcapng\"", diag);
     let file = file.and_then(|entry| entry.parsed(diag, absolute_path));
     let rate = section.rate("rate", Measure::Packets, diag).unwrap_or(const { Rate::per_second(100) });
-    let snap = section.integer("snap", 64..=1_600_u16, diag).map_or(256, |n| n.value);
+    let snap = section.integer("snap", 128..=1_600_u16, diag).map_or(256, |n| n.value);
     let max_size = section.size("max_size", SAMPLE_SIZES, diag).unwrap_or(64 << 20);
     Some(SampleDraft { file: file?, rate, snap, max_size })
 }

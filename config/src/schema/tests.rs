@@ -344,7 +344,7 @@ capacity = 5
 [sample]
 file = "/var/log/sluice/dropped.pcapng"
 rate = "10/s"
-snap = 64
+snap = 128
 max_size = "1GiB"
 "#;
 
@@ -443,7 +443,7 @@ fn limits_bans_and_samples_are_read() {
     assert_eq!(config.filters, filters);
     assert_eq!(config.bans, Some(Bans { file: Some("/var/lib/sluice/bans".into()), capacity: 5 }));
     let sample =
-        Sample { file: "/var/log/sluice/dropped.pcapng".into(), rate: per_second(10), snap: 64, max_size: 1 << 30 };
+        Sample { file: "/var/log/sluice/dropped.pcapng".into(), rate: per_second(10), snap: 128, max_size: 1 << 30 };
     assert_eq!(config.sample, Some(sample));
     let config = parse("f", &format!("{MINIMAL}[bans]\n")).unwrap();
     assert_eq!(config.bans, Some(Bans { file: None, capacity: 1_000_000 }));

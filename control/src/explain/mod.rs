@@ -15,9 +15,10 @@ use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Seq, ServiceId};
 use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
 
+use crate::filters::Loaded;
 use crate::filters::bans::Ban;
 use crate::packet;
-use crate::replay::{LONGEST, Outcome, Replay};
+use crate::replay::{LONGEST, Outcome, Replay, parse_cut};
 
 /// What is known besides the packet.
 #[derive(Debug)]
@@ -36,20 +37,20 @@ pub struct Circumstances<'a> {
     pub port: Option<usize>,
 }
 
-/// Explains what becomes of `frame`, which had `wire_len` octets when it was sent: what is missing counts as zeroes, and the
-/// checksums over it as right. One fact a line, the verdict last.
+/// Explains what becomes of `frame`, which had `wire_len` octets when it was sent. What is missing is not made up. One fact a line, the
+/// verdict last.
 #[must_use]
 pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire_len: u32) -> String {
     let Circumstances { config, bans, .. } = circumstances;
     let mut out = Lines(String::new());
     let missing = (wire_len as usize).min(LONGEST).saturating_sub(frame.len());
-    let whole: Vec<u8> = frame.iter().copied().chain(std::iter::repeat_n(0, missing)).collect();
-    let checksums = if missing > 0 { RxChecksums::GOOD } else { RxChecksums::default() };
-    if missing > 0 {
-        out.say("capture", &format!("kept {} of {wire_len} octets; the rest counts as zeroes", frame.len()));
-    }
-    let (captured, frame) = (frame, whole.as_slice());
-    let segment = match parse(frame, checksums) {
+    let parsed = if missing > 0 {
+        out.say("capture", &format!("kept {} of {wire_len} octets; the rest is not known", frame.len()));
+        parse_cut(frame, frame.len() + missing, &mut Vec::new())
+    } else {
+        parse(frame, RxChecksums::default())
+    };
+    let segment = match parsed {
         Ok(Parsed::Tcp(segment)) => segment,
         Ok(Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_)) => {
             out.say("parser", "ARP or ICMP");
@@ -67,10 +68,11 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
         }
     };
     out.say("packet", &packet::describe(&segment, frame));
-    let mut replay = Replay::new(Arc::clone(config), plan, circumstances.seed.unwrap_or_default(), bans.to_vec());
+    let filters = Loaded { sets: circumstances.sets.to_vec(), plan };
+    let mut replay = Replay::new(Arc::clone(config), filters, circumstances.seed.unwrap_or_default(), bans.to_vec());
     replay.come_by(circumstances.port);
     let mut steps: Vec<Step> = Vec::new();
-    let outcome = replay.packet_traced(circumstances.time, captured, wire_len, &mut steps);
+    let outcome = replay.packet_traced(circumstances.time, frame, wire_len, &mut steps);
     if let Some(fault) = why::bad_source(config, &segment, circumstances.port, outcome) {
         out.say("source", &fault);
         let received = if outcome == Outcome::FromService { ", where the appliance receives it" } else { "" };
@@ -182,6 +184,11 @@ impl Lines {
                 _ => None,
             });
             let at_opening = rule.action.is_on_connections();
+            if taken.is_none() && naive::hangs_on_missing(plan.rules(), index, rule, sets, facts) {
+                let text = "cannot tell: it looks at payload that was not captured";
+                self.say("rule", &format!("{} {:?} {text}", index + 1, rule.name));
+                continue;
+            }
             let text = match (taken, naive::mismatch(plan.rules(), index, rule, sets, facts)) {
                 (Some(did), _) => {
                     let holder = why::holder(&rule.matches.source, config, sets, facts.segment.key.src);

@@ -1,6 +1,7 @@
 //! A capture's packets through the appliance's parser, filters, limits and cookies, on the capture's own clock.
 //!
-//! Octets that the capture did not keep are taken for zeroes, and checksums over them for right.
+//! Octets that the capture did not keep are not made up. A packet whose headers were cut is `truncated`; a checksum over what is missing
+//! is not asked; expressions see as much as was kept, as libpcap's do. Where a rule's verdict hangs on missing payload, nobody can tell.
 //!
 //! What is real: the parser, the check of sources, the address sets, rules, limits and bans of the configuration, and the cookies: the
 //! first verdict is [`Gate::judge`]'s, as in the running appliance. What is not there: neighbours (MAC addresses and VLANs are not
@@ -25,12 +26,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sluice_config::Config;
 use sluice_filters::engine::{Engine, FilterCounters, Plan, Trace, Unseen};
 use sluice_filters::gate::{Addressee, Came, Gate};
-use sluice_filters::rules::Facts;
+use sluice_filters::rules::{Facts, naive};
+use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Micros, PortId, Seq};
-use sluice_filters::{DropReason, Parsed, RxChecksums, Segment, parse};
+use sluice_filters::{ChecksumState, DropReason, Parsed, RxChecksums, Segment, parse};
 use sluice_tcpstack::cookie::{Jar, Offer};
 
 use self::connections::{Connections, Known};
+use crate::filters::Loaded;
 use crate::filters::bans::Ban;
 
 pub use self::diff::{Change, Diff};
@@ -51,6 +54,8 @@ pub enum Outcome {
     FromService,
     /// From an upstream to an address of ours: for a connection that the appliance dialled, or a rest of one.
     FromUpstream,
+    /// Whether this rule matches depends on payload that the capture did not keep.
+    CannotTell(u16),
     /// Dropped for this reason, as an index into [`DropReason::ALL`], by this rule.
     Dropped(u8, Option<u16>),
 }
@@ -81,6 +86,10 @@ impl Outcome {
             Outcome::Local => "ARP or ICMP, served by the appliance".into(),
             Outcome::FromService => "sent by a service, not judged".into(),
             Outcome::FromUpstream => "sent by an upstream".into(),
+            Outcome::CannotTell(rule) => {
+                let name = config.rules.get(usize::from(rule)).map_or("", |rule| rule.name.as_str());
+                format!("cannot tell: rule {name:?} looks at payload that was not captured")
+            }
             Outcome::Dropped(_, rule) => {
                 let reason = self.reason().map_or("", DropReason::as_str);
                 match rule.and_then(|rule| config.rules.get(usize::from(rule))) {
@@ -107,7 +116,8 @@ pub struct Replay {
     now: Micros,
     /// Those that wait for the first packet's time.
     bans: Vec<Ban>,
-    /// A packet that the capture cut short, filled up with zeroes.
+    sets: Vec<AddressSet>,
+    /// A packet that the capture cut short, filled up to be parsed.
     whole: Vec<u8>,
 }
 
@@ -121,7 +131,8 @@ const SECRET: [u64; 2] = [0x7265_706c_6179, 0x736c_7569_6365];
 impl Replay {
     /// For a configuration with its compiled filters, its cookies' seed and its bans.
     #[must_use]
-    pub fn new(config: Arc<Config>, plan: Plan, seed: [u8; 32], bans: Vec<Ban>) -> Replay {
+    pub fn new(config: Arc<Config>, filters: Loaded, seed: [u8; 32], bans: Vec<Ban>) -> Replay {
+        let Loaded { sets, plan } = filters;
         let counters = Arc::new(FilterCounters::new(&config));
         Replay {
             gate: Gate::new(&config, []),
@@ -133,6 +144,7 @@ impl Replay {
             began: None,
             now: START,
             bans,
+            sets,
             whole: Vec::new(),
             config,
         }
@@ -183,18 +195,15 @@ impl Replay {
     pub fn packet_traced(&mut self, time: Duration, frame: &[u8], wire_len: u32, trace: &mut impl Trace) -> Outcome {
         self.tick(time);
         let len = (wire_len as usize).min(LONGEST);
-        let verdict = if frame.len() < len {
+        let parsed = if frame.len() < len {
             let mut whole = std::mem::take(&mut self.whole);
-            whole.clear();
-            whole.extend_from_slice(frame);
-            whole.resize(len, 0);
-            // A checksum over octets that the capture did not keep says nothing.
-            let verdict = self.judge(&whole, RxChecksums::GOOD, trace);
+            let parsed = parse_cut(frame, len, &mut whole);
             self.whole = whole;
-            verdict
+            parsed
         } else {
-            self.judge(frame, RxChecksums::default(), trace)
+            parse(frame, RxChecksums::default())
         };
+        let verdict = parsed.and_then(|parsed| self.judge(&parsed, frame, trace));
         match verdict {
             Ok(outcome) => outcome,
             Err(reason) => {
@@ -217,14 +226,20 @@ impl Replay {
         self.engine.sweep(self.now);
     }
 
-    fn judge<T: Trace>(&mut self, frame: &[u8], checksums: RxChecksums, trace: &mut T) -> Result<Outcome, DropReason> {
-        let segment = match parse(frame, checksums)? {
-            Parsed::Tcp(segment) => segment,
+    fn judge<T: Trace>(&mut self, parsed: &Parsed, frame: &[u8], trace: &mut T) -> Result<Outcome, DropReason> {
+        let segment = match parsed {
+            Parsed::Tcp(segment) => *segment,
             Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_) => return Ok(Outcome::Local),
         };
         let key = segment.key;
         let came = Came { port: self.port, frame, now: self.now };
-        let service = match self.gate.judge(&mut self.engine, &segment, came, trace) {
+        let judged = self.gate.judge(&mut self.engine, &segment, came, trace);
+        if frame.len() < segment.end()
+            && let Some(rule) = self.hangs_on_missing(&segment, frame, &judged)
+        {
+            return Ok(Outcome::CannotTell(rule));
+        }
+        let service = match judged {
             Ok(Addressee::Service(service)) => service,
             Ok(Addressee::Dialler) => return Ok(Outcome::FromUpstream),
             Err(DropReason::OwnSource) if self.gate.services().get(key.src, key.src_port).is_some() => {
@@ -243,6 +258,24 @@ impl Replay {
             return Ok(Outcome::Connection);
         }
         self.unknown(&facts, trace)
+    }
+
+    /// The rule on which the verdict on a packet hangs whose payload was cut: it would match if the payload were right, and no rule before
+    /// it decided.
+    fn hangs_on_missing(&self, segment: &Segment, frame: &[u8], judged: &Result<Addressee, DropReason>) -> Option<u16> {
+        let service = self.gate.services().get(segment.key.dst, segment.key.dst_port)?;
+        let facts = Facts { segment, frame, service };
+        let decided = match judged {
+            Err(DropReason::Rule | DropReason::RuleLimit) => self.engine.rule(),
+            Err(_) => return None,
+            Ok(_) => self.engine.exempt(),
+        };
+        let asked = decided.map_or(self.config.rules.len(), usize::from);
+        let rules = self.config.rules.iter().enumerate().take(asked);
+        let mut hanging = rules.filter(|(index, rule)| {
+            !rule.dry_run && naive::hangs_on_missing(self.engine.plan().rules(), *index, rule, &self.sets, &facts)
+        });
+        hanging.next().and_then(|(index, _)| u16::try_from(index).ok())
     }
 
     fn unknown<T: Trace>(&mut self, facts: &Facts<'_>, trace: &mut T) -> Result<Outcome, DropReason> {
@@ -283,5 +316,55 @@ impl Replay {
             let cookie = self.jar.mint(&segment.key, isn, offer);
             self.jar.check(&segment.key, isn, cookie.plus(1))
         })
+    }
+}
+
+/// Parses a frame of which a capture kept only the beginning, `len` octets when it was sent; `room` is to fill it up in.
+///
+/// # Errors
+/// As [`parse`], and [`DropReason::Truncated`] when a header was cut: its fields would be made up.
+pub(crate) fn parse_cut(frame: &[u8], len: usize, room: &mut Vec<u8>) -> Result<Parsed, DropReason> {
+    room.clear();
+    room.extend_from_slice(frame);
+    room.resize(len, 0);
+    // A checksum over octets that the capture did not keep says nothing; the IPv4 header's is of what was kept.
+    let checksums = RxChecksums { ip: ChecksumState::Unknown, l4: ChecksumState::Good };
+    if headers_end(frame).is_none_or(|end| end > frame.len()) {
+        return Err(DropReason::Truncated);
+    }
+    match parse(room, checksums)? {
+        // Only padding was cut.
+        Parsed::Tcp(segment) if segment.end() <= frame.len() => parse(frame, RxChecksums::default()),
+        parsed => Ok(parsed),
+    }
+}
+
+/// Where the headers end, TCP's options or the first octets of another message included; none when the frame ends before that is known.
+fn headers_end(frame: &[u8]) -> Option<usize> {
+    const IPV6_HEADER: usize = 40;
+    let kind = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
+    let (ether_type, l3) = match kind(12)? {
+        0x8100 | 0x88a8 => (kind(16)?, 18),
+        ether_type => (ether_type, 14),
+    };
+    let (mut next, mut at) = match ether_type {
+        0x0800 => (*frame.get(l3 + 9)?, l3 + usize::from(*frame.get(l3)? & 0xf) * 4),
+        0x86dd => (*frame.get(l3 + 6)?, l3 + IPV6_HEADER),
+        // ARP, or nothing that the appliance looks into.
+        0x0806 => return Some(l3 + 28),
+        _ => return Some(l3),
+    };
+    if ether_type == 0x86dd {
+        // Extension headers say how long they are: hop-by-hop, routing, destination; fragments have eight octets.
+        while let 0 | 43 | 44 | 60 = next {
+            let octets = if next == 44 { 8 } else { 8 + 8 * usize::from(*frame.get(at + 1)?) };
+            next = *frame.get(at)?;
+            at += octets;
+        }
+    }
+    match next {
+        6 => Some(at + usize::from(*frame.get(at + 12)? >> 4).max(5) * 4),
+        1 | 58 => Some(at + 8),
+        _ => Some(at),
     }
 }

@@ -14,6 +14,9 @@ pub struct Report {
     lines: BTreeMap<Outcome, (u64, u64)>,
     packets: u64,
     bytes: u64,
+    /// Of the packets, those of which the capture kept only a part, and those whose fate hangs on the rest.
+    cut: u64,
+    untold: u64,
     first: Option<Duration>,
     last: Duration,
 }
@@ -67,8 +70,10 @@ struct Json {
 }
 
 impl Report {
-    /// Counts a packet.
-    pub fn add(&mut self, outcome: Outcome, time: Duration, wire_len: u32) {
+    /// Counts a packet of which `captured` octets were kept.
+    pub fn add(&mut self, outcome: Outcome, time: Duration, (captured, wire_len): (usize, u32)) {
+        self.cut += u64::from(captured < wire_len as usize);
+        self.untold += u64::from(matches!(outcome, Outcome::CannotTell(_)));
         let line = self.lines.entry(outcome).or_default();
         let octets = u64::from(wire_len);
         *line = (line.0 + 1, line.1 + octets);
@@ -90,10 +95,29 @@ impl Report {
         self.lines.iter().filter(|(outcome, _)| outcome.is_drop()).map(|(_, (packets, _))| packets).sum()
     }
 
+    /// Packets of which it cannot be told what became of them.
+    #[must_use]
+    pub fn untold(&self) -> u64 {
+        self.untold
+    }
+
+    /// What to say of packets that the capture cut, if any were.
+    #[must_use]
+    pub fn warning(&self) -> Option<String> {
+        let Report { packets, cut, untold, .. } = self;
+        (*cut > 0).then(|| {
+            format!(
+                "{cut} of {packets} packets were cut by the capture, and of {untold} of them it cannot be told what a rule says; \
+                 capture whole packets (tcpdump -s 0)"
+            )
+        })
+    }
+
     /// Packets that were neither dropped nor sent by a service.
     #[must_use]
     pub fn passed(&self) -> u64 {
-        let passed = |outcome: &Outcome| !outcome.is_drop() && *outcome != Outcome::FromService;
+        let untold = |outcome: &Outcome| matches!(outcome, Outcome::CannotTell(_));
+        let passed = |outcome: &Outcome| !outcome.is_drop() && *outcome != Outcome::FromService && !untold(outcome);
         self.lines.iter().filter(|(outcome, _)| passed(outcome)).map(|(_, (packets, _))| packets).sum()
     }
 

@@ -36,8 +36,8 @@ impl Tape {
 
     fn with_bans(text: &str, bans: Vec<Ban>) -> Tape {
         let config = sluice_config::parse("test.toml", &format!("{CONFIG}{text}")).unwrap();
-        let plan = load("test.toml", &config, 1).unwrap().plan;
-        Tape { replay: Replay::new(Arc::new(config), plan, SEED, bans), report: Report::default(), time: BEGIN }
+        let filters = load("test.toml", &config, 1).unwrap();
+        Tape { replay: Replay::new(Arc::new(config), filters, SEED, bans), report: Report::default(), time: BEGIN }
     }
 
     fn at_ms(&mut self, ms: u64) -> &mut Tape {
@@ -51,7 +51,7 @@ impl Tape {
 
     fn octets(&mut self, frame: &[u8]) -> Outcome {
         let outcome = self.replay.packet(self.time, frame, frame.len() as u32);
-        self.report.add(outcome, self.time, frame.len() as u32);
+        self.report.add(outcome, self.time, (frame.len(), frame.len() as u32));
         outcome
     }
 }
@@ -242,6 +242,99 @@ fn packets_that_were_cut_short_by_the_capture_are_judged_by_their_headers() {
     assert_eq!(t.replay.packet(BEGIN, &whole, whole.len() as u32), Outcome::Answered);
     assert_eq!(t.replay.packet(BEGIN, &whole[..80], whole.len() as u32), Outcome::Answered);
     assert_eq!(t.octets(&whole[..80]), dropped(DropReason::Truncated), "cut short on the wire");
+}
+
+/// A SYN as Linux sends it, and where its options begin in the frame.
+fn linux_syn() -> Vec<u8> {
+    use Opt::{Mss, Nop, SackPermitted, Timestamp, WindowScale};
+    let frame = syn(CLIENT).options([Mss(1_460), SackPermitted, Timestamp(77, 0), Nop, WindowScale(7)]).build();
+    assert_eq!(frame.len(), 74);
+    frame
+}
+
+fn cut(t: &mut Tape, frame: &[u8], kept: usize) -> Outcome {
+    let outcome = t.replay.packet(t.time, &frame[..kept], frame.len() as u32);
+    t.report.add(outcome, t.time, (kept, frame.len() as u32));
+    outcome
+}
+
+#[test]
+fn a_header_that_the_capture_cut_is_truncated_wherever_it_was_cut() {
+    let whole = linux_syn();
+    let v6 = tcp("[2001:db8:7::7]:40000", "[2001:db8::10]:443").flags(Flags::SYN).build();
+    for frame in [&whole, &v6, &syn(CLIENT).vlan(5).build()] {
+        for kept in 0..frame.len() {
+            let mut t = Tape::new("");
+            assert_eq!(cut(&mut t, frame, kept), dropped(DropReason::Truncated), "{kept} of {}", frame.len());
+        }
+    }
+    // A rule for SYNs without timestamps, and one that looks where options would be.
+    for rule in ["timestamps = false", "pcap = \"tcp[34:2] = 0\"", "mss = \"none\""] {
+        let mut t = Tape::new(&format!("[[rule]]\nname = \"r\"\n{rule}\naction = \"drop\"\n"));
+        assert_eq!(cut(&mut t, &whole, 64), dropped(DropReason::Truncated), "{rule}");
+        assert_ne!(t.octets(&whole), dropped(DropReason::Truncated), "{rule}");
+    }
+}
+
+#[test]
+fn an_ip_headers_checksum_is_verified_though_the_payload_was_cut() {
+    let mut t = Tape::new("");
+    let mut whole = syn(CLIENT).payload([9; 100]).build();
+    whole[24] ^= 1;
+    assert_eq!(cut(&mut t, &whole, 80), dropped(DropReason::BadIpChecksum));
+    // And TCP's where only the frame's padding was cut.
+    let mut padded = tcp(CLIENT, WEB).flags(Flags::SYN).build();
+    padded.resize(60, 0);
+    assert_eq!(cut(&mut t, &padded, 54), Outcome::Answered);
+    padded[50] ^= 1;
+    assert_eq!(cut(&mut t, &padded, 54), dropped(DropReason::BadTcpChecksum));
+}
+
+#[test]
+fn what_hangs_on_payload_that_was_not_captured_cannot_be_told() {
+    const LOOKS: &str = r#"
+[[rule]]
+name = "proven"
+source = ["192.0.2.0/24"]
+action = "pass"
+[[rule]]
+name = "zeroes"
+payload = [{ hex = "0000", offset = 20 }]
+action = "drop"
+[[rule]]
+name = "long"
+payload_length = "90-"
+hop_limit = 9
+action = "drop"
+"#;
+    let mut t = Tape::new(LOOKS);
+    let frame = |source: &str| syn(source).payload([9; 100]).build();
+    assert_eq!(cut(&mut t, &frame(CLIENT), 58 + 20), Outcome::CannotTell(1));
+    assert_eq!(cut(&mut t, &frame(CLIENT), 58 + 21), Outcome::Answered, "the octet that is there is wrong");
+    assert_eq!(cut(&mut t, &frame("192.0.2.1:5"), 58), Outcome::Answered, "a rule before it decided");
+    let short = syn(CLIENT).payload([9; 20]).build();
+    assert_eq!(cut(&mut t, &short, 58), Outcome::Answered, "no segment so short matches");
+    let far = syn(CLIENT).hop_limit(9).payload([0; 100]).build();
+    assert_eq!(cut(&mut t, &far, 58), Outcome::CannotTell(1), "dropped by this rule, or by the next");
+    assert_eq!(t.octets(&far), Outcome::Dropped(DropReason::Rule.index() as u8, Some(1)));
+    assert_eq!((t.report.packets(), t.report.untold(), t.report.passed(), t.report.dropped()), (6, 2, 3, 1));
+    let warning = t.report.warning().unwrap();
+    assert!(warning.starts_with("5 of 6 packets were cut by the capture, and of 2 of them"), "{warning}");
+    let table = t.report.table(&t.replay);
+    assert!(table.contains("cannot tell: rule \"zeroes\" looks at payload that was not captured"), "{table}");
+}
+
+#[test]
+fn an_expression_sees_what_was_kept_and_the_length_that_was_sent() {
+    for (expression, outcome) in [
+        ("tcp[24] = 0", Outcome::Answered),
+        ("tcp[24] = 9", Outcome::Answered),
+        ("greater 158", Outcome::Dropped(DropReason::Rule.index() as u8, Some(0))),
+        ("less 157", Outcome::Answered),
+    ] {
+        let mut t = Tape::new(&format!("[[rule]]\nname = \"r\"\npcap = \"{expression}\"\naction = \"drop\"\n"));
+        assert_eq!(cut(&mut t, &syn(CLIENT).payload([9; 100]).build(), 58), outcome, "{expression}");
+    }
 }
 
 #[test]

@@ -188,24 +188,27 @@ pub(super) struct View<'a> {
     frame: &'a [u8],
     /// The frame from the tag's length on: an octet's index here is its index in the untagged frame, except for the MACs'.
     body: &'a [u8],
+    /// Octets of the whole untagged frame, of which a capture may have kept fewer.
+    len: u32,
 }
 
 impl<'a> View<'a> {
     /// The frame as it is.
     #[inline]
     pub(super) fn whole(frame: &'a [u8]) -> View<'a> {
-        View { frame, body: frame }
+        View { frame, body: frame, len: frame.len() as u32 }
     }
 
-    /// The frame without the `tag` octets that follow its MACs.
+    /// The frame without the `tag` octets that follow its MACs. It had `whole` octets, tag included, if those are more than are here.
     #[inline]
-    pub(super) fn without_tag(frame: &'a [u8], tag: usize) -> View<'a> {
-        View { frame, body: frame.get(tag..).unwrap_or_default() }
+    pub(super) fn without_tag(frame: &'a [u8], tag: usize, whole: usize) -> View<'a> {
+        let body = frame.get(tag..).unwrap_or_default();
+        View { frame, body, len: (body.len() as u32).max(whole.wrapping_sub(tag) as u32) }
     }
 
     #[inline]
     fn len(&self) -> u32 {
-        self.body.len() as u32
+        self.len
     }
 
     /// `N` octets of the untagged frame.

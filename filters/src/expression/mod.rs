@@ -148,7 +148,7 @@ impl Expression {
     #[must_use]
     pub fn matches_segment(&self, frame: &[u8], segment: &Segment) -> bool {
         let program = if segment.is_v4() { &self.v4 } else { &self.v6 };
-        program.run(&View::without_tag(frame, segment.l3().saturating_sub(14)))
+        program.run(&View::without_tag(frame, segment.l3().saturating_sub(14), segment.end()))
     }
 
     /// The verdict on every TCP segment in IPv4, when there is but one: `udp` matches none, `ip` all.

@@ -162,11 +162,11 @@ proptest! {
             let folded = fold(&decoded, &facts);
             prop_assert_eq!(folded.run(&View::whole(frame)), expected, "{:?} left of {:?}", folded, program);
             let tagged = tagged(frame);
-            prop_assert_eq!(decoded.run(&View::without_tag(&tagged, 4)), expected, "tagged: {:?}", program);
-            prop_assert_eq!(folded.run(&View::without_tag(&tagged, 4)), expected, "tagged: {:?}", folded);
+            prop_assert_eq!(decoded.run(&View::without_tag(&tagged, 4, 0)), expected, "tagged: {:?}", program);
+            prop_assert_eq!(folded.run(&View::without_tag(&tagged, 4, 0)), expected, "tagged: {:?}", folded);
             // Frames that the facts do not hold of: any verdict, but no panic.
             for len in [0, 13, 20, 53] {
-                let _ = folded.run(&View::without_tag(&frame[..len], 4));
+                let _ = folded.run(&View::without_tag(&frame[..len], 4, 0));
             }
         }
     }

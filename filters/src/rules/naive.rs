@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use sluice_config::{Rule, Sources};
+use sluice_config::{PayloadMatch, Rule, Sources};
 
 use super::column::option_holds;
 use super::residue::{order_holds, payload_holds};
@@ -50,6 +50,29 @@ pub fn mismatch(rules: &Rules, index: usize, rule: &Rule, sets: &[AddressSet], f
         ("pcap", rules.expression(index).is_none_or(|pcap| pcap.matches_segment(facts.frame, segment))),
     ];
     conditions.into_iter().find(|(_, holds)| !holds).map(|(key, _)| Condition(key))
+}
+
+/// Whether rule `index` matches only if octets of the payload, which the frame lacks, are as it wants them: everything else does hold.
+#[must_use]
+pub fn hangs_on_missing(rules: &Rules, index: usize, rule: &Rule, sets: &[AddressSet], facts: &Facts<'_>) -> bool {
+    let sent = usize::from(facts.segment.payload_len);
+    let payload = facts.frame.get(facts.segment.payload_start()..).unwrap_or_default();
+    let payload = payload.get(..sent).unwrap_or(payload);
+    let missing = |wanted: &PayloadMatch| {
+        let begin = usize::from(wanted.offset);
+        let end = begin + wanted.value.len();
+        // What is there of them may already be wrong.
+        let there = payload.get(begin..).unwrap_or_default();
+        let masked = there.iter().zip(&wanted.mask).map(|(octet, mask)| octet & mask);
+        end > payload.len() && end <= sent && masked.zip(&wanted.value).all(|(octet, value)| octet == *value)
+    };
+    if !rule.matches.payload.iter().any(missing) {
+        return false;
+    }
+    let mut rest = rule.clone();
+    // Those whose octets are there still count.
+    rest.matches.payload.retain(|wanted| !missing(wanted));
+    mismatch(rules, index, &rest, sets, facts).is_none()
 }
 
 /// Whether any of the sets and prefixes holds the address.

@@ -60,7 +60,7 @@ pub fn hangs_on_missing(rules: &Rules, index: usize, rule: &Rule, sets: &[Addres
     let payload = payload.get(..sent).unwrap_or(payload);
     let missing = |wanted: &PayloadMatch| {
         let begin = usize::from(wanted.offset);
-        let end = begin + wanted.value.len();
+        let end = begin.saturating_add(wanted.value.len());
         // What is there of them may already be wrong.
         let there = payload.get(begin..).unwrap_or_default();
         let masked = there.iter().zip(&wanted.mask).map(|(octet, mask)| octet & mask);

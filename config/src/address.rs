@@ -75,29 +75,6 @@ fn not_a_socket(text: &str) -> Wrong {
     Wrong::new("is not an address and a port", EXAMPLE)
 }
 
-/// A prefix; an address alone is a prefix of one address. Host bits must be clear: a set one is most often a slip.
-pub(crate) fn prefix(text: &str) -> Result<IpNet, Wrong> {
-    let net = if let Ok(ip) = text.parse::<IpAddr>() {
-        IpNet::from(ip)
-    } else {
-        text.parse::<IpNet>().map_err(|_| {
-            Wrong::new(
-                "is not a prefix",
-                r#"write an address and a prefix length, as in "10.0.0.0/8" or "2001:db8::/32""#,
-            )
-        })?
-    };
-    unmapped(net.addr())?;
-    let trunc = net.trunc();
-    if trunc.addr() != net.addr() {
-        return Err(Wrong::new(
-            format!("has bits set after its first {}", net.prefix_len()),
-            format!(r#"write "{trunc}", or "{}" for the one address"#, net.addr()),
-        ));
-    }
-    Ok(net)
-}
-
 /// An interface address: `198.51.100.2/24`.
 pub(crate) fn port_address(text: &str) -> Result<PortAddress, Wrong> {
     if let Ok(ip) = text.parse::<IpAddr>() {
@@ -181,17 +158,6 @@ mod tests {
         ] {
             let wrong = socket(text).expect_err(text);
             assert!(wrong.found.contains(fragment), "{text}: {wrong:?}");
-        }
-    }
-
-    #[test]
-    fn prefixes_have_clear_host_bits() {
-        assert_eq!(prefix("10.0.0.0/8"), Ok("10.0.0.0/8".parse().unwrap()));
-        assert_eq!(prefix("192.0.2.7"), Ok("192.0.2.7/32".parse().unwrap()));
-        assert_eq!(prefix("2001:db8::7"), Ok("2001:db8::7/128".parse().unwrap()));
-        assert!(prefix("10.0.0.1/8").unwrap_err().remedy.contains("10.0.0.0/8"));
-        for text in ["10.0.0.0/33", "10/8", "", "::ffff:10.0.0.0/104", "example.com/8"] {
-            assert!(prefix(text).is_err(), "{text}");
         }
     }
 

@@ -122,12 +122,13 @@ pub(crate) struct Diagnostics<'a> {
     /// Octet offset of each line's start.
     lines: Vec<usize>,
     mistakes: Vec<Mistake>,
+    warnings: Vec<Mistake>,
 }
 
 impl<'a> Diagnostics<'a> {
     pub(crate) fn new(file: &'a str, text: &'a str) -> Diagnostics<'a> {
         let lines = std::iter::once(0).chain(text.match_indices('\n').map(|(i, _)| i + 1)).collect();
-        Diagnostics { file, text, lines, mistakes: Vec::new() }
+        Diagnostics { file, text, lines, mistakes: Vec::new(), warnings: Vec::new() }
     }
 
     /// How many so far: equal before and after a step means that the step found nothing wrong.
@@ -143,13 +144,18 @@ impl<'a> Diagnostics<'a> {
         found: impl Into<String>,
         remedy: impl Into<String>,
     ) {
-        self.mistakes.push(Mistake {
-            file: self.file.to_owned(),
-            place: Some(self.place(at)),
-            key: key.into(),
-            found: found.into(),
-            remedy: remedy.into(),
-        });
+        let mistake = self.mistake(at, key.into(), found.into(), remedy.into());
+        self.mistakes.push(mistake);
+    }
+
+    /// Notes what a located value does that may not be meant.
+    pub(crate) fn warn<T>(&mut self, value: &Located<T>, found: impl Into<String>, remedy: impl Into<String>) {
+        let warning = self.mistake(value.at, value.key.clone(), found.into(), remedy.into());
+        self.warnings.push(warning);
+    }
+
+    fn mistake(&self, at: usize, key: String, found: String, remedy: String) -> Mistake {
+        Mistake { file: self.file.to_owned(), place: Some(self.place(at)), key, found, remedy }
     }
 
     /// Notes a mistake in a located value.
@@ -179,6 +185,13 @@ impl<'a> Diagnostics<'a> {
             None => (message, "correct the line to valid TOML (https://toml.io)".to_owned()),
         };
         self.report(at, "syntax", found.escape_debug().to_string(), remedy);
+    }
+
+    /// The warnings so far, in file order.
+    pub(crate) fn take_warnings(&mut self) -> Vec<Mistake> {
+        let mut warnings = std::mem::take(&mut self.warnings);
+        warnings.sort_by_key(|warning| warning.place);
+        warnings
     }
 
     pub(crate) fn into_mistakes(self) -> Vec<Mistake> {

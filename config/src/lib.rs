@@ -18,6 +18,7 @@ mod describe;
 mod error;
 mod keys;
 mod model;
+mod prefix;
 mod rate;
 mod read;
 mod schema;
@@ -33,6 +34,7 @@ use std::path::Path;
 pub use error::{ConfigErrors, Mistake, Place};
 pub use keys::{KeyError, KeyFault, ProxyKeys, read_proxy_keys};
 pub use model::*;
+pub use prefix::{Prefix, PrefixError, Shortest, read_prefix};
 pub use seed::{SeedError, read_seed};
 pub use units::show_size;
 

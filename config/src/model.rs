@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
-use crate::Place;
+use crate::{Mistake, Place, Shortest};
 
 /// A whole configuration file, checked.
 #[derive(Clone, Debug, PartialEq)]
@@ -41,6 +41,8 @@ pub struct Config {
     pub metrics: Option<Metrics>,
     /// `[log]`
     pub log: Log,
+    /// What the file says that may not be meant, in file order.
+    pub warnings: Vec<Mistake>,
 }
 
 /// `[runtime]`: cores, memory, DPDK.
@@ -64,6 +66,8 @@ pub struct Runtime {
     pub tx_descriptors: u16,
     /// What a worker does when its ports are silent. Default `spin`.
     pub idle: Idle,
+    /// The directory for what outlives the process: the last good copies of sets. Default `/var/lib/sluice`.
+    pub state: PathBuf,
 }
 
 /// `runtime.hugepages`
@@ -358,8 +362,24 @@ pub struct Set {
     pub prefixes: Vec<IpNet>,
     /// Lists, one prefix a line; read again when they change.
     pub files: Vec<PathBuf>,
+    /// What becomes of the set when a file or the database cannot be used. Default `keep-last`.
+    pub on_error: OnError,
+    /// The shortest prefixes that its lists may have.
+    pub shortest: Shortest,
     /// Countries or networks of a database; read again when it changes.
     pub geo: Option<Geo>,
+}
+
+/// `set.on_error`: what becomes of a set whose files cannot be used as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnError {
+    /// It stays as it was when they last could be, across starts too.
+    #[default]
+    KeepLast,
+    /// Lines that are no entries are skipped; for anything worse it stays as it was.
+    SkipLine,
+    /// It stays as it was while the appliance runs; no start without them.
+    Refuse,
 }
 
 /// What a set takes from a MaxMind database; at least one country or autonomous system.
@@ -582,6 +602,8 @@ pub struct Filters {
     pub icmp_rate: u32,
     /// What one source is: an IPv4 address, or an IPv6 prefix of this length. Default 64.
     pub source_prefix_v6: u8,
+    /// `shortest_prefix_v4` and `shortest_prefix_v6`: the shortest prefixes that lists and bans may have.
+    pub shortest_prefix: Shortest,
     /// SYN-ACKs towards one prefix (IPv4 /24, IPv6 /48), per worker; none = no ceiling. Default 20,000 a second, 40,000 at once.
     pub syn_ack_ceiling: Option<Rate>,
     /// Sources and prefixes whose limits each worker remembers. Default 262,144, of 16 octets each.
@@ -622,6 +644,10 @@ impl SourceLimits {
 pub struct Bans {
     /// A list of bans, read again when it changes.
     pub file: Option<PathBuf>,
+    /// What becomes of the bans when the file cannot be used. Default `keep-last`.
+    pub on_error: OnError,
+    /// The shortest prefixes that bans may have.
+    pub shortest: Shortest,
     /// Bans that each worker has room for. Default 1,000,000.
     pub capacity: u32,
 }
@@ -716,6 +742,7 @@ impl Default for Runtime {
             rx_descriptors: 1_024,
             tx_descriptors: 1_024,
             idle: Idle::Spin,
+            state: PathBuf::from("/var/lib/sluice"),
         }
     }
 }
@@ -761,6 +788,7 @@ impl Default for Filters {
             allow: Vec::new(),
             icmp_rate: 1_000,
             source_prefix_v6: 64,
+            shortest_prefix: Shortest::default(),
             syn_ack_ceiling: Some(Rate { burst: 40_000, ..Rate::per_second(20_000) }),
             records: 262_144,
             per_address: SourceLimits::default(),

@@ -4,11 +4,13 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 use crate::error::{Diagnostics, Located, Wrong, alternatives, nearest, quoted};
 use crate::model::{Measure, Rate};
+use crate::prefix::read_prefix;
 use crate::{rate, units};
 
 /// One table of the file.
@@ -322,6 +324,23 @@ impl<'t> Entry<'t> {
             Ok(value) => Some(text.with(value)),
             Err(wrong) => {
                 diag.wrong(&text, format!("{} {}", quoted(text.value), wrong.found), wrong.remedy);
+                None
+            }
+        }
+    }
+
+    /// The value as an address or a prefix.
+    pub(crate) fn prefix(&self, diag: &mut Diagnostics<'_>) -> Option<Located<IpNet>> {
+        let text = self.text(diag)?;
+        match read_prefix(text.value) {
+            Ok(read) => {
+                if let Some((found, remedy)) = read.warning() {
+                    diag.warn(&text, format!("{} {found}", quoted(text.value)), remedy);
+                }
+                Some(text.with(read.net))
+            }
+            Err(error) => {
+                diag.wrong(&text, format!("{} {error}", quoted(text.value)), error.remedy());
                 None
             }
         }

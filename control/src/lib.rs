@@ -117,6 +117,7 @@ impl Prepared {
             Some(listener) => {
                 let side = FilterSide {
                     sets: filters.gauges(),
+                    bans: filters.bans().map(|bans| bans.gauges()).unwrap_or_default(),
                     sample: sample.as_ref().map(SampleThread::counters).unwrap_or_default(),
                 };
                 let exporter = Exporter::new(&config, source, connections.counters(), side, build);

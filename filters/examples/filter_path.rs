@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn engine(config: &Config) -> Result<Engine, Box<dyn Error>> {
-    let sets = config.sets.iter().map(load_set).collect::<Result<Vec<_>, _>>()?;
+    let sets = config.sets.iter().map(|set| load_set(set).map(|set| set.addresses)).collect::<Result<Vec<_>, _>>()?;
     let plan = Plan::compile("configuration", config, &sets, 1).map_err(|mistakes| format!("{mistakes:?}"))?;
     let mut engine = Engine::new(Arc::new(plan), [7, 11], Arc::new(FilterCounters::new(config)));
     if let Some(file) = config.bans.as_ref().and_then(|bans| bans.file.as_ref()) {

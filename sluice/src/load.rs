@@ -50,8 +50,12 @@ pub fn load(path: &Path) -> Result<Whole, ExitCode> {
     let config = Arc::new(sluice_config::load(path).map_err(|mistakes| wrong(&mistakes))?);
     // One stands for all workers here, and has the whole of what they share.
     let filters = filters::load(&path.display().to_string(), &config, 1).map_err(|error| wrong(&error))?;
-    let bans = configured_bans(&config).map_err(|error| wrong(&error))?;
-    Ok(Whole { config, filters, bans })
+    let read = configured_bans(&config).map_err(|error| wrong(&error))?;
+    let notes = filters.notes.iter().flat_map(|note| note.warnings.iter().cloned());
+    for warning in config.warnings.iter().map(ToString::to_string).chain(notes).chain(read.warnings) {
+        eprintln!("sluice: warning: {warning}");
+    }
+    Ok(Whole { config, filters, bans: read.bans })
 }
 
 /// The index of the port called `name`, if one is asked for, or complains.

@@ -59,6 +59,9 @@ pub fn run(path: &Path) -> ExitCode {
 fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     sluice_control::logging::init(config.log.level)?;
     warn_of_sources(config);
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     let filters = sluice_control::filters::load(&path.display().to_string(), config, config.runtime.cores.len())?;
     let need = Need::of(config, &filters);
     memory::check(&path.display().to_string(), config, &need, memory::available())?;
@@ -71,7 +74,10 @@ fn serve(path: &Path, config: &Arc<Config>) -> Result<(), RunError> {
     let build = BuildInfo { version: env!("CARGO_PKG_VERSION").into(), dpdk };
     // Ends when the appliance has.
     let _watch = config.proxy_keys.as_deref().map(|path| sluice_control::keys::watch(path, keys)).transpose()?;
-    let watch = sluice_control::filters::watch(Arc::clone(config), filters.sets, appliance.view().orders().clone())?;
+    let watch = {
+        let orders = appliance.view().orders().clone();
+        sluice_control::filters::watch(Arc::clone(config), filters.sets, &filters.notes, orders)?
+    };
     let control = control.start(Arc::clone(config), Arc::new(appliance.view()), &watch, build)?;
     if let Err(error) = announce(&mut io::stdout().lock(), config, &appliance.ports()) {
         tracing::warn!(%error, "cannot write the start-up lines to standard output");

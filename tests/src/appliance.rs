@@ -348,8 +348,11 @@ impl Setup {
         // The test machines have two cores. One worker leaves core 0 to everything else; two workers share it.
         let cores = if self.workers == 1 { "[1]" } else { "[0, 1]" };
         let mut text = format!(
-            "[runtime]\ncores = {cores}\ncontrol_core = 0\nhugepages = \"{}\"\ndrain = \"{}\"\nidle = \"sleep\"\n{}\n",
-            self.hugepages, self.drain, self.runtime
+            "[runtime]\ncores = {cores}\ncontrol_core = 0\nhugepages = \"{}\"\ndrain = \"{}\"\nidle = \"sleep\"\nstate = {:?}\n{}\n",
+            self.hugepages,
+            self.drain,
+            lab.path("state"),
+            self.runtime
         );
         let wan = [format!("{WAN4}/24"), format!("{WAN6}/64")];
         let lan = [format!("{LAN4}/24"), format!("{LAN6}/64")];

@@ -50,7 +50,11 @@ pub(crate) fn check(draft: Draft, diag: &mut Diagnostics<'_>) -> Option<Config> 
         let found = format!("{} is an address of the appliance's own ports or services", metrics.value.ip());
         diag.wrong(metrics, found, "write an address of the host: the exporter runs on the host's network");
     }
-    if diag.count() > 0 { None } else { finish(draft) }
+    if diag.count() > 0 {
+        return None;
+    }
+    let warnings = diag.take_warnings();
+    finish(draft).map(|config| Config { warnings, ..config })
 }
 
 /// Notes every value that stands twice.
@@ -448,15 +452,21 @@ fn finish(draft: Draft) -> Option<Config> {
     let routes = routes.collect::<Option<Vec<_>>>()?;
     let strip = |nets: Vec<Located<IpNet>>| nets.into_iter().map(|net| net.value).collect();
     let rules = draft.rules.iter().map(|rule| rules::finish(rule, &draft)).collect::<Option<Vec<_>>>()?;
+    let shortest = draft.filters.rest.shortest_prefix;
     Some(Config {
         runtime: draft.runtime,
         routes,
         ports: draft.ports.into_iter().map(finish_port).collect(),
         services: draft.services.into_iter().map(finish_service).collect(),
-        sets: draft.sets.into_iter().map(rules::finish_set).collect(),
+        sets: draft.sets.into_iter().map(|set| rules::finish_set(set, shortest)).collect(),
         rules,
         filters: Filters { deny: strip(draft.filters.deny), allow: strip(draft.filters.allow), ..draft.filters.rest },
-        bans: draft.bans.map(|bans| Bans { file: bans.file.map(|file| file.value), capacity: bans.capacity }),
+        bans: draft.bans.map(|bans| Bans {
+            file: bans.file.map(|file| file.value),
+            on_error: bans.on_error,
+            shortest,
+            capacity: bans.capacity,
+        }),
         sample: draft.sample.map(|sample| Sample {
             file: sample.file.value,
             rate: sample.rate,
@@ -468,6 +478,7 @@ fn finish(draft: Draft) -> Option<Config> {
         proxy_keys: draft.proxy_keys,
         metrics: draft.metrics.map(|listen| Metrics { listen: listen.value }),
         log: draft.log,
+        warnings: Vec::new(),
     })
 }
 

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 
 use super::{distinct, family, unknown};
+use crate::Shortest;
 use crate::error::{Diagnostics, Located, quoted};
 use crate::model::{Action, Geo, Matches, Measure, OptionMatch, Rule, Set, Sources};
 use crate::schema::{Draft, RuleDraft, SetDraft, SourceDraft};
@@ -253,13 +254,15 @@ fn check_payload(rule: &RuleDraft, diag: &mut Diagnostics<'_>) {
 }
 
 /// The set without its places.
-pub(super) fn finish_set(set: SetDraft) -> Set {
+pub(super) fn finish_set(set: SetDraft, shortest: Shortest) -> Set {
     let countries = set.countries.into_iter().map(|country| country.value).collect();
     let asns = set.asns.into_iter().map(|asn| asn.value).collect();
     Set {
         name: set.name.value,
         prefixes: set.prefixes.into_iter().map(|prefix| prefix.value).collect(),
         files: set.files.into_iter().map(|file| file.value).collect(),
+        on_error: set.on_error,
+        shortest,
         geo: set.database.map(|database| Geo { database: database.value, countries, asns }),
     }
 }

@@ -4,16 +4,19 @@ use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use super::rules::ON_ERROR;
 use super::{absolute_path, optional};
-use crate::address;
+use crate::Shortest;
 use crate::error::{Diagnostics, Located, quoted};
-use crate::model::{Filters, Measure, Peace, Rate, SourceLimits};
+use crate::model::{Filters, Measure, OnError, Peace, Rate, SourceLimits};
 use crate::read::Section;
 
 pub(super) const FILTERS: &[&str] = &[
     "deny",
     "allow",
     "source_prefix_v6",
+    "shortest_prefix_v4",
+    "shortest_prefix_v6",
     "icmp_rate",
     "syn_ack_ceiling",
     "records",
@@ -22,7 +25,7 @@ pub(super) const FILTERS: &[&str] = &[
     "per_site",
 ];
 pub(super) const SOURCE_LIMITS: &[&str] = &["syns", "flowless_acks", "connections", "packets", "bytes"];
-pub(super) const BANS: &[&str] = &["file", "capacity"];
+pub(super) const BANS: &[&str] = &["file", "on_error", "capacity"];
 pub(super) const SAMPLE: &[&str] = &["file", "rate", "snap", "max_size"];
 pub(super) const PEACE: &[&str] = &["syns", "flowless", "repeats", "resets"];
 
@@ -43,6 +46,7 @@ pub(crate) struct FiltersDraft {
 /// `[bans]`.
 pub(crate) struct BansDraft {
     pub(crate) file: Option<Located<PathBuf>>,
+    pub(crate) on_error: OnError,
     pub(crate) capacity: u32,
 }
 
@@ -60,7 +64,7 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
         return FiltersDraft { deny: Vec::new(), allow: Vec::new(), rest: default };
     };
     let prefixes = |key: &str, diag: &mut Diagnostics<'_>| -> Vec<Located<IpNet>> {
-        section.list(key, diag).iter().filter_map(|item| item.parsed(diag, address::prefix)).collect()
+        section.list(key, diag).iter().filter_map(|item| item.prefix(diag)).collect()
     };
     let remedy = "write \"off\" for no ceiling, or a rate as in \"20000/s burst 40000\"";
     let ceiling = rate_or_off(&section, "syn_ack_ceiling", default.syn_ack_ceiling, remedy, diag);
@@ -74,6 +78,14 @@ pub(super) fn filters(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Filters
             source_prefix_v6: section
                 .integer("source_prefix_v6", 32..=128_u8, diag)
                 .map_or(default.source_prefix_v6, |n| n.value),
+            shortest_prefix: Shortest {
+                v4: section
+                    .integer("shortest_prefix_v4", 0..=32_u8, diag)
+                    .map_or(default.shortest_prefix.v4, |n| n.value),
+                v6: section
+                    .integer("shortest_prefix_v6", 0..=128_u8, diag)
+                    .map_or(default.shortest_prefix.v6, |n| n.value),
+            },
             syn_ack_ceiling: ceiling,
             records: section.integer("records", 1_024..=MAX_RECORDS, diag).map_or(default.records, |n| n.value),
             per_address: source_limits(&section, "per_address", diag),
@@ -135,6 +147,7 @@ pub(super) fn bans(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<Ban
     let section = optional(root, "bans", BANS, diag)?;
     Some(BansDraft {
         file: section.parsed("file", diag, absolute_path),
+        on_error: section.choice("on_error", ON_ERROR, diag).unwrap_or_default(),
         capacity: section.integer("capacity", 1..=MAX_RECORDS, diag).map_or(1_000_000, |n| n.value),
     })
 }

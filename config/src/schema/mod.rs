@@ -70,8 +70,18 @@ const FILE: &[&str] = &[
     "metrics",
     "log",
 ];
-const RUNTIME: &[&str] =
-    &["cores", "control_core", "hugepages", "dpdk_args", "drain", "mbufs", "rx_descriptors", "tx_descriptors", "idle"];
+const RUNTIME: &[&str] = &[
+    "cores",
+    "control_core",
+    "hugepages",
+    "dpdk_args",
+    "drain",
+    "mbufs",
+    "rx_descriptors",
+    "tx_descriptors",
+    "idle",
+    "state",
+];
 const COOKIES: &[&str] = &["seed_file", "epoch"];
 const PROXY_KEYS: &[&str] = &["file"];
 const METRICS: &[&str] = &["listen"];
@@ -239,6 +249,7 @@ fn runtime(root: &Section<'_>, diag: &mut Diagnostics<'_>) -> Runtime {
             .integer("tx_descriptors", 64..=32_768_u16, diag)
             .map_or(default.tx_descriptors, |n| n.value),
         idle: section.choice("idle", &[("spin", Idle::Spin), ("sleep", Idle::Sleep)], diag).unwrap_or(default.idle),
+        state: section.parsed("state", diag, absolute_path).map_or(default.state, |path| path.value),
     }
 }
 

@@ -118,7 +118,7 @@ impl PortDraft {
 
 pub(super) fn route(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<RouteDraft> {
     section.deny_unknown(ROUTE, diag);
-    let to = section.require("to", "\"10.0.0.0/8\"", diag).and_then(|entry| entry.parsed(diag, address::prefix));
+    let to = section.require("to", "\"10.0.0.0/8\"", diag).and_then(|entry| entry.prefix(diag));
     let via = section.require("via", "\"10.0.0.1\"", diag).and_then(|entry| entry.parsed(diag, address::host));
     let port = section.require("port", "\"lan\"", diag).and_then(|entry| entry.text(diag));
     Some(RouteDraft { to: to?, via: via?, port: port.map(|p| p.with(p.value.to_owned()))? })

@@ -7,12 +7,11 @@ use ipnet::IpNet;
 
 use super::conditions::{expression, flags, option, options, payload};
 use super::{absolute_path, name};
-use crate::address;
 use crate::error::{Diagnostics, Located, Wrong};
-use crate::model::{Action, Limit, Matches, Measure, Per, Rate};
+use crate::model::{Action, Limit, Matches, Measure, OnError, Per, Rate};
 use crate::read::{Entry, Section};
 
-pub(super) const SET: &[&str] = &["name", "prefixes", "files", "database", "countries", "asns"];
+pub(super) const SET: &[&str] = &["name", "prefixes", "files", "on_error", "database", "countries", "asns"];
 pub(super) const RULE: &[&str] = &[
     "name",
     "action",
@@ -42,6 +41,9 @@ pub(super) const RULE: &[&str] = &[
     "prefix_v6",
 ];
 
+pub(super) const ON_ERROR: &[(&str, OnError)] =
+    &[("keep-last", OnError::KeepLast), ("skip-line", OnError::SkipLine), ("refuse", OnError::Refuse)];
+
 /// Most sets and rules; a bit for each set tells which ones hold a source.
 const MOST: usize = 1_024;
 
@@ -53,6 +55,7 @@ pub(crate) struct SetDraft {
     pub(crate) name: Located<String>,
     pub(crate) prefixes: Vec<Located<IpNet>>,
     pub(crate) files: Vec<Located<PathBuf>>,
+    pub(crate) on_error: OnError,
     pub(crate) database: Option<Located<PathBuf>>,
     pub(crate) countries: Vec<Located<String>>,
     pub(crate) asns: Vec<Located<u32>>,
@@ -121,14 +124,15 @@ fn set(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<SetDraft> {
     section.deny_unknown(SET, diag);
     let name = name(section, "\"blocklist\"", diag);
     let prefixes = section.list("prefixes", diag);
-    let prefixes = prefixes.iter().filter_map(|item| item.parsed(diag, address::prefix)).collect();
+    let prefixes = prefixes.iter().filter_map(|item| item.prefix(diag)).collect();
     let files = section.one_or_more("files");
     let files = files.iter().filter_map(|item| item.parsed(diag, absolute_path)).collect();
+    let on_error = section.choice("on_error", ON_ERROR, diag).unwrap_or_default();
     let database = section.parsed("database", diag, absolute_path);
     let countries = section.one_or_more("countries");
     let countries = countries.iter().filter_map(|item| item.parsed(diag, country)).collect();
     let asns = section.one_or_more("asns").iter().filter_map(|item| asn(item, diag)).collect();
-    Some(SetDraft { prefixes, files, database, countries, asns, sound: diag.count() == before, name: name? })
+    Some(SetDraft { prefixes, files, on_error, database, countries, asns, sound: diag.count() == before, name: name? })
 }
 
 /// An ISO 3166-1 code, as databases have it.
@@ -184,7 +188,7 @@ fn rule(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<RuleDraft> 
     let action = action(section, diag);
     let dry_run = section.boolean("dry_run", diag).unwrap_or(false);
     let sources = |key: &str, diag: &mut Diagnostics<'_>| -> Vec<Located<SourceDraft>> {
-        section.one_or_more(key).iter().filter_map(|item| item.parsed(diag, source)).collect()
+        section.one_or_more(key).iter().filter_map(|item| source(item, diag)).collect()
     };
     let (source, not_source) = (sources("source", diag), sources("not_source", diag));
     let services = section.one_or_more("service");
@@ -273,11 +277,19 @@ fn limit(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Option<Limit> {
 }
 
 /// `"@NAME"` or a prefix.
-fn source(text: &str) -> Result<SourceDraft, Wrong> {
+fn source(item: &Entry<'_>, diag: &mut Diagnostics<'_>) -> Option<Located<SourceDraft>> {
+    match item.as_text().map(set_name) {
+        Some(Ok(None)) | None => item.prefix(diag).map(|net| net.with(SourceDraft::Prefix(net.value))),
+        Some(_) => item.parsed(diag, |text| set_name(text).map(|name| SourceDraft::Set(name.unwrap_or_default()))),
+    }
+}
+
+/// The name of `"@NAME"`; none for what may be a prefix.
+fn set_name(text: &str) -> Result<Option<String>, Wrong> {
     if let Some(name) = text.strip_prefix('@') {
         return match name {
             "" => Err(Wrong::new("names no set", "write a set's name after \"@\", as in \"@blocklist\"")),
-            name => Ok(SourceDraft::Set(name.to_owned())),
+            name => Ok(Some(name.to_owned())),
         };
     }
     let like_a_name = text.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_'))
@@ -285,7 +297,7 @@ fn source(text: &str) -> Result<SourceDraft, Wrong> {
     if like_a_name {
         return Err(Wrong::new("is not a prefix", format!("write \"@{text}\" for the set of this name")));
     }
-    address::prefix(text).map(SourceDraft::Prefix)
+    Ok(None)
 }
 
 fn conditions(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Matches {

@@ -115,7 +115,7 @@ pub(super) fn service(section: &Section<'_>, diag: &mut Diagnostics<'_>) -> Opti
         })
         .collect();
     let accept_proxy = section.list("accept_proxy", diag);
-    let accept_proxy = accept_proxy.iter().filter_map(|item| item.parsed(diag, address::prefix)).collect();
+    let accept_proxy = accept_proxy.iter().filter_map(|item| item.prefix(diag)).collect();
     let limits = optional(section, "limits", LIMITS, diag);
     let connections = limits.as_ref().and_then(|l| l.integer("connections", 1..=16_000_000_u32, diag));
     let connections_per_source =

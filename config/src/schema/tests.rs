@@ -5,9 +5,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::*;
+use crate::Shortest;
 use crate::model::{
     Action, Balance, Bans, Config, Congestion, Connect, Expression, Filters, FlagMatch, Geo, KeepAlive, KeepAlives,
-    Limit, Limits, Matches, Measure, Mode, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise,
+    Limit, Limits, Matches, Measure, Mode, OnError, OptionMatch, PayloadMatch, Peace, Per, Port, PortAddress, Promise,
     ProxyHeaderExtras, ProxyProtocol, Rate, Rule, Sample, Service, Set, SourceCheck, SourceLimits, Sources, Timeouts,
     Upstream,
 };
@@ -102,6 +103,7 @@ fn minimal_file_has_every_default() {
             rx_descriptors: 1_024,
             tx_descriptors: 1_024,
             idle: Idle::Spin,
+            state: "/var/lib/sluice".into(),
         },
         ports: vec![Port {
             name: "wan".into(),
@@ -151,6 +153,7 @@ fn minimal_file_has_every_default() {
             allow: vec![],
             icmp_rate: 1_000,
             source_prefix_v6: 64,
+            shortest_prefix: Shortest { v4: 8, v6: 19 },
             syn_ack_ceiling: Some(Rate { amount: 20_000, every: secs(1), burst: 40_000 }),
             records: 262_144,
             per_address: SourceLimits::default(),
@@ -169,6 +172,7 @@ fn minimal_file_has_every_default() {
         proxy_keys: None,
         metrics: None,
         log: Log { level: Level::Info, connections: ConnectionLog::Stdout },
+        warnings: vec![],
     };
     assert_eq!(parse("minimal.toml", MINIMAL), Ok(expected));
     let config = parse("minimal.toml", &format!("{MINIMAL}[metrics]\n")).unwrap();
@@ -356,13 +360,22 @@ fn sets_are_made_of_prefixes_files_and_a_database() {
         name: "blocklist".into(),
         prefixes: nets(&["192.0.2.0/24", "2001:db8:bad::/48", "203.0.113.9/32"]),
         files: vec!["/etc/sluice/blocklist.txt".into()],
+        on_error: OnError::KeepLast,
+        shortest: Shortest::default(),
         geo: Some(Geo {
             database: "/var/lib/GeoIP/GeoLite2-Country.mmdb".into(),
             countries: vec!["RU".into(), "BY".into()],
             asns: vec![64_500, 64_501],
         }),
     };
-    let allowlist = Set { name: "allowlist".into(), prefixes: nets(&["198.51.100.128/25"]), files: vec![], geo: None };
+    let allowlist = Set {
+        name: "allowlist".into(),
+        prefixes: nets(&["198.51.100.128/25"]),
+        files: vec![],
+        on_error: OnError::KeepLast,
+        shortest: Shortest::default(),
+        geo: None,
+    };
     assert_eq!(config.sets, [blocklist, allowlist]);
 }
 
@@ -441,12 +454,21 @@ fn limits_bans_and_samples_are_read() {
         ..Filters::default()
     };
     assert_eq!(config.filters, filters);
-    assert_eq!(config.bans, Some(Bans { file: Some("/var/lib/sluice/bans".into()), capacity: 5 }));
+    assert_eq!(
+        config.bans,
+        Some(Bans {
+            file: Some("/var/lib/sluice/bans".into()),
+            on_error: OnError::KeepLast,
+            shortest: Shortest::default(),
+            capacity: 5,
+        })
+    );
     let sample =
         Sample { file: "/var/log/sluice/dropped.pcapng".into(), rate: per_second(10), snap: 128, max_size: 1 << 30 };
     assert_eq!(config.sample, Some(sample));
     let config = parse("f", &format!("{MINIMAL}[bans]\n")).unwrap();
-    assert_eq!(config.bans, Some(Bans { file: None, capacity: 1_000_000 }));
+    let bans = Bans { file: None, on_error: OnError::KeepLast, shortest: Shortest::default(), capacity: 1_000_000 };
+    assert_eq!(config.bans, Some(bans));
 }
 
 #[test]
@@ -577,4 +599,28 @@ fn each_side_may_be_asked_whether_it_is_there() {
         let error = read(wrong).unwrap_err();
         assert!(error.contains(told), "{wrong}: {error}");
     }
+}
+
+#[test]
+fn host_bits_below_a_prefix_warn_wherever_one_stands_and_say_what_is_covered() {
+    let text = format!(
+        "{MINIMAL}\n[filters]\ndeny = [\"192.0.2.7/24\"]\nshortest_prefix_v4 = 0\n[[set]]\nname = \"s\"\non_error = \"skip-line\"\n\
+         prefixes = [\"2001:db8::1/32\"]\n[[rule]]\nname = \"r\"\nsource = [\"@s\", \"10.1.2.3/8\"]\naction = \"drop\"\n"
+    );
+    let config = parse("f", &text).unwrap_or_else(|e| panic!("{e}"));
+    let said: Vec<String> = config.warnings.iter().map(ToString::to_string).collect();
+    let ends = [
+        "filters.deny[0]: \"192.0.2.7/24\" has bits set after its first 24: it covers 192.0.2.0/24; \
+         write \"192.0.2.0/24\", or \"192.0.2.7\" for the one address",
+        "set \"s\": prefixes[0]: \"2001:db8::1/32\" has bits set after its first 32: it covers 2001:db8::/32; \
+         write \"2001:db8::/32\", or \"2001:db8::1\" for the one address",
+        "rule \"r\": source[1]: \"10.1.2.3/8\" has bits set after its first 8: it covers 10.0.0.0/8; \
+         write \"10.0.0.0/8\", or \"10.1.2.3\" for the one address",
+    ];
+    assert_eq!(said.len(), 3, "{said:?}");
+    for (said, end) in said.iter().zip(ends) {
+        assert!(said.starts_with("f:") && said.ends_with(end), "{said}");
+    }
+    assert_eq!(config.filters.deny, ["192.0.2.0/24".parse::<IpNet>().unwrap()]);
+    assert_eq!((config.sets[0].on_error, config.sets[0].shortest), (OnError::SkipLine, Shortest { v4: 0, v6: 19 }));
 }

@@ -68,7 +68,7 @@ pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire
         }
     };
     out.say("packet", &packet::describe(&segment, frame));
-    let filters = Loaded { sets: circumstances.sets.to_vec(), plan };
+    let filters = Loaded { sets: circumstances.sets.to_vec(), notes: Vec::new(), plan };
     let mut replay = Replay::new(Arc::clone(config), filters, circumstances.seed.unwrap_or_default(), bans.to_vec());
     replay.come_by(circumstances.port);
     let mut steps: Vec<Step> = Vec::new();

@@ -6,7 +6,7 @@
 //! Bans end by the wall clock, here as at the workers. Who sets it forward ends bans early; what ended while it was ahead by mistake is
 //! laid again from the file when it is put right.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Debug;
 use std::fs::File;
 use std::io::{self, Read};
@@ -15,10 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ipnet::IpNet;
-use sluice_config::Config;
+use sluice_config::{Bans, Config, OnError, PrefixError, Shortest, read_prefix};
 use sluice_dataplane::{Busy, Orders};
+use sluice_filters::counter::Counter;
+use sluice_filters::sets::Lines;
 use thiserror::Error;
 
+use super::copies::Copies;
 use crate::stamp::Stamp;
 
 /// Largest file, octets: some two million bans with their reasons.
@@ -46,6 +49,14 @@ pub enum BanError {
     /// As many are in force as there is room for.
     #[error("{0} bans are in force, as many as there is room for; lift some, or raise bans.capacity")]
     Full(usize),
+    /// It would shut out more than a ban may.
+    #[error("{prefix} {wrong}; {}", wrong.remedy())]
+    TooWide {
+        /// What it would shut out.
+        prefix: IpNet,
+        /// Why it may not.
+        wrong: PrefixError,
+    },
     /// The workers did not read their orders in time.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -94,11 +105,22 @@ enum Origin {
     File,
 }
 
+/// What is known of the file of bans.
+#[derive(Debug, Default)]
+pub struct BanGauges {
+    /// How many of its bans had no room.
+    pub refused: Counter,
+    /// 1 while the bans are not what the file is, since it cannot be used.
+    pub stale: Counter,
+}
+
 /// All bans in force. Shared by whoever lays them.
 #[derive(Debug)]
 pub struct BanBook<E: Enforcer = Orders> {
     capacity: usize,
+    shortest: Shortest,
     enforcer: E,
+    gauges: Arc<BanGauges>,
     bans: Mutex<HashMap<IpNet, (Ban, Origin)>>,
 }
 
@@ -108,16 +130,23 @@ fn end(until: Option<SystemTime>) -> SystemTime {
 }
 
 impl<E: Enforcer> BanBook<E> {
-    /// An empty book with room for `capacity` bans.
+    /// An empty book for what `config` allows.
     #[must_use]
-    pub fn new(capacity: u32, enforcer: E) -> BanBook<E> {
-        BanBook { capacity: usize::try_from(capacity).unwrap_or(usize::MAX), enforcer, bans: Mutex::default() }
+    pub fn new(config: &Bans, enforcer: E) -> BanBook<E> {
+        let capacity = usize::try_from(config.capacity).unwrap_or(usize::MAX);
+        BanBook { capacity, shortest: config.shortest, enforcer, gauges: Arc::default(), bans: Mutex::default() }
+    }
+
+    /// What is known of its file.
+    #[must_use]
+    pub fn gauges(&self) -> Arc<BanGauges> {
+        Arc::clone(&self.gauges)
     }
 
     /// Lays a ban, in place of an earlier one of the same prefix. It is in force within a turn of the workers.
     ///
     /// # Errors
-    /// [`BanError::Full`], or [`BanError::Busy`] when the workers do not answer; nothing has changed then.
+    /// [`BanError::Full`], [`BanError::TooWide`], or [`BanError::Busy`] when the workers do not answer; nothing has changed then.
     pub fn ban(&self, ban: Ban) -> Result<(), BanError> {
         self.lay(ban, Origin::Caller)
     }
@@ -187,6 +216,9 @@ impl<E: Enforcer> BanBook<E> {
 
     fn lay(&self, ban: Ban, origin: Origin) -> Result<(), BanError> {
         let ban = Ban { prefix: ban.prefix.trunc(), ..ban };
+        if let Some(least) = self.shortest.refuses(ban.prefix) {
+            return Err(BanError::TooWide { prefix: ban.prefix, wrong: PrefixError::TooShort(least) });
+        }
         let mut bans = self.lock();
         if bans.len() >= self.capacity && !bans.contains_key(&ban.prefix) {
             return Err(BanError::Full(bans.len()));
@@ -196,10 +228,10 @@ impl<E: Enforcer> BanBook<E> {
         Ok(())
     }
 
-    /// Makes the file's bans what `wanted` are: the rest of those it laid is lifted. Returns how many were laid and lifted.
-    fn adopt(&self, wanted: Vec<Ban>) -> Result<(usize, usize), BanError> {
+    /// Makes the file's bans what `wanted` are: the rest of those it laid is lifted. What there is no room for is told.
+    fn adopt(&self, wanted: Vec<Ban>) -> Result<Adopted, BanError> {
         let gone: Vec<IpNet> = {
-            let keep: std::collections::HashSet<IpNet> = wanted.iter().map(|ban| ban.prefix).collect();
+            let keep: HashSet<IpNet> = wanted.iter().map(|ban| ban.prefix).collect();
             let bans = self.lock();
             let ours = bans.iter().filter(|(_, (_, origin))| *origin == Origin::File);
             ours.map(|(prefix, _)| *prefix).filter(|prefix| !keep.contains(prefix)).collect()
@@ -207,19 +239,35 @@ impl<E: Enforcer> BanBook<E> {
         for prefix in &gone {
             self.unban(*prefix)?;
         }
-        let mut laid = 0;
+        let mut adopted = Adopted { lifted: gone.len(), ..Adopted::default() };
         for ban in wanted {
             if self.lock().get(&ban.prefix).is_none_or(|(known, _)| *known != ban) {
-                self.lay(ban, Origin::File)?;
-                laid += 1;
+                match self.lay(ban, Origin::File) {
+                    Ok(()) => adopted.laid += 1,
+                    Err(error @ BanError::Full(_)) => {
+                        adopted.refused += 1;
+                        adopted.full = Some(error);
+                    }
+                    Err(error) => return Err(error),
+                }
             }
         }
-        Ok((laid, gone.len()))
+        Ok(adopted)
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpNet, (Ban, Origin)>> {
         self.bans.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What became of a file's bans.
+#[derive(Debug, Default)]
+struct Adopted {
+    laid: usize,
+    lifted: usize,
+    /// For want of room.
+    refused: u64,
+    full: Option<BanError>,
 }
 
 /// Gives an order until the workers have room for it.
@@ -262,20 +310,47 @@ pub enum BanFileError {
     },
 }
 
-/// Reads the file of bans that `config` names. There is none without one, nor before it exists: it may come later.
-///
-/// # Errors
-/// As [`read_bans`].
-pub fn configured_bans(config: &Config) -> Result<Vec<Ban>, BanFileError> {
-    let file = config.bans.as_ref().and_then(|bans| bans.file.as_deref());
-    file.filter(|file| file.exists()).map_or(Ok(Vec::new()), read_bans)
+/// A file of bans as it was read.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct ReadBans {
+    /// In no order.
+    pub bans: Vec<Ban>,
+    /// Lines that were skipped, and prefixes with host bits: what an operator should be told.
+    pub warnings: Vec<String>,
+    /// They are those of the last good copy.
+    pub copied: bool,
 }
 
-/// Reads a file of bans. Of several bans of one prefix the last counts.
+/// Reads the file of bans that `config` names, or its last good copy if it cannot be used. There is none without one, nor before it
+/// exists: it may come later.
 ///
 /// # Errors
-/// Names the file and the first line that is not a ban.
-pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
+/// As [`read_bans`], if there is no copy either.
+pub fn configured_bans(config: &Config) -> Result<ReadBans, BanFileError> {
+    let there = |bans: &&Bans| bans.file.as_ref().is_some_and(|file| file.exists());
+    config
+        .bans
+        .as_ref()
+        .filter(there)
+        .map_or_else(|| Ok(ReadBans::default()), |bans| read_or_copy(bans, &Copies::of(config)))
+}
+
+fn read_or_copy(bans: &Bans, copies: &Copies) -> Result<ReadBans, BanFileError> {
+    let Some(file) = &bans.file else { return Ok(ReadBans::default()) };
+    read_bans(file, bans).or_else(|error| {
+        let copy = copies.of_bans(bans).and_then(|copy| Some((read_bans(&copy, bans).ok()?, copy)));
+        let Some((mut read, copy)) = copy else { return Err(error) };
+        read.warnings = vec![format!("{error} (until then the bans are what they were last, from {})", copy.display())];
+        read.copied = true;
+        Ok(read)
+    })
+}
+
+/// Reads a file of bans as `config` says. Of several bans of one prefix the last counts.
+///
+/// # Errors
+/// Names the file and the first line that is not a ban, if such are not to be skipped.
+pub fn read_bans(path: &Path, config: &Bans) -> Result<ReadBans, BanFileError> {
     let unreadable = |source| BanFileError::Unreadable { path: path.to_owned(), source };
     // Asked before opening: to open a pipe would wait for a writer.
     let about = std::fs::metadata(path).map_err(unreadable)?;
@@ -288,39 +363,52 @@ pub fn read_bans(path: &Path) -> Result<Vec<Ban>, BanFileError> {
         return Err(BanFileError::TooLarge { path: path.to_owned() });
     }
     let mut bans: HashMap<IpNet, Ban> = HashMap::new();
-    for (number, line) in octets.split(|octet| *octet == b'\n').enumerate() {
-        let text = String::from_utf8_lossy(line);
+    let (mut skipped, mut host_bits) = (Lines::default(), Lines::default());
+    for (line, text) in (1..).zip(octets.split(|octet| *octet == b'\n')) {
+        let text = String::from_utf8_lossy(text);
         let text = text.split('#').next().unwrap_or_default().trim();
         if text.is_empty() {
             continue;
         }
-        let ban = parse(text).map_err(|found| BanFileError::Line { path: path.to_owned(), line: number + 1, found })?;
-        bans.insert(ban.prefix, ban);
+        match parse(text, config.shortest) {
+            Ok((ban, warning)) => {
+                if let Some((found, remedy)) = warning {
+                    host_bits.note(line, || format!("{} {found}", shown(first_word(text).0)), || remedy);
+                }
+                bans.insert(ban.prefix, ban);
+            }
+            Err(found) if config.on_error == OnError::SkipLine => {
+                skipped.note(line, || found, || "it is skipped".to_owned());
+            }
+            Err(found) => return Err(BanFileError::Line { path: path.to_owned(), line, found }),
+        }
     }
-    Ok(bans.into_values().collect())
+    let file = path.display().to_string();
+    let warnings = skipped.messages(&file).chain(host_bits.messages(&file)).map(|line| format!("bans.file: {line}"));
+    Ok(ReadBans { warnings: warnings.collect(), bans: bans.into_values().collect(), copied: false })
 }
 
-fn parse(text: &str) -> Result<Ban, String> {
-    let shown = |text: &str| format!("{:?}", text.chars().take(60).collect::<String>());
+fn shown(text: &str) -> String {
+    format!("{:?}", text.chars().take(60).collect::<String>())
+}
+
+/// A line's ban, and what to say of its prefix; or what is wrong with it.
+fn parse(text: &str, shortest: Shortest) -> Result<(Ban, Option<(String, String)>), String> {
     let (prefix, rest) = first_word(text);
     let (until, reason) = first_word(rest);
     let reason: String = reason.chars().take(REASON).collect();
-    let prefix: IpNet = prefix
-        .parse()
-        .or_else(|_| prefix.parse::<std::net::IpAddr>().map(IpNet::from))
-        .map_err(|_| format!("{} is no address or prefix", shown(prefix)))?;
-    if let IpNet::V6(net) = prefix
-        && net.prefix_len() >= 96
-        && net.addr().to_ipv4_mapped().is_some()
-    {
-        return Err(format!("{prefix} is IPv4-mapped, which holds no address of any packet"));
-    }
+    let read = read_prefix(prefix)
+        .and_then(|read| shortest.refuses(read.net).map_or(Ok(read), |least| Err(PrefixError::TooShort(least))));
+    let read = read.map_err(|error| match error {
+        PrefixError::TooShort(_) => format!("{} {error}: {}", shown(prefix), error.remedy()),
+        error => format!("{} {error}", shown(prefix)),
+    })?;
     let until = match until {
         "" => return Err(format!("{} lacks the time at which the ban ends", shown(text))),
         "never" => None,
         time => Some(humantime::parse_rfc3339_weak(time).map_err(|_| format!("{} is no time", shown(time)))?),
     };
-    Ok(Ban { prefix: prefix.trunc(), until, reason })
+    Ok((Ban { prefix: read.net, until, reason }, read.warning()))
 }
 
 /// The first word of a text that begins with one, and what follows the blanks behind it.
@@ -331,20 +419,23 @@ fn first_word(text: &str) -> (&str, &str) {
 
 /// The file of bans as it was last seen.
 pub(super) struct BanFile<E: Enforcer = Orders> {
+    config: Bans,
     path: PathBuf,
+    copies: Copies,
     book: Arc<BanBook<E>>,
     /// None before the first look, and when it is to be read again.
     seen: Option<Result<Stamp, io::ErrorKind>>,
-    /// There was no room for all of it.
-    wants_room: bool,
+    /// There was no room for so many of its bans.
+    refused: u64,
     /// How often the clock had been set when bans were last laid by it.
     clock_steps: u64,
 }
 
 impl<E: Enforcer> BanFile<E> {
-    pub(super) fn new(path: PathBuf, book: Arc<BanBook<E>>) -> BanFile<E> {
-        let clock_steps = book.enforcer.clock_steps();
-        BanFile { path, book, seen: None, wants_room: false, clock_steps }
+    /// None without a file.
+    pub(super) fn new(config: &Bans, copies: Copies, book: Arc<BanBook<E>>) -> Option<BanFile<E>> {
+        let (clock_steps, path) = (book.enforcer.clock_steps(), config.file.clone()?);
+        Some(BanFile { config: config.clone(), path, copies, book, seen: None, refused: 0, clock_steps })
     }
 
     /// Reads the file if it is not as it was.
@@ -361,27 +452,56 @@ impl<E: Enforcer> BanFile<E> {
                 }
             }
         }
-        if self.wants_room && self.book.has_room() {
+        if self.refused > 0 && self.book.has_room() {
             self.seen = None;
         }
         let stamp = Stamp::of(&self.path);
+        let first = self.seen.is_none();
         if self.seen.replace(stamp) == Some(stamp) {
             return;
         }
+        // Once it runs, what is in force is what was good last.
+        let read = if first { read_or_copy(&self.config, &self.copies) } else { read_bans(&self.path, &self.config) };
+        match read {
+            Ok(read) => self.adopt(read),
+            Err(error) => {
+                // A file that is not there says nothing.
+                if stamp != Err(io::ErrorKind::NotFound) {
+                    self.book.gauges.stale.set(1);
+                }
+                tracing::warn!(%error, "the bans stay as they were");
+            }
+        }
+    }
+
+    fn adopt(&mut self, read: ReadBans) {
+        for warning in &read.warnings {
+            tracing::warn!("{warning}");
+        }
         let now = self.book.enforcer.now();
         let current = |ban: &Ban| ban.until.is_none_or(|until| until > now);
-        let result = read_bans(&self.path).map(|bans| self.book.adopt(bans.into_iter().filter(current).collect()));
-        self.wants_room = matches!(result, Ok(Err(BanError::Full(_))));
-        match result {
-            Ok(Ok((laid, lifted))) => tracing::info!(laid, lifted, "the file of bans is in force"),
-            Ok(Err(error)) => {
-                // Looked at again in a second, or when there is room.
-                if !self.wants_room {
-                    self.seen = None;
+        let adopted = self.book.adopt(read.bans.into_iter().filter(current).collect());
+        self.book.gauges.stale.set(u64::from(read.copied));
+        match adopted {
+            Ok(Adopted { laid, lifted, refused, full }) => {
+                // A file that waits for room is read again and again: each ban counts once.
+                self.book.gauges.refused.add(refused.saturating_sub(self.refused));
+                self.refused = refused;
+                match full {
+                    None => tracing::info!(laid, lifted, "the file of bans is in force"),
+                    Some(error) => tracing::warn!(%error, refused, "not all bans of the file are in force"),
                 }
+            }
+            Err(error) => {
+                // Looked at again in a second.
+                self.seen = None;
                 tracing::warn!(%error, "not all bans of the file are in force");
             }
-            Err(error) => tracing::warn!(%error, "the bans stay as they were"),
+        }
+        if !read.copied
+            && let Err(error) = self.copies.keep_bans(&self.config)
+        {
+            tracing::warn!(%error, "no copy of the bans is kept, so no start without the file; let sluice write to runtime.state");
         }
     }
 }
@@ -438,7 +558,21 @@ mod tests {
 
     fn book(capacity: u32) -> (Arc<BanBook<Arc<Notes>>>, Arc<Notes>) {
         let notes = Arc::new(Notes { orders: Mutex::default(), busy: Mutex::default(), now: Mutex::new((begin(), 0)) });
-        (Arc::new(BanBook::new(capacity, notes.clone())), notes)
+        (Arc::new(BanBook::new(&Bans { capacity, ..limits(None) }, notes.clone())), notes)
+    }
+
+    fn limits(file: Option<PathBuf>) -> Bans {
+        Bans { file, on_error: OnError::KeepLast, shortest: Shortest::default(), capacity: 10 }
+    }
+
+    /// A file's copies lie beside it.
+    fn file_of(path: &Path, book: &Arc<BanBook<Arc<Notes>>>) -> BanFile<Arc<Notes>> {
+        let copies = Copies { dir: path.with_extension("copies") };
+        BanFile::new(&limits(Some(path.to_owned())), copies, book.clone()).unwrap()
+    }
+
+    fn read_file(path: &Path) -> Result<Vec<Ban>, BanFileError> {
+        read_bans(path, &limits(None)).map(|read| read.bans)
     }
 
     fn orders(notes: &Notes) -> Vec<String> {
@@ -496,8 +630,9 @@ mod tests {
         fs::write(&path, "192.0.2.1 never\n192.0.2.2 never\n").unwrap();
         let (book, notes) = book(2);
         book.ban(ban("198.18.0.0/15")).unwrap();
-        let mut file = BanFile::new(path, book.clone());
+        let mut file = file_of(&path, &book);
         file.look();
+        assert_eq!(book.gauges.refused.get(), 1);
         assert_eq!((orders(&notes).len(), file.seen.is_some()), (2, true));
         file.look();
         assert_eq!(orders(&notes), [""; 0]);
@@ -514,7 +649,7 @@ mod tests {
         let path = dir.path().join("bans");
         fs::write(&path, "192.0.2.1 2026-01-02T03:34:05Z\n192.0.2.2 2026-01-02T04:34:05Z\n192.0.2.3 never\n").unwrap();
         let (book, notes) = book(10);
-        let mut file = BanFile::new(path, book.clone());
+        let mut file = file_of(&path, &book);
         let at = |minutes: u64| begin() + Duration::from_secs(60 * minutes);
         file.look();
         assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32", "ban 192.0.2.3/32"]);
@@ -548,7 +683,7 @@ mod tests {
             "# by hand\n192.0.2.7 never\n\n  2001:db8:7::/48\t2026-12-01T00:00:00Z   many words # why\r\n192.0.2.7/32 never again\n",
         )
         .unwrap();
-        let mut bans = read_bans(&path).unwrap();
+        let mut bans = read_file(&path).unwrap();
         bans.sort_by_key(|ban| ban.prefix);
         let until = humantime::parse_rfc3339("2026-12-01T00:00:00Z").unwrap();
         assert_eq!(
@@ -563,16 +698,17 @@ mod tests {
     #[test]
     fn columns_may_stand_apart_by_any_blanks() {
         for line in ["192.0.2.7 never why so", "192.0.2.7   never  why so", "192.0.2.7\t\tnever \twhy so"] {
-            assert_eq!(parse(line), Ok(Ban { reason: "why so".into(), ..ban("192.0.2.7/32") }), "{line:?}");
+            let wanted = (Ban { reason: "why so".into(), ..ban("192.0.2.7/32") }, None);
+            assert_eq!(parse(line, Shortest::default()), Ok(wanted), "{line:?}");
         }
     }
 
     #[test]
     fn a_file_of_bans_without_an_end_is_refused_and_a_pipe_waits_for_nobody() {
-        let error = read_bans(Path::new("/dev/zero")).unwrap_err().to_string();
+        let error = read_file(Path::new("/dev/zero")).unwrap_err().to_string();
         assert!(error.contains("/dev/zero: not a regular file; name a file"), "{error}");
         let dir = tempfile::tempdir().unwrap();
-        assert!(read_bans(dir.path()).unwrap_err().to_string().contains("not a regular file"));
+        assert!(read_file(dir.path()).unwrap_err().to_string().contains("not a regular file"));
     }
 
     #[test]
@@ -582,16 +718,17 @@ mod tests {
         for (line, found) in [
             ("192.0.2.300 never", "\"192.0.2.300\" is no address or prefix"),
             ("192.0.2.1", "\"192.0.2.1\" lacks the time"),
-            ("::ffff:192.0.2.1 never", "::ffff:192.0.2.1/128 is IPv4-mapped"),
+            ("::ffff:192.0.2.1 never", "\"::ffff:192.0.2.1\" is IPv4-mapped"),
             ("192.0.2.1 tomorrow", "\"tomorrow\" is no time"),
+            ("0.0.0.0/0 never", "\"0.0.0.0/0\" holds more addresses than a prefix of 8 bits"),
             ("\u{1b}[2J never", "\"\\u{1b}[2J\" is no address"),
         ] {
             fs::write(&path, format!("192.0.2.7 never\n{line}\n")).unwrap();
-            let error = read_bans(&path).unwrap_err().to_string();
+            let error = read_file(&path).unwrap_err().to_string();
             let place = format!("bans.file: {}:2: {found}", path.display());
             assert!(error.starts_with(&place) && error.contains("; write PREFIX UNTIL"), "{error}");
         }
-        assert!(read_bans(&dir.path().join("none")).unwrap_err().to_string().contains("; name a file"));
+        assert!(read_file(&dir.path().join("none")).unwrap_err().to_string().contains("; name a file"));
     }
 
     #[test]
@@ -605,7 +742,7 @@ mod tests {
         };
         let (book, notes) = book(100);
         book.ban(ban("198.18.0.0/15")).unwrap();
-        let mut file = BanFile::new(path.clone(), book.clone());
+        let mut file = file_of(&path, &book);
         put("192.0.2.1 never\n192.0.2.2 never\n192.0.2.3 2020-01-01T00:00:00Z ended long ago\n");
         file.look();
         assert_eq!(orders(&notes), ["ban 192.0.2.1/32", "ban 192.0.2.2/32", "ban 198.18.0.0/15"]);
@@ -624,5 +761,57 @@ mod tests {
         file.look();
         assert_eq!(orders(&notes), ["unban 192.0.2.2/32", "unban 2001:db8::/32"]);
         assert_eq!(book.list(), [ban("198.18.0.0/15")]);
+    }
+
+    #[test]
+    fn a_file_of_bans_that_was_spoilt_starts_as_it_was_last_good() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 never\n").unwrap();
+        let (book, _) = book(10);
+        file_of(&path, &book).look();
+        assert!(book.gauges.stale.get() == 0);
+        fs::write(&path, "192.0.2.1 never\n<html>\n").unwrap();
+
+        let (book, notes) = super::tests::book(10);
+        let mut file = file_of(&path, &book);
+        file.look();
+        assert_eq!((orders(&notes), book.gauges.stale.get() == 1), (vec!["ban 192.0.2.1/32".to_owned()], true));
+        fs::write(&path, "192.0.2.2 never\n").unwrap();
+        file.look();
+        assert_eq!((orders(&notes).len(), book.gauges.stale.get() == 1), (2, false));
+        let refuse = Bans { on_error: OnError::Refuse, ..limits(Some(path.clone())) };
+        fs::write(&path, "<html>\n").unwrap();
+        assert!(read_or_copy(&refuse, &Copies { dir: path.with_extension("copies") }).is_err());
+    }
+
+    #[test]
+    fn lines_that_are_no_bans_are_skipped_where_that_is_asked_and_told_with_host_bits() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1/24 never\n<html>\n::/0 never\n192.0.3.1 never\n").unwrap();
+        let skip = Bans { on_error: OnError::SkipLine, ..limits(None) };
+        let read = read_bans(&path, &skip).unwrap();
+        assert_eq!((read.bans.len(), read.warnings.len()), (2, 3), "{:?}", read.warnings);
+        let place = format!("bans.file: {}", path.display());
+        for (warning, wanted) in read.warnings.iter().zip([
+            ":2: \"<html>\" is no address or prefix; it is skipped",
+            ":3: \"::/0\" holds more addresses than a prefix of 19 bits",
+            ":1: \"192.0.2.1/24\" has bits set after its first 24: it covers 192.0.2.0/24",
+        ]) {
+            assert!(warning.starts_with(&format!("{place}{wanted}")), "{warning}");
+        }
+    }
+
+    #[test]
+    fn a_ban_of_half_the_internet_is_refused_whoever_lays_it() {
+        let (book, notes) = book(10);
+        assert_eq!(
+            book.ban(ban("0.0.0.0/0")),
+            Err(BanError::TooWide { prefix: "0.0.0.0/0".parse().unwrap(), wrong: PrefixError::TooShort(8) })
+        );
+        let error = book.ban(ban("2000::/3")).unwrap_err().to_string();
+        assert!(error.starts_with("2000::/3 holds more addresses than a prefix of 19 bits; write"), "{error}");
+        assert_eq!(orders(&notes), [""; 0]);
     }
 }

@@ -13,9 +13,11 @@ use std::time::{Duration, Instant};
 use sluice_config::{Config, Set};
 use sluice_dataplane::Orders;
 use sluice_filters::counter::Counter;
-use sluice_filters::sets::{AddressSet, load_set};
+use sluice_filters::sets::{AddressSet, LoadedSet, load_set};
 
 use super::bans::{BanBook, BanFile};
+use super::copies::Copies;
+use super::{SetNote, unix_seconds};
 use crate::StartError;
 use crate::stamp::Stamp;
 
@@ -49,6 +51,12 @@ pub struct SetGauge {
     pub prefixes: Counter,
     /// When it was last read, on the workers' clock, microseconds.
     pub loaded: Counter,
+    /// When its copy was made, seconds since 1970, if that is what is in force; or 0.
+    pub copied: Counter,
+    /// 1 while it is not what its files are, since they cannot be used.
+    pub stale: Counter,
+    /// Lines of its lists that were skipped when it was last read.
+    pub skipped: Counter,
     /// How often it could not be read.
     pub failures: Counter,
 }
@@ -76,34 +84,42 @@ impl FilterWatch {
     }
 }
 
-/// Watches the files of `config`'s sets and bans, and tells the workers through `orders` what changes. `sets` are what is in force.
+/// Watches the files of `config`'s sets and bans, and tells the workers through `orders` what changes. `sets` are what is in force, and
+/// `notes` how they were come by.
 ///
 /// # Errors
 /// [`StartError::Thread`] when the kernel gives no thread.
-pub fn watch(config: Arc<Config>, sets: Vec<AddressSet>, orders: Orders) -> Result<FilterWatch, StartError> {
-    let bans = config.bans.as_ref().map(|bans| Arc::new(BanBook::new(bans.capacity, orders.clone())));
+pub fn watch(
+    config: Arc<Config>,
+    sets: Vec<AddressSet>,
+    notes: &[SetNote],
+    orders: Orders,
+) -> Result<FilterWatch, StartError> {
+    let bans = config.bans.as_ref().map(|bans| Arc::new(BanBook::new(bans, orders.clone())));
     let gauges = Arc::new(SetGauges::new(&config));
     let mut keeper = Keeper {
         stamps: config.sets.iter().map(stamps).collect(),
+        copies: Copies::of(&config),
         ban_file: config
             .bans
             .as_ref()
-            .and_then(|bans| bans.file.clone())
             .zip(bans.clone())
-            .map(|(file, book)| BanFile::new(file, book)),
+            .and_then(|(bans, book)| BanFile::new(bans, Copies::of(&config), book)),
         config,
         sets,
         orders,
         gauges: Arc::clone(&gauges),
         pending: false,
     };
-    for index in 0..keeper.sets.len() {
-        keeper.note(index);
+    for (index, note) in notes.iter().enumerate() {
+        keeper.note(index, note);
     }
+    let good: Vec<usize> =
+        notes.iter().enumerate().filter(|(_, note)| note.copied.is_none()).map(|(index, _)| index).collect();
     let (stop, stopped) = channel::<()>();
     let thread = std::thread::Builder::new()
         .name(THREAD.into())
-        .spawn(move || keeper.run(&stopped))
+        .spawn(move || keeper.run(&good, &stopped))
         .map_err(|cause| StartError::Thread { name: THREAD, cause })?;
     Ok(FilterWatch { stop: Some(stop), thread: Some(thread), gauges, bans })
 }
@@ -134,6 +150,7 @@ struct Keeper {
     sets: Vec<AddressSet>,
     /// By set: its files as they were when it was last read.
     stamps: Vec<Stamps>,
+    copies: Copies,
     ban_file: Option<BanFile>,
     orders: Orders,
     gauges: Arc<SetGauges>,
@@ -142,7 +159,9 @@ struct Keeper {
 }
 
 impl Keeper {
-    fn run(&mut self, stopped: &Receiver<()>) {
+    /// `good` sets were read from their files.
+    fn run(&mut self, good: &[usize], stopped: &Receiver<()>) {
+        good.iter().for_each(|index| self.keep(*index));
         loop {
             self.look();
             let wait = if self.pending { AGAIN } else { POLL };
@@ -177,28 +196,52 @@ impl Keeper {
         let began = Instant::now();
         match load_set(set) {
             Ok(read) => {
-                tracing::info!(set = set.name, prefixes = read.prefixes(), took = ?began.elapsed(), "a set was read again");
+                let LoadedSet { addresses, warnings, skipped } = read;
+                tracing::info!(set = set.name, prefixes = addresses.prefixes(), took = ?began.elapsed(), "a set was read again");
                 if let Some(old) = self.sets.get_mut(index) {
-                    *old = read;
+                    *old = addresses;
                     self.pending = true;
                 }
-                self.note(index);
+                self.note(index, &SetNote { warnings, skipped, copied: None });
+                self.keep(index);
             }
             Err(error) => {
                 tracing::warn!(%error, "the set stays as it was");
                 if let Some(gauge) = self.gauges.sets.get(index) {
                     gauge.failures.bump();
+                    gauge.stale.set(1);
                 }
             }
         }
     }
 
-    fn note(&self, index: usize) {
+    /// Tells how a set was come by.
+    fn note(&self, index: usize, note: &SetNote) {
+        for warning in &note.warnings {
+            tracing::warn!("{warning}");
+        }
         if let (Some(gauge), Some(set)) = (self.gauges.sets.get(index), self.sets.get(index)) {
             gauge.prefixes.set(set.prefixes() as u64);
             gauge.loaded.set(self.orders.clock().now().0);
+            gauge.copied.set(note.copied.map_or(0, unix_seconds));
+            gauge.stale.set(u64::from(note.copied.is_some()));
+            gauge.skipped.set(note.skipped as u64);
         }
         self.gauges.memory.set(self.orders.plan().map_or(0, |plan| plan.memory()) as u64);
+    }
+
+    /// Keeps a copy of a set that was read from its files.
+    fn keep(&self, index: usize) {
+        let (Some(set), Some(addresses)) = (self.config.sets.get(index), self.sets.get(index)) else { return };
+        if Copies::is_kept(set)
+            && let Err(error) = self.copies.write(set, addresses)
+        {
+            let path = self.copies.path(set);
+            tracing::warn!(
+                set = set.name, path = %path.display(), %error,
+                "no copy of the set is kept, so no start without its files; let sluice write to runtime.state"
+            );
+        }
     }
 
     fn publish(&mut self) {
@@ -242,8 +285,11 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             let path = dir.path().join("list");
             fs::write(&path, list).unwrap();
+            let state = dir.path().join("state");
             let text = format!(
                 r#"
+[runtime]
+state = {state:?}
 [[port]]
 name = "wan"
 device = "net_null0"
@@ -266,6 +312,7 @@ action = "drop"
             let loaded = load("test.toml", &config, 1).unwrap();
             let keeper = Keeper {
                 stamps: config.sets.iter().map(stamps).collect(),
+                copies: Copies::of(&config),
                 ban_file: None,
                 orders: Orders::new(1, Arc::new(loaded.plan), Clock::start()),
                 gauges: Arc::new(SetGauges::new(&config)),
@@ -348,10 +395,41 @@ action = "drop"
     }
 
     #[test]
+    fn a_set_whose_list_was_spoilt_starts_as_it_was_and_is_stale_until_the_list_is_good() {
+        let mut desk = Desk::new("192.0.2.0/24\n");
+        let list = desk.dir.path().join("list");
+        fs::write(&list, "<html>\n").unwrap();
+        let config = Arc::clone(&desk.keeper.config);
+        let error = load("test.toml", &config, 1).unwrap_err().to_string();
+        assert!(error.contains("list:1: \"<html>\" is no address or prefix"), "it was never good: {error}");
+
+        desk.put("203.0.113.0/24\n");
+        desk.keeper.look();
+        fs::write(&list, "<html>\n").unwrap();
+        let loaded = load("test.toml", &config, 1).unwrap();
+        assert_eq!(loaded.sets, desk.keeper.sets);
+        assert!(loaded.notes[0].copied.is_some());
+        let warning = &loaded.notes[0].warnings[0];
+        assert!(
+            warning.starts_with("set \"bad\": ") && warning.contains("(until then the set is what it was at 2"),
+            "{warning}"
+        );
+
+        let gauge = |desk: &Desk| desk.keeper.gauges.sets[0].stale.get();
+        desk.keeper.note(0, &loaded.notes[0]);
+        assert_eq!(gauge(&desk), 1);
+        desk.put("203.0.113.0/24\n198.18.0.0/15\n");
+        assert_eq!(gauge(&desk), 0);
+        desk.put("<html>\n");
+        assert_eq!(gauge(&desk), 1);
+        assert_eq!(load("test.toml", &config, 1).unwrap().sets[0].prefixes(), 2, "the newest good list was kept");
+    }
+
+    #[test]
     fn the_thread_ends_when_its_watch_is_dropped() {
         let desk = Desk::new("192.0.2.0/24\n");
         let (config, orders) = (desk.keeper.config.clone(), desk.keeper.orders.clone());
-        let watch = watch(config.clone(), desk.keeper.sets.clone(), orders).unwrap();
+        let watch = watch(config.clone(), desk.keeper.sets.clone(), &[SetNote::default()], orders).unwrap();
         assert_eq!(watch.gauges().sets[0].prefixes.get(), 1);
         assert!(watch.bans().is_none());
         drop(watch);

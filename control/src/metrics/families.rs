@@ -81,12 +81,18 @@ families! {
         "When the set was last read, seconds since 1970-01-01 UTC.";
     SET_FAILURES: Counter "sluice_set_load_failures_total" ["set"]
         "Times the set's files had changed and could not be used.";
+    SET_STALE: Gauge "sluice_set_stale" ["set"]
+        "1 while the set is not what its files are, since they cannot be used.";
+    SET_SKIPPED: Gauge "sluice_set_skipped_lines" ["set"]
+        "Lines of the set's lists that were skipped when it was last read.";
     SETS_MEMORY: Gauge "sluice_sets_memory_bytes" []
         "Octets of the table in which sources are looked up.";
     BANS: Gauge "sluice_bans" ["worker"]
         "Bans that the worker enforces.";
     BANS_REFUSED: Counter "sluice_bans_refused_total" ["worker"]
-        "Bans that the worker had no room for.";
+        "Bans that a worker, or the reader of the file of bans, had no room for.";
+    BANS_STALE: Gauge "sluice_bans_stale" []
+        "1 while the bans are not what their file is, since it cannot be used.";
     LIMIT_RECORDS: Gauge "sluice_limit_records" ["worker"]
         "Sources and prefixes whose limits the worker remembers, estimated.";
     LIMIT_DISPLACED: Counter "sluice_limit_records_displaced_total" ["worker"]

@@ -30,6 +30,7 @@ pub use families::{ALL, Family, Kind};
 
 use crate::Source;
 use crate::connlog::LogCounters;
+use crate::filters::bans::BanGauges;
 use crate::filters::{SampleCounters, SetGauges};
 use families as f;
 
@@ -57,6 +58,8 @@ struct Reading<'a> {
 #[derive(Clone, Debug)]
 pub(crate) struct FilterSide {
     pub(crate) sets: Arc<SetGauges>,
+    /// Zeroed without `[bans]`.
+    pub(crate) bans: Arc<BanGauges>,
     pub(crate) sample: Arc<SampleCounters>,
 }
 
@@ -64,7 +67,7 @@ pub(crate) struct FilterSide {
 impl FilterSide {
     /// Zeroed counts for the sets of `config`.
     pub(crate) fn of(config: &Config) -> FilterSide {
-        FilterSide { sets: Arc::new(SetGauges::new(config)), sample: Arc::default() }
+        FilterSide { sets: Arc::new(SetGauges::new(config)), bans: Arc::default(), sample: Arc::default() }
     }
 }
 
@@ -353,11 +356,16 @@ impl Series {
         }
         for (index, set) in config.sets.iter().enumerate() {
             self.gauge(&f::SET_PREFIXES, [&set.name], move |r| r.side.sets.sets[index].prefixes.get() as f64);
-            self.gauge(&f::SET_LOADED, [&set.name], move |r| {
-                r.unix_seconds(Micros(r.side.sets.sets[index].loaded.get())).trunc()
+            self.gauge(&f::SET_LOADED, [&set.name], move |r| match r.side.sets.sets[index].copied.get() {
+                0 => r.unix_seconds(Micros(r.side.sets.sets[index].loaded.get())).trunc(),
+                copied => copied as f64,
             });
+            self.gauge(&f::SET_STALE, [&set.name], move |r| r.side.sets.sets[index].stale.get() as f64);
+            self.gauge(&f::SET_SKIPPED, [&set.name], move |r| r.side.sets.sets[index].skipped.get() as f64);
             self.counter(&f::SET_FAILURES, [&set.name], move |r| r.side.sets.sets[index].failures.get());
         }
+        self.counter(&f::BANS_REFUSED, ["file"], |r| r.side.bans.refused.get());
+        self.gauge(&f::BANS_STALE, [], |r| r.side.bans.stale.get() as f64);
         self.gauge(&f::SETS_MEMORY, [], |r| r.side.sets.memory.get() as f64);
         self.counter(&f::SAMPLE_WRITTEN, [], |r| r.side.sample.written.get());
         self.counter(&f::SAMPLE_LOST, [], |r| r.side.sample.lost.get());

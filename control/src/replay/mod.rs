@@ -132,7 +132,7 @@ impl Replay {
     /// For a configuration with its compiled filters, its cookies' seed and its bans.
     #[must_use]
     pub fn new(config: Arc<Config>, filters: Loaded, seed: [u8; 32], bans: Vec<Ban>) -> Replay {
-        let Loaded { sets, plan } = filters;
+        let Loaded { sets, plan, .. } = filters;
         let counters = Arc::new(FilterCounters::new(&config));
         Replay {
             gate: Gate::new(&config, []),

@@ -203,7 +203,7 @@ impl<'a> View<'a> {
     #[inline]
     pub(super) fn without_tag(frame: &'a [u8], tag: usize, whole: usize) -> View<'a> {
         let body = frame.get(tag..).unwrap_or_default();
-        View { frame, body, len: (body.len() as u32).max(whole.wrapping_sub(tag) as u32) }
+        View { frame, body, len: (body.len() as u32).max(whole.saturating_sub(tag) as u32) }
     }
 
     #[inline]

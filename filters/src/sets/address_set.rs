@@ -1,5 +1,7 @@
 //! A set of addresses in its build-time form: sorted disjoint ranges.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use ipnet::IpNet;
 
 use crate::addr::Addr;
@@ -71,6 +73,16 @@ impl AddressSet {
         } else {
             self.v6.contains(u128::from(addr.hi) << 64 | u128::from(addr.lo))
         }
+    }
+
+    /// Its IPv4 addresses as disjoint ranges, first and last, in order.
+    pub fn v4_ranges(&self) -> impl Iterator<Item = (Ipv4Addr, Ipv4Addr)> + '_ {
+        self.v4.first.iter().zip(&self.v4.last).map(|(first, last)| (Ipv4Addr::from(*first), Ipv4Addr::from(*last)))
+    }
+
+    /// Its IPv6 addresses likewise.
+    pub fn v6_ranges(&self) -> impl Iterator<Item = (Ipv6Addr, Ipv6Addr)> + '_ {
+        self.v6.first.iter().zip(&self.v6.last).map(|(first, last)| (Ipv6Addr::from(*first), Ipv6Addr::from(*last)))
     }
 
     pub(super) fn v4(&self) -> &Ranges<u32> {

@@ -1,7 +1,8 @@
 //! List files, as public blocklists come: one address, prefix or range of addresses a line.
 //!
-//! IPv4 and IPv6 mixed, `#` and `;` comments, blank lines, CRLF, a byte order mark; host bits below a prefix are dropped. What
-//! cannot be understood is an error with its line: a list that silently loses lines protects less than it says.
+//! IPv4 and IPv6 mixed, `#` and `;` comments, blank lines, CRLF, a byte order mark; host bits below a prefix are dropped, and told.
+//! What cannot be understood is an error with its line, or is skipped and told: a list that silently loses lines protects less than
+//! it says.
 //! The file is read in pieces, so memory is bounded by the prefixes it may have, not by its size.
 
 use std::fmt;
@@ -9,7 +10,8 @@ use std::io::{self, BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 
-use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Net, Ipv6Subnets};
+use ipnet::{IpNet, Ipv4Net, Ipv4Subnets, Ipv6Subnets};
+use sluice_config::{Prefix, PrefixError, Shortest, read_prefix};
 
 use super::file::{self, FileProblem, quoted};
 
@@ -48,13 +50,58 @@ pub enum ListProblem {
     Empty,
     /// `none` stands beside prefixes, at this line.
     NoneAmongOthers(usize),
-    /// Lines that are no entries: the first ten in full, and how many there are in all.
-    Lines {
-        /// In file order; at least one.
-        first: Vec<BrokenLine>,
-        /// All of them, the first included.
-        total: usize,
-    },
+    /// Lines that are no entries.
+    Lines(Lines),
+}
+
+/// Lines of a list about which something is to be said: the first ten in full, and how many there are in all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Lines {
+    /// In file order.
+    pub first: Vec<BrokenLine>,
+    /// All of them, the first included.
+    pub total: usize,
+}
+
+impl Lines {
+    /// Notes a line, from 1: what stands there and what is wrong with it, and what would be right.
+    pub fn note(&mut self, line: usize, found: impl FnOnce() -> String, remedy: impl FnOnce() -> String) {
+        self.total += 1;
+        if self.first.len() < SHOWN {
+            self.first.push(BrokenLine { line, found: found(), remedy: remedy() });
+        }
+    }
+
+    /// A message for each that is shown, and one for the rest; `file` is what they call the file.
+    pub fn messages<'a>(&'a self, file: &'a str) -> impl Iterator<Item = String> + 'a {
+        let shown = self.first.iter().map(move |line| format!("{file}:{}: {}; {}", line.line, line.found, line.remedy));
+        let rest = match self.total.saturating_sub(self.first.len()) {
+            0 => None,
+            1 => Some(format!("{file}: ... and 1 more line")),
+            more => Some(format!("{file}: ... and {more} more lines")),
+        };
+        shown.chain(rest)
+    }
+}
+
+/// How a list is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reading {
+    /// The shortest prefixes that it may have.
+    pub shortest: Shortest,
+    /// Lines that are no entries are skipped.
+    pub skip_broken: bool,
+}
+
+/// What a list says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct List {
+    /// In its order, host bits clear; none if its only entry is `none`.
+    pub nets: Vec<IpNet>,
+    /// Lines that are no entries.
+    pub skipped: Lines,
+    /// Lines whose prefixes have host bits.
+    pub host_bits: Lines,
 }
 
 /// A line that is no entry.
@@ -65,7 +112,7 @@ pub struct BrokenLine {
     /// What stands there and what is wrong with it.
     pub found: String,
     /// What would be right.
-    pub remedy: &'static str,
+    pub remedy: String,
 }
 
 impl fmt::Display for ListError {
@@ -85,16 +132,14 @@ impl fmt::Display for ListError {
             ListProblem::NoneAmongOthers(line) => {
                 write!(f, "{file}:{line}: none stands beside other entries; remove one or the other")
             }
-            ListProblem::Lines { first, total } => {
-                for (i, broken) in first.iter().enumerate() {
-                    let newline = if i > 0 { "\n" } else { "" };
-                    write!(f, "{newline}{file}:{}: {}; {}", broken.line, broken.found, broken.remedy)?;
+            ListProblem::Lines(lines) => {
+                for (i, message) in lines.messages(file).enumerate() {
+                    if i > 0 {
+                        writeln!(f)?;
+                    }
+                    f.write_str(&message)?;
                 }
-                match total.saturating_sub(first.len()) {
-                    0 => Ok(()),
-                    1 => write!(f, "\n{file}: ... and 1 more line"),
-                    more => write!(f, "\n{file}: ... and {more} more lines"),
-                }
+                Ok(())
             }
         }
     }
@@ -102,38 +147,36 @@ impl fmt::Display for ListError {
 
 impl std::error::Error for ListError {}
 
-/// The prefixes of the list file at `path`, in its order, host bits dropped; none if its only entry is `none`.
+/// Reads the list file at `path`.
 ///
 /// # Errors
-/// The file cannot be read, is too large, has too many prefixes or none, or has lines that are no entries.
-pub fn read_list(path: &Path) -> Result<Vec<IpNet>, ListError> {
+/// The file cannot be read, is too large, has too many prefixes or none, or has lines that are no entries and not to be skipped.
+pub fn read_list(path: &Path, reading: Reading) -> Result<List, ListError> {
     let name = file::shown_path(path);
     match file::open(path, MAX_LIST_OCTETS) {
-        Ok(file) => parse_list(&name, BufReader::with_capacity(1 << 16, file)),
+        Ok(file) => parse_list(&name, BufReader::with_capacity(1 << 16, file), reading),
         Err(problem) => Err(ListError { file: name, problem: ListProblem::File(problem) }),
     }
 }
 
-/// The prefixes of a list read from `reader`, as [`read_list`]; `name` is for messages.
+/// Reads a list from `reader`, as [`read_list`]; `name` is for messages.
 ///
 /// # Errors
 /// As [`read_list`].
-pub fn parse_list(name: &str, reader: impl BufRead) -> Result<Vec<IpNet>, ListError> {
-    let mut list = List::default();
-    list.read(reader).and_then(|()| list.finish()).map_err(|problem| ListError { file: name.to_owned(), problem })
+pub fn parse_list(name: &str, reader: impl BufRead, reading: Reading) -> Result<List, ListError> {
+    let mut parser = Parser { list: List::default(), line: 0, none: None, reading };
+    parser.read(reader).and_then(|()| parser.finish()).map_err(|problem| ListError { file: name.to_owned(), problem })
 }
 
 /// A list as far as it was read.
-#[derive(Default)]
-struct List {
-    nets: Vec<IpNet>,
+struct Parser {
+    list: List,
     line: usize,
     none: Option<usize>,
-    broken: Vec<BrokenLine>,
-    total_broken: usize,
+    reading: Reading,
 }
 
-impl List {
+impl Parser {
     fn read(&mut self, reader: impl BufRead) -> Result<(), ListProblem> {
         // One octet more tells a file that grew past the limit from one that ends there.
         let mut reader = reader.take(MAX_LIST_OCTETS + 1);
@@ -181,50 +224,74 @@ impl List {
             return Ok(());
         }
         if line.len() > MAX_ENTRY {
-            self.broken(entry, "stands in a line that is too long", "write one address or prefix a line");
+            self.broken(entry, "stands in a line that is too long", || "write one address or prefix a line".to_owned());
             return Ok(());
         }
         if let Some(net) = dotted_quad(entry) {
-            return self.push(net.into());
+            return self.prefix(entry, Prefix::of(net.into()));
         }
         if entry == b"none" {
             self.none.get_or_insert(self.line);
             return Ok(());
         }
         match parse_entry(entry) {
-            Ok(Entry::Net(net)) => self.push(net),
-            Ok(Entry::V4(subnets)) => subnets.into_iter().try_for_each(|net| self.push(net.into())),
-            Ok(Entry::V6(subnets)) => subnets.into_iter().try_for_each(|net| self.push(net.into())),
+            Ok(Entry::Net(prefix)) => self.prefix(entry, prefix),
+            Ok(Entry::V4(subnets)) => self.range(entry, || subnets.map(IpNet::from)),
+            Ok(Entry::V6(subnets)) => self.range(entry, || subnets.map(IpNet::from)),
             Err((what, remedy)) => {
-                self.broken(entry, what, remedy);
+                self.broken(entry, &what, || remedy);
                 Ok(())
             }
         }
     }
 
+    #[inline]
+    fn prefix(&mut self, entry: &[u8], prefix: Prefix) -> Result<(), ListProblem> {
+        if let Some(least) = self.reading.shortest.refuses(prefix.net) {
+            self.too_short(entry, least);
+            return Ok(());
+        }
+        if let Some((found, remedy)) = prefix.warning() {
+            self.list.host_bits.note(self.line, || format!("{} {found}", quoted(entry)), || remedy);
+        }
+        self.push(prefix.net)
+    }
+
+    /// A range, which is short only as a whole.
+    fn range<I: Iterator<Item = IpNet>>(&mut self, entry: &[u8], nets: impl Fn() -> I) -> Result<(), ListProblem> {
+        if let Some(least) = nets().find_map(|net| self.reading.shortest.refuses(net)) {
+            self.too_short(entry, least);
+            return Ok(());
+        }
+        nets().try_for_each(|net| self.push(net))
+    }
+
+    fn too_short(&mut self, entry: &[u8], least: u8) {
+        let error = PrefixError::TooShort(least);
+        self.broken(entry, &error.to_string(), || error.remedy());
+    }
+
     fn push(&mut self, net: IpNet) -> Result<(), ListProblem> {
-        if self.nets.len() >= MAX_LIST_PREFIXES {
+        if self.list.nets.len() >= MAX_LIST_PREFIXES {
             return Err(ListProblem::TooManyPrefixes);
         }
-        self.nets.push(net);
+        self.list.nets.push(net);
         Ok(())
     }
 
-    fn broken(&mut self, entry: &[u8], what: &str, remedy: &'static str) {
-        self.total_broken += 1;
-        if self.broken.len() < SHOWN {
-            self.broken.push(BrokenLine { line: self.line, found: format!("{} {what}", quoted(entry)), remedy });
-        }
+    fn broken(&mut self, entry: &[u8], what: &str, remedy: impl FnOnce() -> String) {
+        self.list.skipped.note(self.line, || format!("{} {what}", quoted(entry)), remedy);
     }
 
-    fn finish(&mut self) -> Result<Vec<IpNet>, ListProblem> {
-        if self.total_broken > 0 {
-            return Err(ListProblem::Lines { first: std::mem::take(&mut self.broken), total: self.total_broken });
+    fn finish(self) -> Result<List, ListProblem> {
+        let Parser { list, none, reading, .. } = self;
+        if list.skipped.total > 0 && (!reading.skip_broken || list.nets.is_empty()) {
+            return Err(ListProblem::Lines(list.skipped));
         }
-        match self.none {
-            Some(line) if !self.nets.is_empty() => Err(ListProblem::NoneAmongOthers(line)),
-            None if self.nets.is_empty() => Err(ListProblem::Empty),
-            _ => Ok(std::mem::take(&mut self.nets)),
+        match none {
+            Some(line) if !list.nets.is_empty() => Err(ListProblem::NoneAmongOthers(line)),
+            None if list.nets.is_empty() => Err(ListProblem::Empty),
+            _ => Ok(list),
         }
     }
 }
@@ -255,7 +322,7 @@ fn dotted_quad(entry: &[u8]) -> Option<Ipv4Net> {
         },
         _ => return None,
     };
-    Ipv4Net::new(Ipv4Addr::from(bits), len).ok().map(|net| net.trunc())
+    Ipv4Net::new(Ipv4Addr::from(bits), len).ok()
 }
 
 /// A number up to `max` of at most three digits without leading zeros, and what follows it.
@@ -277,59 +344,34 @@ fn decimal(octets: &[u8], max: u32) -> Option<(u32, &[u8])> {
 
 /// What a line may hold.
 enum Entry {
-    Net(IpNet),
+    Net(Prefix),
     V4(Ipv4Subnets),
     V6(Ipv6Subnets),
 }
 
 /// What is wrong with an entry, to follow it in a message, and what would be right.
-type Wrong = (&'static str, &'static str);
+type Wrong = (String, String);
 
 const WRITE: &str =
     "write an address, a prefix or a range: 192.0.2.7, 192.0.2.0/24, 2001:db8::/32 or 192.0.2.1-192.0.2.9";
 
 fn parse_entry(entry: &[u8]) -> Result<Entry, Wrong> {
-    let no_entry: Wrong = ("is no address or prefix", WRITE);
-    let text = std::str::from_utf8(entry).map_err(|_| no_entry)?;
-    if let Some((first, last)) = text.split_once('-') {
-        return range(first.trim(), last.trim());
-    }
-    let Some((addr, len)) = text.split_once('/') else {
-        return match text.parse::<IpAddr>().map_err(|_| no_entry)? {
-            IpAddr::V4(addr) => Ok(Entry::Net(Ipv4Net::from(addr).into())),
-            IpAddr::V6(_) => prefix(text.parse().map_err(|_| no_entry)?, 128),
-        };
+    let wrong = |error: PrefixError| {
+        let remedy = if error == PrefixError::NoPrefix { WRITE.to_owned() } else { error.remedy() };
+        (error.to_string(), remedy)
     };
-    let addr: IpAddr = addr.parse().map_err(|_| no_entry)?;
-    if len.is_empty() || len.len() > 3 || !len.bytes().all(|octet| octet.is_ascii_digit()) {
-        return Err(("has no prefix length after the slash", WRITE));
-    }
-    prefix(addr, len.parse().map_err(|_| no_entry)?)
-}
-
-fn prefix(addr: IpAddr, len: u16) -> Result<Entry, Wrong> {
-    let len = u8::try_from(len).unwrap_or(u8::MAX);
-    match addr {
-        IpAddr::V4(addr) => match Ipv4Net::new(addr, len) {
-            Ok(net) => Ok(Entry::Net(net.trunc().into())),
-            Err(_) => Err(("has a prefix longer than an IPv4 address", "use /32 at most")),
-        },
-        IpAddr::V6(addr) => match Ipv6Net::new(addr, len) {
-            Ok(_) if len >= 96 && addr.to_ipv4_mapped().is_some() => Err(MAPPED),
-            Ok(net) => Ok(Entry::Net(net.trunc().into())),
-            Err(_) => Err(("has a prefix longer than an IPv6 address", "use /128 at most")),
-        },
+    let text = std::str::from_utf8(entry).map_err(|_| wrong(PrefixError::NoPrefix))?;
+    match text.split_once('-') {
+        Some((first, last)) => {
+            range(first.trim(), last.trim()).map_err(|(what, remedy)| (what.to_owned(), remedy.to_owned()))
+        }
+        None => read_prefix(text).map(Entry::Net).map_err(wrong),
     }
 }
 
-const MAPPED: Wrong = (
-    "is an IPv4-mapped prefix, which holds no address of any packet",
-    "write it as IPv4: 192.0.2.0/24 instead of ::ffff:192.0.2.0/120",
-);
-
-fn range(first: &str, last: &str) -> Result<Entry, Wrong> {
-    let no_range: Wrong = ("is no range of addresses", "write the first and the last address: 192.0.2.1-192.0.2.9");
-    let backwards: Wrong = ("ends before it starts", "write the lesser address first");
+fn range(first: &str, last: &str) -> Result<Entry, (&'static str, &'static str)> {
+    let no_range = ("is no range of addresses", "write the first and the last address: 192.0.2.1-192.0.2.9");
+    let backwards = ("ends before it starts", "write the lesser address first");
     match (first.parse().map_err(|_| no_range)?, last.parse().map_err(|_| no_range)?) {
         (IpAddr::V4(first), IpAddr::V4(last)) if first <= last => Ok(Entry::V4(Ipv4Subnets::new(first, last, 0))),
         (IpAddr::V6(first), IpAddr::V6(last)) if first <= last => {
@@ -357,9 +399,11 @@ mod tests {
     use super::*;
 
     fn parse(text: impl AsRef<[u8]>) -> Result<Vec<String>, String> {
-        let nets = parse_list("list.txt", text.as_ref()).map_err(|e| e.to_string())?;
-        Ok(nets.iter().map(IpNet::to_string).collect())
+        let list = parse_list("list.txt", text.as_ref(), ANY).map_err(|e| e.to_string())?;
+        Ok(list.nets.iter().map(IpNet::to_string).collect())
     }
+
+    const ANY: Reading = Reading { shortest: Shortest::NONE, skip_broken: false };
 
     #[test]
     fn lists_are_read_as_they_come() {
@@ -372,8 +416,47 @@ mod tests {
     }
 
     #[test]
-    fn host_bits_are_dropped() {
+    fn host_bits_are_dropped_and_what_is_covered_is_told() {
         assert_eq!(parse("192.0.2.77/24\n2001:db8::7/32\n").unwrap(), ["192.0.2.0/24", "2001:db8::/32"]);
+        let list = parse_list("l", &b"192.0.2.0/24\n192.0.2.77/24\n2001:db8::7/32 # x\n"[..], ANY).unwrap();
+        let told: Vec<String> = list.host_bits.messages("l").collect();
+        assert_eq!(
+            told,
+            [
+                "l:2: \"192.0.2.77/24\" has bits set after its first 24: it covers 192.0.2.0/24; \
+                 write \"192.0.2.0/24\", or \"192.0.2.77\" for the one address",
+                "l:3: \"2001:db8::7/32\" has bits set after its first 32: it covers 2001:db8::/32; \
+                 write \"2001:db8::/32\", or \"2001:db8::7\" for the one address",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_prefix_of_half_the_internet_is_refused_and_so_is_a_range() {
+        let reading = Reading { shortest: Shortest::default(), skip_broken: false };
+        for line in ["0.0.0.0/0", "10.0.0.0/7", "0.0.0.0-255.255.255.255", "::/0", "2000::/18", "1.0.0.0-4.255.255.255"]
+        {
+            let error = parse_list("l", line.as_bytes(), reading).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("l:1: {line:?} holds more addresses than a prefix of ")), "{error}");
+            assert!(error.ends_with("lower filters.shortest_prefix_v4 or _v6"), "{error}");
+        }
+        for line in ["10.0.0.0/8", "2000::/19", "10.0.0.0-10.255.255.255"] {
+            assert_eq!(parse_list("l", line.as_bytes(), reading).unwrap().nets.len(), 1, "{line}");
+        }
+    }
+
+    #[test]
+    fn broken_lines_that_are_skipped_are_told_and_a_list_of_nothing_else_is_an_error() {
+        let reading = Reading { shortest: Shortest::default(), skip_broken: true };
+        let list = parse_list("l", &b"192.0.2.1\n<html>\n0.0.0.0/0\n192.0.2.2\n"[..], reading).unwrap();
+        assert_eq!((list.nets.len(), list.skipped.total), (2, 2));
+        let told: Vec<String> = list.skipped.messages("l").collect();
+        assert!(
+            told[0].starts_with("l:2: \"<html>\" is no") && told[1].starts_with("l:3: \"0.0.0.0/0\" holds"),
+            "{told:?}"
+        );
+        let error = parse_list("l", &b"<html>\n</html>\n"[..], reading).unwrap_err();
+        assert!(matches!(error.problem, ListProblem::Lines(Lines { total: 2, .. })), "{error}");
     }
 
     #[test]
@@ -402,8 +485,11 @@ mod tests {
             ("192.0.2", "is no address or prefix"),
             ("192.0.2.256", "is no address or prefix"),
             ("192.0.2.1 192.0.2.2", "is no address or prefix"),
-            ("::ffff:192.0.2.1", "is an IPv4-mapped prefix"),
-            ("::ffff:0:0/96", "is an IPv4-mapped prefix"),
+            (
+                "::ffff:192.0.2.1",
+                "is IPv4-mapped, and no packet has such an address; write the IPv4 address, 192.0.2.1",
+            ),
+            ("::ffff:0:0/96", "is IPv4-mapped, and no packet has such an address; write it as IPv4, 0.0.0.0/0"),
             ("::fffe:0:0-::ffff:0:9", "ends in an IPv4-mapped address"),
             ("192.0.2.9-192.0.2.1", "ends before it starts"),
             ("192.0.2.9-2001:db8::", "mixes IPv4 and IPv6"),
@@ -459,11 +545,11 @@ mod tests {
         assert_eq!(parse(&comment).unwrap(), ["192.0.2.1/32", "192.0.2.2/32"]);
         // In pieces, too, as a file comes.
         let pieces = BufReader::with_capacity(7, comment.as_bytes());
-        assert_eq!(parse_list("list.txt", pieces).unwrap().len(), 2);
+        assert_eq!(parse_list("list.txt", pieces, ANY).unwrap().nets.len(), 2);
         for long in [format!("192.0.2.1{blanks}x"), format!("192.0.2.1{blanks}\n"), format!("192.0.2.1{blanks}#")] {
-            let whole = parse_list("list.txt", long.as_bytes()).unwrap_err();
+            let whole = parse_list("list.txt", long.as_bytes(), ANY).unwrap_err();
             assert!(whole.to_string().contains("stands in a line that is too long"), "{whole}");
-            assert_eq!(parse_list("list.txt", BufReader::with_capacity(7, long.as_bytes())).unwrap_err(), whole);
+            assert_eq!(parse_list("list.txt", BufReader::with_capacity(7, long.as_bytes()), ANY).unwrap_err(), whole);
         }
     }
 
@@ -479,7 +565,7 @@ mod tests {
                     Ok(whole)
                 }
             }
-            parse_list("list.txt", BufReader::with_capacity(lines.len(), Endless(lines))).unwrap_err().problem
+            parse_list("list.txt", BufReader::with_capacity(lines.len(), Endless(lines)), ANY).unwrap_err().problem
         };
         assert_eq!(endless(b"192.0.2.1\n"), ListProblem::TooManyPrefixes);
         let too_large = ListProblem::File(FileProblem::TooLarge(MAX_LIST_OCTETS));
@@ -492,14 +578,14 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let missing = folder.path().join("missing");
         assert_eq!(
-            read_list(&missing).unwrap_err().to_string(),
+            read_list(&missing, ANY).unwrap_err().to_string(),
             format!("{}: no such file or directory; correct the path, or put the file there", missing.display())
         );
-        let error = read_list(folder.path()).unwrap_err();
+        let error = read_list(folder.path(), ANY).unwrap_err();
         assert!(error.to_string().ends_with(": is not a regular file; name one"), "{error}");
         let large = folder.path().join("large");
         std::fs::File::create(&large).unwrap().set_len(MAX_LIST_OCTETS + 1).unwrap();
-        let error = read_list(&large).unwrap_err();
+        let error = read_list(&large, ANY).unwrap_err();
         assert!(error.to_string().ends_with(": is larger than 128 MiB; use a smaller file, or several"), "{error}");
     }
 
@@ -510,7 +596,7 @@ mod tests {
             let net = addr.parse().ok().zip(len.parse().ok()).and_then(|(addr, len)| Ipv4Net::new(addr, len).ok());
             // A length with leading zeros is left to the slow way.
             if len == "0" || !len.starts_with('0') {
-                prop_assert_eq!(dotted_quad(text.as_bytes()), net.map(|net| net.trunc()));
+                prop_assert_eq!(dotted_quad(text.as_bytes()), net);
             }
         }
 
@@ -521,8 +607,8 @@ mod tests {
             piece in 1usize..64,
         ) {
             let text = [lines.join("\n").as_bytes(), &octets].concat();
-            let whole = parse_list("list.txt", &*text);
-            prop_assert_eq!(parse_list("list.txt", BufReader::with_capacity(piece, &*text)), whole);
+            let whole = parse_list("list.txt", &*text, ANY);
+            prop_assert_eq!(parse_list("list.txt", BufReader::with_capacity(piece, &*text), ANY), whole);
         }
     }
 }

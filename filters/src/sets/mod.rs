@@ -13,12 +13,14 @@ mod lookup_v4;
 mod lookup_v6;
 mod map;
 
-use sluice_config::Set;
+use sluice_config::{OnError, Set};
 
 pub use address_set::AddressSet;
 pub use file::FileProblem;
 pub use geo::{GeoError, GeoProblem, MAX_DATABASE_OCTETS, read_geo};
-pub use list::{BrokenLine, ListError, ListProblem, MAX_LIST_OCTETS, MAX_LIST_PREFIXES, parse_list, read_list};
+pub use list::{
+    BrokenLine, Lines, List, ListError, ListProblem, MAX_LIST_OCTETS, MAX_LIST_PREFIXES, Reading, parse_list, read_list,
+};
 pub use map::{MAX_RANGES, MAX_SETS, SetMap, SetMapError};
 
 /// Why a set cannot be loaded. Displayed as `set "NAME": `, the file, what was found and the remedy.
@@ -43,29 +45,45 @@ pub enum SetError {
     },
 }
 
-/// The addresses of a set: its own prefixes, those of all its files, and those of its database. Reads files; for the time
-/// of loading only.
+/// A set as it was read.
+#[derive(Debug)]
+pub struct LoadedSet {
+    /// The addresses of its own prefixes, of all its files, and of its database.
+    pub addresses: AddressSet,
+    /// Lines that were skipped, and prefixes with host bits: what an operator should be told.
+    pub warnings: Vec<String>,
+    /// How many lines were skipped.
+    pub skipped: usize,
+}
+
+/// Reads a set. Reads files; for the time of loading only.
 ///
 /// # Errors
 /// The first file or database that cannot be used.
-pub fn load_set(set: &Set) -> Result<AddressSet, SetError> {
-    let mut all = AddressSet::new(&set.prefixes);
+pub fn load_set(set: &Set) -> Result<LoadedSet, SetError> {
+    let mut loaded = LoadedSet { addresses: AddressSet::new(&set.prefixes), warnings: Vec::new(), skipped: 0 };
+    let reading = Reading { shortest: set.shortest, skip_broken: set.on_error == OnError::SkipLine };
     for path in &set.files {
-        let nets = read_list(path).map_err(|error| SetError::List { set: set.name.clone(), error })?;
-        all = all.union(AddressSet::new(&nets));
+        let list = read_list(path, reading).map_err(|error| SetError::List { set: set.name.clone(), error })?;
+        loaded.addresses = loaded.addresses.union(AddressSet::new(&list.nets));
+        loaded.skipped = loaded.skipped.saturating_add(list.skipped.total);
+        let file = file::shown_path(path);
+        let skipped = list.skipped.messages(&file).map(|line| format!("set {:?}: {line} (skipped)", set.name));
+        loaded.warnings.extend(skipped);
+        loaded.warnings.extend(list.host_bits.messages(&file).map(|line| format!("set {:?}: {line}", set.name)));
     }
     if let Some(geo) = &set.geo {
         let nets = read_geo(geo).map_err(|error| SetError::Geo { set: set.name.clone(), error })?;
-        all = all.union(AddressSet::new(&nets));
+        loaded.addresses = loaded.addresses.union(AddressSet::new(&nets));
     }
-    Ok(all)
+    Ok(loaded)
 }
 
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use sluice_config::Geo;
+    use sluice_config::{Geo, Shortest};
 
     use super::*;
     use crate::testkit::mmdb::{self, Mmdb};
@@ -80,6 +98,8 @@ mod tests {
             name: "all".to_owned(),
             prefixes: vec!["192.0.2.0/24".parse().unwrap()],
             files: vec![list, more],
+            on_error: OnError::KeepLast,
+            shortest: Shortest::default(),
             geo: Some(Geo { database, countries: vec!["DE".to_owned()], asns: vec![] }),
         }
     }
@@ -87,7 +107,7 @@ mod tests {
     #[test]
     fn a_set_is_its_prefixes_its_files_and_its_database() {
         let folder = tempfile::tempdir().unwrap();
-        let loaded = load_set(&set_in(folder.path())).unwrap();
+        let loaded = load_set(&set_in(folder.path())).unwrap().addresses;
         let nets = ["192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24"].map(|net| net.parse().unwrap());
         assert_eq!(loaded, AddressSet::new(&nets));
         assert_eq!(loaded.prefixes(), 4);

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 mod address;
+mod catch_all;
 mod check;
 mod describe;
 mod error;

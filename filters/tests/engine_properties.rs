@@ -97,7 +97,9 @@ fn config(rules: &[(usize, usize, usize, bool)], filters: usize, before: usize) 
     for (n, &(action, one, other, dry)) in rules.iter().enumerate() {
         let (action, one, other) = (ACTIONS[action], CONDITIONS[one], CONDITIONS[other]);
         let rule = format!("[[rule]]\nname = \"r{n}\"\n{action}\ndry_run = {dry}\n{one}\n{other}\n");
-        if sluice_config::parse("t", &format!("{text}{rule}")).is_ok() {
+        // The expression is of IPv4.
+        let contradicts = rule.contains("ip_version = 6") && rule.contains("pcap = ");
+        if !contradicts && sluice_config::parse("t", &format!("{text}{rule}")).is_ok() {
             text += &rule;
         }
     }

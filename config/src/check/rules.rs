@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{distinct, family, unknown};
 use crate::Shortest;
+use crate::catch_all::{Around, holds_always};
 use crate::error::{Diagnostics, Located, quoted};
 use crate::model::{Action, Geo, Matches, Measure, OptionMatch, Rule, Set, Sources};
 use crate::schema::{Draft, RuleDraft, SetDraft, SourceDraft};
@@ -27,10 +28,11 @@ pub(super) fn check(draft: &Draft, diag: &mut Diagnostics<'_>) {
         check_set(set, diag);
     }
     distinct(draft.rules.iter().map(|rule| &rule.name), "rule", "give each rule a name of its own", diag);
+    let around = around(draft);
     for (index, rule) in draft.rules.iter().enumerate() {
         check_rule(draft, rule, diag);
         if index + 1 < draft.rules.len() {
-            check_not_final(rule, diag);
+            check_not_final(draft, rule, &around, diag);
         }
     }
     if let Some(excess) = draft.rules.iter().filter(|rule| rule.dry_run).nth(MOST_DRY_RUNS) {
@@ -94,12 +96,26 @@ fn check_rule(draft: &Draft, rule: &RuleDraft, diag: &mut Diagnostics<'_>) {
     check_payload(rule, diag);
 }
 
+fn around(draft: &Draft) -> Around {
+    let listens = draft.services.iter().map(|service| service.listen.iter().map(|listen| listen.value).collect());
+    let set = |set: &SetDraft| {
+        let prefixes = set.prefixes.iter().map(|prefix| prefix.value).collect();
+        (prefixes, !set.files.is_empty() || set.database.is_some())
+    };
+    Around { listens: listens.collect(), sets: draft.sets.iter().map(set).collect() }
+}
+
 /// Notes a rule after which no other is asked.
-fn check_not_final(rule: &RuleDraft, diag: &mut Diagnostics<'_>) {
+fn check_not_final(draft: &Draft, rule: &RuleDraft, around: &Around, diag: &mut Diagnostics<'_>) {
     let decides = matches!(rule.action, Action::Drop | Action::Pass);
-    if decides && !rule.dry_run && rule.sound && rule.is_unconditional() {
-        let found = "has no condition and decides everything: the rules after it are pointless";
-        diag.wrong(&rule.key("action"), found, "add a condition, or put the rule last");
+    let known = rule.sound && draft.services_sound && draft.sets_sound && rule.matches.pcap.is_none();
+    if decides
+        && !rule.dry_run
+        && known
+        && finish(rule, draft).is_some_and(|finished| holds_always(&finished.matches, around))
+    {
+        let found = "decides everything: the rules after it are pointless";
+        diag.wrong(&rule.key("action"), found, "add a condition that leaves something, or put the rule last");
     }
 }
 

@@ -102,12 +102,6 @@ impl RuleDraft {
         let there = self.keys.iter().find(|(name, _)| *name == key);
         there.map_or_else(|| self.name.with(()), |(_, place)| place.clone())
     }
-
-    /// Whether it applies to every segment.
-    pub(crate) fn is_unconditional(&self) -> bool {
-        let listed = [self.source.is_empty(), self.not_source.is_empty(), self.services.is_empty()];
-        listed == [true; 3] && self.matches == Matches::default()
-    }
 }
 
 /// Every `[[set]]`.

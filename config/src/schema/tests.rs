@@ -504,7 +504,7 @@ fn a_catch_all_may_stand_last_or_only_count() {
     let rule = |name: &str, keys: &str| format!("[[rule]]\nname = \"{name}\"\n{keys}\n");
     let drop = "action = \"drop\"";
     let limit = "action = \"limit\"\nlimit = \"1/s\"";
-    let one = rule("a", &format!("{drop}\nip_version = 4"));
+    let one = rule("a", &format!("{drop}\nhop_limit = 9"));
     for sound in [
         format!("{one}{}", rule("z", drop)),
         format!("{}{}{}", rule("b", limit), rule("c", &format!("{drop}\ndry_run = true")), rule("z", drop)),
@@ -518,7 +518,7 @@ fn a_catch_all_may_stand_last_or_only_count() {
 #[test]
 fn rules_sets_and_dry_runs_have_their_bounds() {
     let many = |n: usize, of: &dyn Fn(usize) -> String| (0..n).map(of).collect::<String>();
-    let rule = |n| format!("[[rule]]\nname = \"r{n}\"\naction = \"drop\"\nip_version = 4\n");
+    let rule = |n| format!("[[rule]]\nname = \"r{n}\"\naction = \"drop\"\nhop_limit = 9\n");
     let set = |n| format!("[[set]]\nname = \"s{n}\"\nprefixes = [\"192.0.2.1\"]\n");
     let dry = |n| format!("{}dry_run = true\n", rule(n));
     let bounded: [(usize, &dyn Fn(usize) -> String); 3] = [(1_024, &rule), (1_024, &set), (63, &dry)];

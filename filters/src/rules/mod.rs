@@ -24,7 +24,7 @@ mod residue;
 #[cfg(test)]
 mod tests;
 
-use sluice_config::{Config, Mistake, Rule};
+use sluice_config::{Action, Config, Mistake, Rule};
 
 use self::column::{Column, Field, SynField, columns, syn_columns};
 use self::residue::Residue;
@@ -103,8 +103,9 @@ impl Rules {
     /// A mistake for every expression that cannot be compiled.
     pub fn compile(file: &str, config: &Config) -> Result<Rules, Vec<Mistake>> {
         let (mut residues, mut mistakes) = (Vec::new(), Vec::new());
-        for rule in &config.rules {
-            match expression(rule) {
+        for (index, rule) in config.rules.iter().enumerate() {
+            let is_last = config.rules.get(index..).is_some_and(|rest| rest.len() == 1);
+            match expression(rule).and_then(|expression| meant(config, rule, is_last, expression)) {
                 Ok(expression) => residues.push(Residue::new(rule, expression)),
                 Err(wrong) => mistakes.push(Mistake { file: file.to_owned(), ..wrong }),
             }
@@ -231,14 +232,50 @@ fn expression(rule: &Rule) -> Result<Option<Expression>, Mistake> {
     Expression::compile(&expression.text).map(Some).map_err(|error| {
         let error = error.to_string();
         let (found, remedy) = error.rsplit_once("; ").unwrap_or((&error, "see pcap-filter(7)"));
-        Mistake {
-            file: String::new(),
-            place: Some(expression.place),
-            key: format!("rule {:?}: pcap", rule.name),
-            found: found.to_owned(),
-            remedy: remedy.to_owned(),
-        }
+        mistake(rule, expression, found, remedy)
     })
+}
+
+fn mistake(rule: &Rule, expression: &sluice_config::Expression, found: &str, remedy: &str) -> Mistake {
+    Mistake {
+        file: String::new(),
+        place: Some(expression.place),
+        key: format!("rule {:?}: pcap", rule.name),
+        found: found.to_owned(),
+        remedy: remedy.to_owned(),
+    }
+}
+
+/// The expression back, if it can match something, and leaves something for the rules after this one.
+fn meant(
+    config: &Config,
+    rule: &Rule,
+    is_last: bool,
+    compiled: Option<Expression>,
+) -> Result<Option<Expression>, Mistake> {
+    let Some(expression) = &rule.matches.pcap else { return Ok(compiled) };
+    let verdict =
+        |version| if version == 4 { compiled.as_ref()?.constant_v4() } else { compiled.as_ref()?.constant_v6() };
+    let mut verdicts: Vec<Option<bool>> = config.versions_of(rule).map(verdict).collect();
+    verdicts.dedup();
+    let decides = matches!(rule.action, Action::Drop | Action::Pass) && !rule.dry_run;
+    match verdicts.as_slice() {
+        [Some(false)] => {
+            let found =
+                format!("{:?} can match no packet: rules are asked of TCP to the services only", expression.text);
+            Err(mistake(
+                rule,
+                expression,
+                &found,
+                "write what TCP segments to them meet (tcp[N] is of IPv4 alone), or remove the rule",
+            ))
+        }
+        [Some(true)] if decides && !is_last && config.is_catch_all(rule) => {
+            let found = format!("{:?} matches everything: the rules after it are pointless", expression.text);
+            Err(mistake(rule, expression, &found, "add a condition that leaves something, or put the rule last"))
+        }
+        _ => Ok(compiled),
+    }
 }
 
 /// Words for so many rules.

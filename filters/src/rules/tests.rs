@@ -108,7 +108,9 @@ fn any_matches() -> impl Strategy<Value = Matches> {
         payload
     });
     let kinds = prop_oneof![Just(vec![2, 4, 8, 1, 3]), Just(vec![]), Just(vec![2, 1, 1, 4]), Just(vec![1, 1, 8]),];
-    let pcap = select(&["tcp dst port 443", "ip6", "tcp[tcpflags] & tcp-syn != 0", "ip[8] < 64", "greater 80"][..]);
+    let pcap = select(
+        &["tcp dst port 443", "ip6 or port 9", "tcp[tcpflags] & tcp-syn != 0", "ip[8] < 64 or port 9", "greater 80"][..],
+    );
     let pcap = pcap.prop_map(|text| Text { text: text.into(), place: Place { line: 1, column: 1 } });
     (
         (
@@ -208,7 +210,12 @@ proptest! {
         matches in vec(any_matches(), 1..140),
         frames in vec(any_frame(), 30),
     ) {
-        let config = config(matches.into_iter().map(rule).collect());
+        // Some of these expressions are of IPv4 alone, as `tcp[N]` is.
+        let sound = |matches: Matches| match matches.pcap {
+            Some(_) => Matches { ip_version: matches.ip_version.filter(|version| *version == 4), ..matches },
+            None => matches,
+        };
+        let config = config(matches.into_iter().map(sound).map(rule).collect());
         let sets = sets();
         let plan = Plan::compile("test.toml", &config, &sets, 1).unwrap();
         for (frame, service) in frames {
@@ -248,6 +255,39 @@ fn an_expression_that_cannot_be_compiled_is_a_mistake_with_its_place() {
         shown[1].starts_with("sluice.toml:30: rule \"r\": pcap: ") && shown[1].contains("; leave it out"),
         "{shown:?}"
     );
+}
+
+#[test]
+fn an_expression_that_no_tcp_segment_meets_or_every_one_is_a_mistake_with_its_place() {
+    let text = |text: &str| {
+        let place = Place { line: 10, column: 8 };
+        rule(Matches { pcap: Some(Text { text: text.into(), place }), ..Matches::default() })
+    };
+    let said = |rules: Vec<Rule>| {
+        let mistakes = Rules::compile("t", &config(rules)).err().unwrap_or_default();
+        mistakes.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let other = || rule(Matches { hop_limit: Some(1..=9), ..Matches::default() });
+    for never in ["udp", "icmp", "arp", "udp port 53", "icmp6", "ip proto 47", "port 53 and udp"] {
+        let said = said(vec![text(never)]);
+        assert!(said.starts_with(&format!("t:10: rule \"r\": pcap: {never:?} can match no packet")), "{never}: {said}");
+    }
+    for all in ["tcp", "ip or ip6", "not udp", "tcp or udp"] {
+        let before_others = said(vec![text(all), other()]);
+        assert!(
+            before_others.contains("matches everything: the rules after it are pointless"),
+            "{all}: {before_others}"
+        );
+        assert_eq!(said(vec![text(all)]), "", "{all}: the last may");
+        let narrowed = Rule { matches: Matches { hop_limit: Some(1..=9), ..text(all).matches }, ..text(all) };
+        assert_eq!(said(vec![narrowed, other()]), "", "{all}");
+        assert_eq!(said(vec![Rule { dry_run: true, ..text(all) }, other()]), "", "{all}");
+    }
+    for some in ["ip", "ip6", "tcp port 443", "greater 100", "not port 22"] {
+        assert_eq!(said(vec![text(some), other()]), "", "{some}");
+    }
+    let only_v6 = Rule { matches: Matches { ip_version: Some(6), ..text("ip").matches }, ..text("ip") };
+    assert!(said(vec![only_v6]).contains("can match no packet"));
 }
 
 #[test]

@@ -101,6 +101,8 @@ pub struct Runtime {
     pools: Vec<PoolMonitor>,
     lifetime: Lifetime,
     stopper: Stopper,
+    /// Workers may be running: nothing that they use may go.
+    executing: bool,
 }
 
 /// Ends DPDK if nobody else did, and removes its files.
@@ -151,6 +153,7 @@ impl Runtime {
             pools: Vec::new(),
             lifetime,
             stopper: Stopper::default(),
+            executing: false,
         };
         // capsule starts the ports when it runs; started here, they can be described before.
         for (device, port) in runtime.devices.iter().zip(&config.ports) {
@@ -233,9 +236,8 @@ impl Runtime {
     /// `on_signal` is called on the control thread, which is this one. To drain, answer false, and stop later.
     ///
     /// # Errors
-    /// capsule's refusal; then no worker ran.
+    /// capsule's refusal. Workers may run then, and go on: ports, pools and DPDK stay for them, and the process should exit.
     pub fn run(mut self, on_signal: impl Fn(Signal) -> bool + 'static) -> Result<(), StartError> {
-        let failed = |error: String| StartError::Run { reason: error };
         let stopper = self.stopper.clone();
         self.capsule.set_on_signal(move |unix| {
             let received = Signal::from(unix);
@@ -250,12 +252,24 @@ impl Runtime {
             }
         };
         self.every(CONTROL_TICK, tick)?;
-        self.capsule.execute().map_err(|error| failed(format!("{error:#}")))
+        self.executing = true;
+        let Err(error) = self.capsule.execute() else {
+            self.executing = false;
+            return Ok(());
+        };
+        self.lifetime.end();
+        eal::remove_files();
+        std::mem::forget(self);
+        Err(StartError::Run { reason: format!("{error:#}") })
     }
 }
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        if self.executing {
+            // A panic came out of capsule, past workers that run on these ports and pools.
+            std::process::abort();
+        }
         // Monitors first, then the ports; capsule's own drop, which follows, closes ports, frees pools and ends DPDK.
         self.lifetime.end();
         for device in &self.devices {

@@ -241,8 +241,9 @@ impl Worker {
             self.burst.prefetch(index + PREFETCH);
             let Some(frame) = self.burst.take(index) else { continue };
             octets += frame.len() as u64;
-            if !frame.is_single_segment() {
-                self.discard(port, frame, DropReason::MultiSegment);
+            if !frame.is_whole() {
+                let reason = if frame.is_single_segment() { DropReason::Truncated } else { DropReason::MultiSegment };
+                self.discard(port, frame, reason);
                 continue;
             }
             let checksums = frame.checksums();

@@ -4,25 +4,27 @@
 //! test alone.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::net::IpAddr;
-use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, mpsc};
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Command, ExitStatus};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, mpsc};
 use std::time::{Duration, Instant};
 
 use sluice_config as config;
-use sluice_dataplane::dpdk::{BURST, Burst, Frame, FreeList, IpVersion, TX_BUFFER, Transfer, TxBuffer, WorkerQueues};
+use sluice_dataplane::dpdk::{BURST, Burst, Frame, FreeList, TX_BUFFER, Transfer, TxBuffer, WorkerQueues};
 use sluice_dataplane::error::StartError;
 use sluice_dataplane::runtime::{Runtime, Signal, Stopper, Turn};
 use sluice_filters::units::WorkerId;
 
 const CHILD: &str = "SLUICE_DPDK_TEST";
 
-/// Runs `body` in a process of its own.
-fn in_own_process(test: &str, body: fn()) {
+/// Runs `body` in a process of its own, and tells how that ended and what it said; nothing in that process itself.
+fn alone(test: &str, body: fn()) -> Option<(ExitStatus, String, String)> {
     if std::env::var_os(CHILD).is_some_and(|name| name == test) {
         body();
-        return;
+        return None;
     }
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture", "--test-threads=1"])
@@ -30,8 +32,13 @@ fn in_own_process(test: &str, body: fn()) {
         .output()
         .unwrap();
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-    assert!(output.status.success(), "{test}: {}\n{stdout}\n{stderr}", output.status);
+    Some((output.status, text(&output.stdout), text(&output.stderr)))
+}
+
+/// Runs `body` in a process of its own, which must end well.
+fn in_own_process(test: &str, body: fn()) {
+    let Some((status, stdout, stderr)) = alone(test, body) else { return };
+    assert!(status.success(), "{test}: {status}\n{stdout}\n{stderr}");
     assert!(!stderr.contains("panicked"), "{test} panicked:\n{stderr}");
 }
 
@@ -170,7 +177,6 @@ fn frame_grows_and_shrinks_within_its_buffer() {
             assert!(frame.adj(228));
             assert!(frame.is_empty());
             assert_eq!(frame.checksums(), sluice_filters::RxChecksums::default());
-            frame.request_tx_checksum(14, 20, IpVersion::V4);
         });
     });
 }
@@ -564,4 +570,80 @@ fn stopper_ends_the_run_even_when_used_before_it() {
         runtime.run(|_| false).unwrap();
         assert_eq!(finished.load(Ordering::SeqCst), 1);
     });
+}
+
+#[test]
+fn of_two_threads_one_starts_dpdk() {
+    in_own_process("of_two_threads_one_starts_dpdk", || {
+        let start = Arc::new(Barrier::new(2));
+        let build = |start: Arc<Barrier>| {
+            start.wait();
+            Runtime::build(&appliance(&[1], 0, vec![port("wan", "net_null0", "")])).map(|_| ())
+        };
+        let threads = [(); 2].map(|()| {
+            std::thread::spawn({
+                let start = Arc::clone(&start);
+                move || build(start)
+            })
+        });
+        let mut results = threads.map(|thread| thread.join().unwrap());
+        results.sort_by_key(Result::is_err);
+        assert_eq!(results, [Ok(()), Err(StartError::Twice)]);
+    });
+}
+
+/// Uses its queues and its pool in each turn, and tells so once asked.
+struct Busy {
+    queues: WorkerQueues,
+    burst: Burst,
+    asked: Arc<AtomicBool>,
+    tell: mpsc::Sender<usize>,
+}
+
+impl Turn for Busy {
+    fn turn(&mut self) {
+        let received = queues(&mut self.queues).0.burst(&mut self.burst);
+        let mut frame = self.queues.pool.alloc().unwrap();
+        assert!(frame.set_len(60));
+        frame.data_mut().fill(7);
+        if self.asked.load(Ordering::Acquire) {
+            let _ = self.tell.send(received);
+        }
+        std::thread::sleep(Duration::from_micros(50));
+    }
+
+    fn finish(self) {}
+}
+
+/// capsule listens for signals when the workers run already, and may find no file descriptors left for that.
+#[test]
+fn workers_of_a_failed_run_keep_what_they_run_on() {
+    in_own_process("workers_of_a_failed_run_keep_what_they_run_on", || {
+        let mut runtime = Runtime::build(&appliance(&[1], 0, vec![port("wan", "net_null0", "")])).unwrap();
+        let (asked, (tell, told)) = (Arc::new(AtomicBool::new(false)), mpsc::channel());
+        let (ask, monitor) = (Arc::clone(&asked), runtime.port_monitors().remove(0));
+        runtime.install(WorkerId(0), move |queues| Busy { queues, burst: Burst::new(), asked, tell }).unwrap();
+        let mut files: Vec<File> = std::iter::from_fn(|| File::open("/dev/null").ok()).collect();
+        // Two for the socket pair, without which capsule panics, and not enough for all of its three signals.
+        files.truncate(files.len() - 3);
+        let error = runtime.run(|_| true).unwrap_err();
+        drop(files);
+        assert!(matches!(&error, StartError::Run { reason } if reason.contains("open files")), "{error}");
+        assert_eq!(monitor.stats(), None);
+        assert!(!std::path::Path::new(&format!("/var/run/dpdk/sluice-{}", std::process::id())).exists());
+        ask.store(true, Ordering::Release);
+        assert_eq!(told.recv_timeout(Duration::from_secs(5)), Ok(BURST));
+    });
+}
+
+#[test]
+fn a_panic_past_running_workers_aborts() {
+    let ended = alone("a_panic_past_running_workers_aborts", || {
+        let (runtime, ..) = counting();
+        kill_self("-TERM");
+        let _ = runtime.run(|_| panic!("in the handler"));
+    });
+    let Some((status, _, stderr)) = ended else { return };
+    assert!(stderr.contains("in the handler"), "{stderr}");
+    assert_eq!(status.signal(), Some(libc::SIGABRT), "{status}");
 }

@@ -289,6 +289,13 @@ fn dpdk_args(text: &str, hugepages: Hugepages) -> Result<String, Wrong> {
     if hugepages != Hugepages::Off && text.split_whitespace().any(|arg| arg == "--no-huge") {
         return Err(Wrong::new("contradicts runtime.hugepages", "take --no-huge out and write hugepages = \"off\""));
     }
+    // DPDK takes an option's first letters for all of it, and no other begins with these.
+    if text.split_whitespace().any(|arg| arg.starts_with("--mb")) {
+        return Err(Wrong::new(
+            "chooses the kind of packet pools",
+            "take --mbuf-pool-ops-name out: workers share pools, for which DPDK's default kind is made",
+        ));
+    }
     Ok(text.to_owned())
 }
 

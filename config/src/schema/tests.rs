@@ -206,6 +206,15 @@ fn dpdk_arguments_may_map_cores() {
 }
 
 #[test]
+fn dpdk_arguments_choose_no_other_kind_of_packet_pool() {
+    for args in
+        ["--mbuf-pool-ops-name=stack", "--log-level=8 --mbuf-pool-ops-name ring_sp_sc", "--mbuf=stack", "--mb stack"]
+    {
+        assert!(dpdk_args(args, Hugepages::Off).is_err(), "{args}");
+    }
+}
+
+#[test]
 fn a_link_local_gateway_is_on_link_with_any_ipv6_address() {
     let six = MINIMAL.replace("/24\"]", "/24\", \"2001:db8::2/64\"]");
     let with = |text: &str| text.replace("[[service]]", "gateway = \"fe80::1\"\n[[service]]");

@@ -91,18 +91,16 @@ pub unsafe fn rte_eal_init(argc: c_int, argv: *mut *mut c_char) -> c_int {
         return 0;
     }
     let count = usize::try_from(argc).unwrap_or(0);
-    let arguments: Vec<CString> = (0..count)
+    // DPDK keeps pointers to the arguments and permutes the array: both live as long as the process.
+    let pointers: Vec<*mut c_char> = (0..count)
         // SAFETY: the caller vouches for `argc` pointers to C strings.
         .map(|i| unsafe { CStr::from_ptr(*argv.add(i)) })
-        .map(|argument| CString::new(renamed(argument.to_bytes())).unwrap_or_default())
+        .map(|argument| CString::new(renamed(argument.to_bytes())).unwrap_or_default().into_raw())
+        .chain([std::ptr::null_mut()])
         .collect();
-    // DPDK keeps pointers into them and permutes the array: both live as long as the process.
-    let arguments: &'static [CString] = Vec::leak(arguments);
-    let pointers: Vec<*mut c_char> =
-        arguments.iter().map(|a| a.as_ptr().cast_mut()).chain([std::ptr::null_mut()]).collect();
     let pointers = Vec::leak(pointers);
     // SAFETY: `pointers` holds `argc` C strings and a terminating null, all of which stay valid. Like any main(), DPDK may
-    // write to them: they are heap memory that nobody else uses.
+    // write to them: they are heap memory that was given away for it.
     let result = unsafe { bindings::rte_eal_init(argc, pointers.as_mut_ptr()) };
     if result >= 0 {
         STATE.store(STARTED, Ordering::Release);

@@ -38,8 +38,8 @@ pub use eal::{numa_node_of_cpu, rte_eal_cleanup, rte_eal_init, rte_thread_set_af
 pub use kni::*;
 pub use pool::{rte_mempool_free, rte_pktmbuf_pool_create};
 pub use port::{
-    rte_eth_dev_close, rte_eth_dev_configure, rte_eth_dev_info_get, rte_eth_dev_socket_id, rte_eth_rx_queue_setup,
-    rte_eth_tx_queue_setup,
+    rte_eth_dev_close, rte_eth_dev_configure, rte_eth_dev_info_get, rte_eth_dev_socket_id, rte_eth_dev_start,
+    rte_eth_dev_stop, rte_eth_link_get_nowait, rte_eth_rx_queue_setup, rte_eth_stats_get, rte_eth_tx_queue_setup,
 };
 
 #[cfg(test)]

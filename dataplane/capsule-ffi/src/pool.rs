@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bindings::{self, rte_mempool};
+use crate::port;
 
 /// A pool that exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,7 +18,8 @@ pub struct PoolRef {
 }
 
 // SAFETY: the pointer is only a name here. What may be done with it, and when, is up to the unsafe functions it is
-// passed to; DPDK's pools themselves may be used from any thread.
+// passed to; DPDK's pools themselves may be used from any thread (their rings are multi-producer and multi-consumer, DPDK's
+// default).
 unsafe impl Send for PoolRef {}
 
 static POOLS: Mutex<Vec<PoolRef>> = Mutex::new(Vec::new());
@@ -67,17 +69,21 @@ pub unsafe fn rte_pktmbuf_pool_create(
 }
 
 /// Frees a pool, unless frames of it are still out: then it stays, and [`crate::rte_eal_cleanup`] will leave DPDK's memory
-/// mapped, so that a forgotten frame is a leak at the end of the process and not a use after free.
+/// mapped, so that a forgotten frame is a leak at the end of the process and not a use after free. Ports that are still open
+/// are closed first, so that none receives into it.
 ///
 /// # Safety
-/// As DPDK's function: `pool` came from [`rte_pktmbuf_pool_create`] and no thread allocates from it any more.
+/// As DPDK's function: `pool` came from [`rte_pktmbuf_pool_create`], and no thread allocates from it or uses a port's queues
+/// any more.
 pub unsafe fn rte_mempool_free(pool: *mut rte_mempool) {
+    // SAFETY: the caller vouches that nobody uses the ports.
+    unsafe { port::close_left() };
     registry().retain(|known| known.pool != pool);
     // SAFETY: the caller hands over a live pool.
     if unsafe { bindings::rte_mempool_in_use_count(pool) } > 0 {
         IN_USE.store(true, Ordering::Release);
         return;
     }
-    // SAFETY: as above, and none of its objects is referenced from anywhere.
+    // SAFETY: as above, no open port receives into it, and none of its objects is referenced from anywhere.
     unsafe { bindings::rte_mempool_free(pool) }
 }

@@ -4,13 +4,17 @@
 //! the device really gets: capsule is told that there are enough, and set-up calls for queues beyond the real ones
 //! succeed without doing anything. Nobody may send or receive on those; capsule itself never does, because sluice's
 //! workers do not use its `PortQueue`.
+//!
+//! "All the functions of the Ethernet Device API [...] assume to not be invoked in parallel on different logical cores to
+//! work on the same target object" (rte_ethdev.h). Starting, stopping and closing a port, and asking for its counters and
+//! its link, come from several threads: here one such call at a time is let through.
 
 use std::os::raw::{c_int, c_uint};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::bindings::{
-    self, DEV_TX_OFFLOAD_MBUF_FAST_FREE, rte_eth_conf, rte_eth_dev_info, rte_eth_rx_mq_mode, rte_eth_rxconf,
-    rte_eth_txconf, rte_mempool,
+    self, DEV_TX_OFFLOAD_MBUF_FAST_FREE, rte_eth_conf, rte_eth_dev_info, rte_eth_link, rte_eth_rx_mq_mode,
+    rte_eth_rxconf, rte_eth_stats, rte_eth_txconf, rte_mempool,
 };
 use crate::pool;
 
@@ -50,6 +54,13 @@ fn profile(port: u16) -> Option<Profile> {
     profiles().iter().find(|(known, _)| *known == port).map(|(_, profile)| *profile)
 }
 
+/// The ports that were configured and not closed since. Locked during the calls that must not meet.
+static OPEN: Mutex<Vec<u16>> = Mutex::new(Vec::new());
+
+fn open() -> MutexGuard<'static, Vec<u16>> {
+    OPEN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// `wanted` with the profile's settings in the place of its own.
 fn merged(wanted: &rte_eth_conf, profile: &Profile, pools: usize) -> rte_eth_conf {
     let mut conf = *wanted;
@@ -77,14 +88,23 @@ fn merged(wanted: &rte_eth_conf, profile: &Profile, pools: usize) -> rte_eth_con
 /// # Safety
 /// As DPDK's function: the EAL must run, the port be stopped and `conf` point to a configuration.
 pub unsafe fn rte_eth_dev_configure(port: u16, rx: u16, tx: u16, conf: *const rte_eth_conf) -> c_int {
-    let Some(profile) = profile(port) else {
+    let pools = pool::all().len();
+    let mut open = open();
+    let result = match profile(port) {
         // SAFETY: the caller's promise is the callee's requirement.
-        return unsafe { bindings::rte_eth_dev_configure(port, rx, tx, conf) };
+        None => unsafe { bindings::rte_eth_dev_configure(port, rx, tx, conf) },
+        Some(profile) => {
+            // SAFETY: the caller vouches for `conf`.
+            let conf = merged(unsafe { &*conf }, &profile, pools);
+            // SAFETY: the caller vouches for the EAL and the stopped port; DPDK copies `conf` but keeps the key's pointer,
+            // 'static, and drivers only read it.
+            unsafe { bindings::rte_eth_dev_configure(port, profile.rx_queues, profile.tx_queues, &conf) }
+        }
     };
-    // SAFETY: the caller vouches for `conf`.
-    let conf = merged(unsafe { &*conf }, &profile, pool::all().len());
-    // SAFETY: as above. DPDK copies the configuration but keeps the pointer to the key, which is 'static; it only reads it.
-    unsafe { bindings::rte_eth_dev_configure(port, profile.rx_queues, profile.tx_queues, &conf) }
+    if result == 0 && !open.contains(&port) {
+        open.push(port);
+    }
+    result
 }
 
 /// Tells about a port; one with a profile has as many queues as anybody could ask for.
@@ -173,20 +193,83 @@ pub unsafe fn rte_eth_dev_socket_id(port: u16) -> c_int {
     if pool::all().iter().any(|pool| pool.node == node) { node } else { -1 }
 }
 
+/// Starts a port.
+///
+/// # Safety
+/// As DPDK's function: the EAL must run and the port be configured.
+pub unsafe fn rte_eth_dev_start(port: u16) -> c_int {
+    let _open = open();
+    // SAFETY: the caller's promise is the callee's requirement.
+    unsafe { bindings::rte_eth_dev_start(port) }
+}
+
+/// Stops a port.
+///
+/// # Safety
+/// As DPDK's function: the EAL must run, and no thread use the port's queues during the call or until its next start.
+pub unsafe fn rte_eth_dev_stop(port: u16) -> c_int {
+    let _open = open();
+    // SAFETY: the caller's promise is the callee's requirement.
+    unsafe { bindings::rte_eth_dev_stop(port) }
+}
+
 /// Closes a port, stopping it first if need be. (DPDK refuses to close one that runs.)
 ///
 /// # Safety
-/// As DPDK's function: no thread uses the port during or after the call.
+/// As DPDK's function: no thread uses the port's queues during or after the call.
 pub unsafe fn rte_eth_dev_close(port: u16) -> c_int {
-    // SAFETY: the caller's promise covers both; stopping a stopped port does nothing.
-    unsafe {
+    let mut open = open();
+    // SAFETY: the caller's promise covers both; stopping a stopped port does nothing. A port that does not stop is not
+    // closed; it holds mbufs, so its pool stays.
+    let result = unsafe {
         bindings::rte_eth_dev_stop(port);
         bindings::rte_eth_dev_close(port)
+    };
+    if result == 0 {
+        open.retain(|known| *known != port);
     }
+    result
+}
+
+/// Closes the ports that were configured and that nobody closed: capsule forgets one whose set-up fails half-way, when the
+/// device knows its packet pool already.
+///
+/// # Safety
+/// As [`rte_eth_dev_close`], for each of them.
+pub(crate) unsafe fn close_left() {
+    let left = open().clone();
+    for port in left {
+        // SAFETY: the caller's promise is the callee's requirement.
+        unsafe { rte_eth_dev_close(port) };
+    }
+}
+
+/// Tells a port's counters.
+///
+/// # Safety
+/// As DPDK's function: the EAL must run and `stats` be writable.
+pub unsafe fn rte_eth_stats_get(port: u16, stats: *mut rte_eth_stats) -> c_int {
+    let _open = open();
+    // SAFETY: the caller's promise is the callee's requirement.
+    unsafe { bindings::rte_eth_stats_get(port, stats) }
+}
+
+/// Tells the state of a port's link, without waiting for it to come up.
+///
+/// # Safety
+/// As DPDK's function: the EAL must run and `link` be writable.
+pub unsafe fn rte_eth_link_get_nowait(port: u16, link: *mut rte_eth_link) -> c_int {
+    let _open = open();
+    // SAFETY: the caller's promise is the callee's requirement.
+    unsafe { bindings::rte_eth_link_get_nowait(port, link) }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
     use super::*;
 
     const PROFILE: Profile = Profile {
@@ -219,6 +302,31 @@ mod tests {
     #[test]
     fn fast_free_is_off_when_frames_may_come_from_several_pools() {
         assert_eq!(merged(&wanted(), &PROFILE, 2).txmode.offloads, PROFILE.tx_offloads);
+    }
+
+    #[test]
+    fn calls_about_ports_wait_for_one_another() {
+        // No port has this number: DPDK refuses it, whether it runs or not.
+        const NONE: u16 = u16::MAX;
+        // SAFETY: the places written to are ours, and there is no port that could be in use.
+        let calls: [fn() -> c_int; 5] = unsafe {
+            [
+                || rte_eth_dev_start(NONE),
+                || rte_eth_dev_stop(NONE),
+                || rte_eth_dev_close(NONE),
+                || rte_eth_stats_get(NONE, &mut rte_eth_stats::default()),
+                || rte_eth_link_get_nowait(NONE, &mut rte_eth_link::default()),
+            ]
+        };
+        for call in calls {
+            let (done, result) = mpsc::channel();
+            let held = open();
+            let caller = thread::spawn(move || done.send(call()));
+            assert_eq!(result.recv_timeout(Duration::from_millis(50)), Err(mpsc::RecvTimeoutError::Timeout));
+            drop(held);
+            assert!(result.recv().unwrap() < 0);
+            caller.join().unwrap().unwrap();
+        }
     }
 
     #[test]

@@ -46,7 +46,10 @@ uint16_t _rte_eth_tx_burst(uint16_t port_id, uint16_t queue_id, struct rte_mbuf 
 
 static sluice_log_sink log_sink;
 
-/* DPDK flushes after each message, in the thread that wrote it, so its level is still at hand. */
+/*
+ * DPDK flushes after each message, in the thread that wrote it, so its level is at hand (another thread's message, written
+ * at the same moment, may get it too).
+ */
 static ssize_t log_write(void *cookie, const char *buf, size_t size)
 {
 	int level = rte_log_cur_msg_loglevel();

@@ -11,7 +11,8 @@ use std::ffi::{CStr, CString};
 use std::fs;
 use std::os::raw::{c_char, c_int};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
 use capsule_ffi as ffi;
 use sluice_config::{Config, Hugepages, Port};
@@ -38,6 +39,9 @@ const USABLE_DRIVERS: [&str; 6] =
 /// Virtual devices that share memory with another process, which needs it in files.
 const SHARES_MEMORY: [&str; 5] = ["net_memif", "net_vhost", "eth_vhost", "net_virtio_user", "virtio_user"];
 
+/// Whether somebody started DPDK, or tried to: nobody else may.
+static CLAIMED: AtomicBool = AtomicBool::new(false);
+
 static LOG: Mutex<VecDeque<String>> = Mutex::new(VecDeque::new());
 
 fn log_lines() -> MutexGuard<'static, VecDeque<String>> {
@@ -56,7 +60,8 @@ pub(crate) fn forget_log() {
 
 /// Gets DPDK's log from the C side.
 unsafe extern "C" fn log_sink(level: u32, text: *const c_char, len: usize) {
-    // SAFETY: the shim passes `len` octets of its stream's buffer, which stays as it is during the call.
+    // SAFETY: the shim passes `len` octets that the C library is writing; nobody changes them meanwhile. A panic here aborts
+    // (`extern "C"`).
     let text = unsafe { std::slice::from_raw_parts(text.cast::<u8>(), len) };
     for line in String::from_utf8_lossy(text).lines().map(str::trim_end).filter(|line| !line.is_empty()) {
         match level {
@@ -84,9 +89,12 @@ pub(crate) fn error_text(code: c_int) -> String {
 
 /// DPDK's name and version, `DPDK 22.11.11`. Does not need DPDK to run.
 #[must_use]
-pub fn dpdk_version() -> String {
-    // SAFETY: returns a static terminated string.
-    unsafe { CStr::from_ptr(ffi::rte_version()) }.to_string_lossy().into_owned()
+pub fn dpdk_version() -> &'static str {
+    static VERSION: OnceLock<String> = OnceLock::new();
+    VERSION.get_or_init(|| {
+        // SAFETY: returns a static terminated string, which the first call writes: no other call runs meanwhile.
+        unsafe { CStr::from_ptr(ffi::rte_version()) }.to_string_lossy().into_owned()
+    })
 }
 
 /// Says whether DPDK runs, and holds off its end while somebody reads from it.
@@ -189,7 +197,8 @@ impl Plan {
 /// # Errors
 /// Anything that keeps DPDK or a device from coming up.
 pub(crate) fn start(config: &Config) -> Result<(), StartError> {
-    if ffi::eal::started() {
+    // Before the checks, which look at a process as it is without DPDK.
+    if CLAIMED.load(Ordering::Acquire) {
         return Err(StartError::Twice);
     }
     check_cpus(config)?;
@@ -197,12 +206,16 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
         if is_pci(&port.device) { check_pci(port)? } else { check_arguments(port)? }
     }
     let plan = Plan::new(config, choose_memory(config)?);
+    if CLAIMED.swap(true, Ordering::AcqRel) {
+        return Err(StartError::Twice);
+    }
     if plan.memory != Memory::Huge {
         ffi::eal::ignore_numa();
     }
     ffi::pool::set_data_room(config.ports.iter().map(|port| data_room(port.mtu)).max().unwrap_or(0));
 
-    // SAFETY: `log_sink` is a function for as long as the process lives, and may be called on any thread.
+    // SAFETY: `log_sink` is a function for as long as the process lives, and may be called on any thread; written before the
+    // stream that uses it is opened, by the one thread that starts DPDK.
     if unsafe { ffi::sluice_log_to(Some(log_sink)) } != 0 {
         tracing::warn!("DPDK's log goes to standard error: its stream could not be opened");
     }
@@ -212,7 +225,7 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
     let mut pointers: Vec<*mut c_char> = arguments.iter().map(|a| a.as_ptr().cast_mut()).collect();
     let count = c_int::try_from(pointers.len()).unwrap_or(c_int::MAX);
     forget_log();
-    // SAFETY: `count` pointers to C strings, which live until the end of this function; the runtime is built on one thread.
+    // SAFETY: `count` pointers to C strings, which live until the end of this function; `CLAIMED` lets one thread in here, once.
     if unsafe { ffi::rte_eal_init(count, pointers.as_mut_ptr()) } < 0 {
         let reason = error_text(-1);
         let log = recent_log();
@@ -237,7 +250,7 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
 fn pin_to(core: u16) {
     // SAFETY: an all-zero set is a valid, empty one.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: `check_cpus` has found this CPU, so its bit lies in the set.
+    // SAFETY: libc checks the index: a CPU beyond the set is a panic, and configurations name none above 1023.
     unsafe { libc::CPU_SET(usize::from(core), &mut set) };
     // SAFETY: `set` is complete, its size is passed, and 0 means the calling thread.
     if unsafe { libc::sched_setaffinity(0, size_of_val(&set), &raw const set) } != 0 {
@@ -247,8 +260,14 @@ fn pin_to(core: u16) {
 
 /// Ends the EAL after a failed start; after a successful one, capsule's runtime does so. Removes its files.
 pub(crate) fn end() {
-    // SAFETY: no port is configured and no worker exists yet, or all are gone.
+    // SAFETY: every port that was configured is closed (`rte_mempool_free` sees to those capsule forgot); workers have ended, or
+    // wait for good for a start that does not come.
     unsafe { ffi::rte_eal_cleanup() };
+    remove_files();
+}
+
+/// Removes DPDK's files, which it does not need once it runs.
+pub(crate) fn remove_files() {
     remove_runtime_files(&format!("sluice-{}", std::process::id()));
 }
 
@@ -273,7 +292,7 @@ fn create(port: &Port) -> Result<(), StartError> {
     forget_log();
     let argument = |text: &str| CString::new(text).unwrap_or_default();
     let (name, args) = (argument(&port.device), argument(&port.args));
-    // SAFETY: the EAL runs, no other thread uses it yet, and all three are C strings.
+    // SAFETY: the EAL runs; `CLAIMED` keeps other threads out, and workers come later; all three are C strings.
     let result = unsafe { ffi::rte_eal_hotplug_add(c"vdev".as_ptr(), name.as_ptr(), args.as_ptr()) };
     if result >= 0 {
         return Ok(());

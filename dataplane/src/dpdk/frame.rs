@@ -1,8 +1,8 @@
 //! Frames: DPDK's packet buffers as owned values.
 //!
 //! A frame's octets are one contiguous range of its first segment, with headroom before and tailroom behind. Ports are
-//! configured so that every frame fits one segment; should a device chain segments all the same,
-//! [`Frame::is_single_segment`] says so, and the rest of such a frame is out of reach here.
+//! configured so that every frame fits one segment; should a device chain segments all the same, or say that a frame has more
+//! octets than its buffer, [`Frame::is_whole`] tells, and the rest of such a frame is out of reach here.
 
 use std::fmt;
 use std::ptr::NonNull;
@@ -14,15 +14,6 @@ use super::slots::Slots;
 
 /// Most frames of one receive burst.
 pub const BURST: usize = 32;
-
-/// The network layer of a frame whose checksums the device is to fill in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IpVersion {
-    /// IPv4: the device fills in the header checksum too.
-    V4,
-    /// IPv6.
-    V6,
-}
 
 /// An owned frame, one pointer wide. Dropping it frees it, which costs a call into DPDK: where many are dropped, use
 /// [`FreeList`].
@@ -52,7 +43,15 @@ impl Frame {
         unsafe { mbuf.buf_addr.cast::<u8>().add(usize::from(mbuf.data_off)) }
     }
 
-    /// Octets in the first segment.
+    /// Octets of the first segment that are in its buffer: all, unless the device was told the length by another process, as
+    /// memif's are, and was told too much.
+    #[inline]
+    fn span(&self) -> usize {
+        let mbuf = self.mbuf();
+        usize::from(mbuf.data_len.min(mbuf.buf_len.saturating_sub(mbuf.data_off)))
+    }
+
+    /// Octets in the first segment, as the device says.
     #[inline]
     #[must_use]
     pub fn len(&self) -> usize {
@@ -70,17 +69,18 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn data(&self) -> &[u8] {
-        // SAFETY: `data_off + data_len <= buf_len` always holds, the buffer lives as long as the mbuf, and its memory came
-        // zeroed from the kernel, so every octet of it is initialised.
-        unsafe { std::slice::from_raw_parts(self.start(), self.len()) }
+        // SAFETY: `span` keeps to the buffer, which lives as long as the mbuf; it is memory that DPDK mapped, so every octet is
+        // initialised.
+        unsafe { std::slice::from_raw_parts(self.start(), self.span()) }
     }
 
     /// The octets, to be changed.
     #[inline]
     #[must_use]
     pub fn data_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as in `data`; the mbuf is direct with one reference, so nobody else sees the buffer.
-        unsafe { std::slice::from_raw_parts_mut(self.start(), self.len()) }
+        // SAFETY: as in `data`; the mbuf is ours alone: count 1, and a buffer no other mbuf writes to (its own, or one attached
+        // to it alone).
+        unsafe { std::slice::from_raw_parts_mut(self.start(), self.span()) }
     }
 
     /// The octets and all the room behind them, which holds whatever was there before: for writing an answer over what was
@@ -94,11 +94,18 @@ impl Frame {
         unsafe { std::slice::from_raw_parts_mut(self.start(), room) }
     }
 
-    /// Whether all of the frame is in [`Self::data`].
+    /// Whether the frame has no segments besides the first.
     #[inline]
     #[must_use]
     pub fn is_single_segment(&self) -> bool {
         self.mbuf().nb_segs == 1
+    }
+
+    /// Whether all of the frame is in [`Self::data`]: it has one segment, which is as long as it says.
+    #[inline]
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.is_single_segment() & (self.span() == self.len())
     }
 
     /// DPDK's number of the port that received it.
@@ -193,6 +200,9 @@ impl Frame {
     #[inline]
     #[must_use]
     pub fn adj(&mut self, n: usize) -> bool {
+        if n > self.span() {
+            return false;
+        }
         let mbuf = self.mbuf_mut();
         let Ok(octets) = u16::try_from(n) else { return false };
         let (Some(data_len), Some(pkt_len), Some(data_off)) = (
@@ -206,21 +216,6 @@ impl Frame {
         mbuf.pkt_len = pkt_len;
         mbuf.data_off = data_off;
         true
-    }
-
-    /// Asks the device to fill in the TCP checksum, and the IPv4 header checksum with [`IpVersion::V4`], when the frame is
-    /// sent. Only for ports whose [`super::PortInfo::tx_checksums`] is set. The TCP checksum field must hold the
-    /// pseudo-header's sum (not inverted), the IPv4 one zero. Lengths in octets: `l2_len` below 128, `l3_len` below 512.
-    #[inline]
-    pub fn request_tx_checksum(&mut self, l2_len: usize, l3_len: usize, version: IpVersion) {
-        let mbuf = self.mbuf_mut();
-        mbuf.ol_flags |= ffi::SLUICE_MBUF_TX_TCP_CKSUM
-            | match version {
-                IpVersion::V4 => ffi::SLUICE_MBUF_TX_IPV4 | ffi::SLUICE_MBUF_TX_IP_CKSUM,
-                IpVersion::V6 => ffi::SLUICE_MBUF_TX_IPV6,
-            };
-        // Bits 0 to 6 and 7 to 15 of the offload word.
-        mbuf.__bindgen_anon_3.tx_offload = (l2_len as u64 & 0x7f) | ((l3_len as u64 & 0x1ff) << 7);
     }
 
     /// Fetches the first octets into the cache, to be read a little later.
@@ -261,8 +256,9 @@ impl fmt::Debug for Frame {
 #[repr(transparent)]
 pub struct Transfer(Frame);
 
-// SAFETY: the mbuf has one owner, the transfer, and DPDK's pools may be used from any thread, so it may be used and freed
-// wherever the transfer arrives. (Frames are kept off other threads by design, not by need.)
+// SAFETY: the mbuf has one owner, the transfer, and DPDK's pools may be used from any thread (their rings are multi-producer
+// and multi-consumer, DPDK's default), so it may be used and freed wherever the transfer arrives. (Frames are kept off other
+// threads by design, not by need.)
 unsafe impl Send for Transfer {}
 
 impl From<Frame> for Transfer {
@@ -412,5 +408,67 @@ pub(super) fn free_all(frames: &mut [Option<Frame>]) {
     unsafe {
         ffi::rte_pktmbuf_free_bulk(frames.as_mut_ptr().cast(), frames.len() as u32);
         frames.as_mut_ptr().write_bytes(0, frames.len());
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use std::mem::ManuallyDrop;
+
+    use super::*;
+
+    const ROOM: u16 = 256;
+    const HEADROOM: u16 = 128;
+
+    /// An mbuf of no pool with a buffer of its own. Its frame must be forgotten, not dropped.
+    pub(in super::super) struct Made {
+        pub(in super::super) mbuf: Box<ffi::rte_mbuf>,
+        _buffer: Box<[u8]>,
+    }
+
+    impl Made {
+        /// One segment, which says that it has so many octets.
+        pub(in super::super) fn new(data_len: u16) -> Made {
+            let mut buffer = vec![0_u8; usize::from(ROOM)].into_boxed_slice();
+            let mbuf = ffi::rte_mbuf {
+                buf_addr: buffer.as_mut_ptr().cast(),
+                buf_len: ROOM,
+                data_off: HEADROOM,
+                data_len,
+                pkt_len: u32::from(data_len),
+                nb_segs: 1,
+                ..ffi::rte_mbuf::default()
+            };
+            Made { mbuf: Box::new(mbuf), _buffer: buffer }
+        }
+
+        pub(in super::super) fn frame(&mut self) -> ManuallyDrop<Frame> {
+            ManuallyDrop::new(Frame(NonNull::from(&mut *self.mbuf)))
+        }
+    }
+
+    #[test]
+    fn octets_end_with_the_buffer_whatever_length_the_device_was_told() {
+        let mut made = Made::new(u16::MAX);
+        let mut frame = made.frame();
+        assert_eq!((frame.len(), frame.data().len(), frame.data_mut().len()), (65_535, 128, 128));
+        assert!(!frame.is_whole());
+        assert!(!frame.adj(129));
+        assert!(frame.adj(128));
+        assert!(frame.data().is_empty());
+        assert!(frame.set_len(0) && frame.is_whole());
+    }
+
+    #[test]
+    fn a_frame_is_whole_up_to_the_end_of_its_buffer() {
+        assert!(Made::new(128).frame().is_whole());
+        assert!(!Made::new(129).frame().is_whole());
+    }
+
+    #[test]
+    fn a_frame_of_several_segments_is_not_whole() {
+        let mut made = Made::new(60);
+        made.mbuf.nb_segs = 2;
+        assert!(!made.frame().is_whole());
     }
 }

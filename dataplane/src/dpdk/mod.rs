@@ -10,6 +10,9 @@
 //!   hold anything, mbufs of others among it (`slots`).
 //! - A queue of a port has one handle, [`RxQueue`] or [`TxQueue`], which is neither `Clone` nor `Send`: made by
 //!   [`crate::runtime`] on the thread of the worker that uses it, after the port was started, and dropped before it stops.
+//! - Functions that only this crate sees (`pub(crate)`) and that call DPDK rely on [`crate::runtime`] for their order: it
+//!   starts DPDK, finds, configures, starts and describes the ports, gives out the seats, runs the workers, and undoes all of
+//!   that the other way round. They are safe to call in this order, and only there.
 
 pub mod eal;
 pub mod frame;
@@ -20,7 +23,7 @@ pub mod seat;
 pub(crate) mod signal;
 mod slots;
 
-pub use frame::{BURST, Burst, Frame, FreeList, IpVersion, Transfer};
+pub use frame::{BURST, Burst, Frame, FreeList, Transfer};
 pub use pool::{Pool, PoolMonitor, PoolUsage};
 pub use port::{HashTypes, Link, PortInfo, PortMonitor, PortStats, RssInfo};
 pub use queue::{RxQueue, Sent, TX_BUFFER, TxBuffer, TxQueue};

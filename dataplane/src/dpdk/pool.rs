@@ -104,7 +104,8 @@ pub struct PoolMonitor {
     lifetime: Lifetime,
 }
 
-// SAFETY: the pool is only read, by a DPDK function that may run on any thread, and only while `lifetime` says it lives.
+// SAFETY: `rte_mempool_avail_count` only reads counts (aligned words, perhaps a little old), and only while `lifetime` says that
+// the pool lives.
 unsafe impl Sync for PoolMonitor {}
 
 impl PoolMonitor {

@@ -172,7 +172,8 @@ impl PortMonitor {
     #[must_use]
     pub fn stats(&self) -> Option<PortStats> {
         let mut stats = ffi::rte_eth_stats::default();
-        // SAFETY: DPDK runs while the closure does; `stats` is ours. Drivers only read their counters here.
+        // SAFETY: DPDK runs while the closure does; `stats` is ours; `capsule_ffi::port` lets no other call about ports run at
+        // the same time.
         let result = self.lifetime.while_alive(|| unsafe { ffi::rte_eth_stats_get(self.id, &mut stats) })?;
         (result == 0).then_some(PortStats {
             rx_packets: stats.ipackets,
@@ -195,7 +196,7 @@ impl PortMonitor {
 
 fn link(id: u16) -> Link {
     let mut link = ffi::rte_eth_link::default();
-    // SAFETY: only called while the EAL runs; `link` is ours, an unknown port is refused.
+    // SAFETY: only called while the EAL runs; `link` is ours, an unknown port is refused; for other calls, see `stats`.
     if unsafe { ffi::rte_eth_link_get_nowait(id, &mut link) } != 0 {
         return Link::default();
     }
@@ -219,9 +220,6 @@ pub(crate) struct Found {
     pub(crate) profile: ffi::port::Profile,
     info: Box<ffi::rte_eth_dev_info>,
 }
-
-// SAFETY: the pointers in a device's information point to static data of its driver, and only `driver` reads one of them.
-unsafe impl Send for Found {}
 
 impl Found {
     /// Finds a port's device and works out how to set it up for `workers` workers.

@@ -31,9 +31,9 @@ impl RxQueue {
     /// Receives up to [`super::BURST`] frames; what the burst still held is freed. Returns how many.
     #[inline]
     pub fn burst(&mut self, burst: &mut Burst) -> usize {
-        // SAFETY: `slots` has room for `count` pointers. The queue is set up, its port runs, and this handle is its only
-        // user. A device hands over as many mbufs as it answers, with reference count 1, fresh from its pool; what it wrote behind
-        // those is left alone.
+        // SAFETY: `slots` has room for `count` pointers. The queue is set up, its port runs, and this handle is its only user. A
+        // device hands over as many mbufs as it answers, each ours alone: count 1, a buffer no other mbuf writes to (its own, or
+        // one attached to it alone). What it wrote behind those is left alone.
         unsafe { burst.fill(|slots, count| ffi::_rte_eth_rx_burst(self.port, self.queue, slots, count)) }
     }
 }
@@ -73,8 +73,9 @@ impl TxQueue {
         if buffer.is_empty() {
             return Sent::default();
         }
-        // SAFETY: the queue is set up, its port runs, and this handle is its only user. Frames own direct mbufs with reference
-        // count 1, as devices may require. A device owns the first ones, as many as it answers, and leaves us the rest.
+        // SAFETY: the queue is set up, its port runs, and this handle is its only user. Frames own mbufs of reference count 1,
+        // and `push` took whole ones only: devices may require both. A device owns the first ones, as many as it answers, and
+        // leaves us the rest.
         unsafe { buffer.give(|frames, count| ffi::_rte_eth_tx_burst(self.port, self.queue, frames, count)) }
     }
 }
@@ -108,7 +109,7 @@ impl TxBuffer {
         self.len == 0
     }
 
-    /// Whether [`Self::push`] would fail.
+    /// Whether [`Self::push`] would fail whatever the frame.
     #[inline]
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -118,9 +119,13 @@ impl TxBuffer {
     /// Appends a frame.
     ///
     /// # Errors
-    /// Hands the frame back if the buffer is full.
+    /// Hands the frame back if the buffer is full, or if the frame is not [whole](Frame::is_whole): a device sends several
+    /// segments only if it was set up for them, and octets behind a buffer's end are another's.
     #[inline(always)]
     pub fn push(&mut self, frame: Frame) -> Result<(), Frame> {
+        if !frame.is_whole() {
+            return Err(frame);
+        }
         let Some(slot) = self.frames.get_mut(self.len) else { return Err(frame) };
         self.bytes = self.bytes.wrapping_add(frame.len());
         *slot = Some(frame);
@@ -162,13 +167,16 @@ impl Default for TxBuffer {
 
 #[cfg(test)]
 mod tests {
+    use std::mem::{self, ManuallyDrop};
+
+    use super::super::frame::tests::Made;
     use super::*;
 
     /// A buffer with frames of no pool, of so many octets each: they must be gone before it is dropped.
     fn buffer(mbufs: &mut [ffi::rte_mbuf], lengths: &[u16]) -> TxBuffer {
         let mut buffer = TxBuffer::new();
         for (mbuf, len) in mbufs.iter_mut().zip(lengths) {
-            (mbuf.nb_segs, mbuf.data_len) = (1, *len);
+            (mbuf.nb_segs, mbuf.data_len, mbuf.buf_len) = (1, *len, *len);
             let mut burst = Burst::new();
             let first = |slots: *mut *mut ffi::rte_mbuf, _| {
                 // SAFETY: there is a first slot.
@@ -195,5 +203,31 @@ mod tests {
             assert_eq!(buffer.give(|_, count| count + 1), Sent { frames: 2, bytes: 150, left: 0 });
         }
         assert!(buffer.is_empty() && buffer.frames.iter().all(Option::is_none));
+    }
+
+    /// Whether a buffer takes an mbuf's frame, which is gone after this.
+    fn is_taken(made: &mut Made) -> bool {
+        let mut buffer = TxBuffer::new();
+        let pushed = buffer.push(ManuallyDrop::into_inner(made.frame()));
+        // SAFETY: a frame that was taken is of no pool, and nobody frees it.
+        let sent = unsafe { buffer.give(|_, count| count) };
+        let taken = pushed.is_ok();
+        assert_eq!(sent.frames, usize::from(taken));
+        pushed.unwrap_or_else(mem::forget);
+        taken
+    }
+
+    #[test]
+    fn a_frame_of_several_segments_is_handed_back() {
+        let mut made = Made::new(60);
+        assert!(is_taken(&mut made));
+        made.mbuf.nb_segs = 2;
+        assert!(!is_taken(&mut made));
+    }
+
+    #[test]
+    fn a_frame_that_says_more_octets_than_its_buffer_has_is_handed_back() {
+        assert!(is_taken(&mut Made::new(128)));
+        assert!(!is_taken(&mut Made::new(129)));
     }
 }

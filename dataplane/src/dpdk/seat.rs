@@ -55,7 +55,8 @@ impl Seat {
     pub(crate) fn take(self) -> Option<WorkerQueues> {
         let queue = u16::from(self.worker.0);
         // SAFETY: queue numbers are worker numbers, and a worker has one seat, which is consumed here: these are the only
-        // handles. `rx` and `tx` say that the queues exist. The runtime keeps the promise in this function's description.
+        // handles. `rx` and `tx` compare with the counts the port was configured with: they say that the queues exist. The
+        // runtime keeps the promise in this function's description.
         let ports = unsafe {
             let handles = |port: &SeatPort| PortQueues {
                 rx: port.rx.then(|| RxQueue::new(port.id, queue)),

@@ -67,9 +67,10 @@ impl<const N: usize> Slots<N> {
     /// Empties the slots, lets `give` write mbufs to them, and returns how many it wrote. `give` gets the first slot and their number.
     ///
     /// # Safety
-    /// `give` must return how many slots it filled from the front on, N at most, each with null or with a live mbuf that is ours from then
-    /// on: with reference count 1, a direct one (its buffer is its own), which nobody else uses or frees. It may write anything to the
-    /// other slots.
+    /// `give` must return how many slots it filled from the front on, N at most, each with null or with a live mbuf that is ours
+    /// alone from then on: count 1, a buffer no other mbuf writes to (its own, or one attached to it alone), which nobody else
+    /// uses or frees. Its `data_off` must be within the buffer; its `data_len` may say anything. `give` may write anything to
+    /// the other slots.
     #[inline]
     pub(super) unsafe fn fill(&mut self, give: impl FnOnce(*mut *mut ffi::rte_mbuf, u16) -> u16) -> usize {
         const { assert!(N <= u16::MAX as usize) };

@@ -14,7 +14,10 @@ use sluice_filters::engine::Unseen;
 use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::icmp::IcmpError;
 use sluice_filters::units::{Micros, PortId, ServiceId, WorkerId};
-use sluice_filters::{Datagram, DropReason, L2, Parsed, RxChecksums, Segment, glance, parse, parse_then, src_mac};
+use sluice_filters::{
+    Datagram, DropReason, FRAGMENT_HEADER, L2, Parsed, RxChecksums, Segment, glance, parse, parse_then, src_mac,
+    unwrap_atomic,
+};
 use sluice_tcpstack::stack::{Arrival, Outcome, Stack};
 
 use crate::clock::Clock;
@@ -263,11 +266,54 @@ impl Worker {
                         let hash = self.flow_hash(&parsed);
                         self.later.push(Later { frame, parsed, hash });
                     }
+                    Err(DropReason::Fragment) => self.fragment(port, frame, now),
                     Err(reason) => self.discard(port, frame, reason),
                 },
             );
         }
         octets
+    }
+
+    /// A fragment: one that is the whole packet is an ordinary one.
+    #[cold]
+    fn fragment(&mut self, port: PortId, mut frame: Frame, now: Micros) {
+        if !unwrap_atomic(frame.data_mut()) || !frame.adj(FRAGMENT_HEADER) {
+            return self.discard(port, frame, DropReason::Fragment);
+        }
+        match parse(frame.data(), frame.checksums()) {
+            Ok(Parsed::Tcp(segment)) if segment.flags.is_initial_syn() => {
+                match self.syn(port, &mut frame, &segment, now) {
+                    Ok(len) => self.reply(port, frame, len),
+                    Err(reason) => self.discard(port, frame, reason),
+                }
+            }
+            Ok(Parsed::Tcp(segment)) => {
+                let hash = self.stack.hash(&segment.key);
+                let verdict = self.unfragmented(port, &mut frame, &segment, hash, now).unwrap_or_else(Verdict::Drop);
+                self.apply(port, frame, verdict);
+            }
+            Ok(_) => self.discard(port, frame, DropReason::Fragment),
+            Err(reason) => self.discard(port, frame, reason),
+        }
+    }
+
+    /// As [`Worker::tcp`], but devices spread fragments by their addresses alone: the owner may be another worker.
+    fn unfragmented(
+        &mut self,
+        port: PortId,
+        frame: &mut Frame,
+        segment: &Segment,
+        hash: u64,
+        now: Micros,
+    ) -> Result<Verdict, DropReason> {
+        self.egress.net.accepts(port, frame.data(), segment.l2)?;
+        let came = Came { port: Some(port), frame: frame.data(), now };
+        let service = match self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)? {
+            Addressee::Service(service) => Some(service),
+            Addressee::Dialler => None,
+        };
+        let owner = self.steer.owner(&segment.key, hash, port, service.is_some(), self.id);
+        self.deliver(owner, port, frame, segment, hash, service, now)
     }
 
     /// Drops what its source alone condemns, and calls near what the verdicts on the rest will look at; returns the octets dropped.

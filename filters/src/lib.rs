@@ -30,7 +30,7 @@ pub mod units;
 pub use expression::Expression;
 pub use options::{SynOffer, TcpOptions, option_kinds};
 pub use packet::{ChecksumState, Datagram, Flags, L2, Parsed, RxChecksums, Segment, dst_mac, src_mac};
-pub use parse::{Glimpse, glance, parse, parse_then};
+pub use parse::{FRAGMENT_HEADER, Glimpse, glance, parse, parse_then, unwrap_atomic};
 pub use reason::DropReason;
 pub use services::ServiceMap;
 pub use sets::AddressSet;

@@ -262,6 +262,37 @@ fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result
     }))
 }
 
+/// Octets of an IPv6 fragment header.
+pub const FRAGMENT_HEADER: usize = 8;
+
+/// Takes the fragment header out of an atomic fragment, a whole TCP packet that bears one for no reason: it is an ordinary packet
+/// (RFC 6946 section 4; translators made them, RFC 6145 section 4). Whether this was one; then the frame begins [`FRAGMENT_HEADER`]
+/// octets later, and its checksums are as right as they were.
+#[cold]
+#[must_use]
+pub fn unwrap_atomic(frame: &mut [u8]) -> bool {
+    open_atomic(frame).is_some()
+}
+
+fn open_atomic(frame: &mut [u8]) -> Option<()> {
+    let tagged = frame.get(12..14)? == VLAN.to_be_bytes();
+    let l3 = if tagged { 18_usize } else { 14 };
+    let ip = l3.checked_add(40)?;
+    let headers = frame.get_mut(..ip.checked_add(FRAGMENT_HEADER)?)?;
+    let ether_type = headers.get(l3.checked_sub(2)?..l3)?;
+    let (next, fragment) = (*headers.get(l3.checked_add(6)?)?, headers.get(ip..)?.first_chunk::<FRAGMENT_HEADER>()?);
+    // Thirteen bits of offset, two that do not matter, "more fragments".
+    let part = u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9;
+    if ether_type != IPV6.to_be_bytes() || next != 44 || fragment[0] != TCP || part != 0 {
+        return None;
+    }
+    let length = headers.get_mut(l3.checked_add(4)?..)?.first_chunk_mut::<2>()?;
+    *length = u16::from_be_bytes(*length).checked_sub(FRAGMENT_HEADER as u16)?.to_be_bytes();
+    *headers.get_mut(l3.checked_add(6)?)? = TCP;
+    headers.copy_within(..ip, FRAGMENT_HEADER);
+    Some(())
+}
+
 #[cold]
 fn icmp6_or_drop(l4: &[u8], l2: L2, next: u8, src: Addr, dst: Addr, hop_limit: u8) -> Result<Parsed, DropReason> {
     match next {

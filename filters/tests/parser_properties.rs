@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use sluice_filters::addr::Addr;
 use sluice_filters::testkit::{self, Opt, fix_checksums};
 use sluice_filters::{
-    ChecksumState, Datagram, Flags, Glimpse, Parsed, RxChecksums, Segment, TcpOptions, glance, parse,
+    ChecksumState, Datagram, DropReason, FRAGMENT_HEADER, Flags, Glimpse, Parsed, RxChecksums, Segment, TcpOptions,
+    glance, parse, unwrap_atomic,
 };
 
 /// The ones' complement sum, one word at a time (RFC 1071).
@@ -340,6 +341,44 @@ proptest! {
         prop_assert_eq!(options.wscale, Some(shift.min(14)));
         prop_assert!(options.sack_permitted);
         prop_assert_eq!(options.timestamp, Some(stamp));
+    }
+
+    #[test]
+    fn an_atomic_fragment_is_the_packet_that_it_holds_and_no_other_fragment_is(
+        payload in vec(any::<u8>(), 0..1400),
+        vlan in prop::option::of(1u16..4095),
+        reserved in 0u16..4,
+        part in any::<u16>(),
+        identification in any::<u32>(),
+        next in any::<u8>(),
+        kept in 0usize..80,
+    ) {
+        let builder = testkit::tcp("[2001:db8::7]:9", "[2001:db8::10]:443").payload(&payload);
+        let whole = vlan.map_or(builder.clone(), |vlan| builder.vlan(vlan)).build();
+        let l3 = if vlan.is_some() { 18 } else { 14 };
+        let fragment = |next: u8, part: u16| {
+            let mut frame = whole.clone();
+            let length = be16(&frame, l3 + 4) + 8;
+            frame[l3 + 4..l3 + 6].copy_from_slice(&length.to_be_bytes());
+            frame[l3 + 6] = 44;
+            let header = [&[next, 7][..], &part.to_be_bytes(), &identification.to_be_bytes()].concat();
+            frame.splice(l3 + 40..l3 + 40, header);
+            frame
+        };
+        // Two bits of the field mean nothing.
+        let mut atomic = fragment(6, reserved << 1);
+        prop_assert_eq!(parse(&atomic, RxChecksums::default()), Err(DropReason::Fragment));
+        prop_assert!(unwrap_atomic(&mut atomic));
+        prop_assert_eq!(&atomic[FRAGMENT_HEADER..], &whole[..]);
+
+        for mut other in [fragment(6, part | 1), fragment(6, part | 8), fragment(if next == 6 { 7 } else { next }, 0), whole.clone()] {
+            let before = other.clone();
+            prop_assert!(!unwrap_atomic(&mut other));
+            prop_assert_eq!(other, before, "untouched");
+        }
+        let mut short = fragment(6, 0);
+        short.truncate(kept);
+        prop_assert_eq!(unwrap_atomic(&mut short), kept >= l3 + 48);
     }
 
     #[test]

@@ -170,7 +170,7 @@ impl Table {
         self.passes("an IPv6 packet of two headers passes", length(20));
         self.passes("an IPv6 packet that ends before the frame passes", length(27));
         let next = |next: u8| damaged(&syn6(), |f| f[IP + 6] = next);
-        self.drops("IPv6 fragments are dropped", Fragment, next(44));
+        self.drops("IPv6 fragments are dropped, or looked at again if they are whole", Fragment, next(44));
         for header in [0, 43, 50, 51, 60, 135, 139, 140, 253, 254] {
             self.drops("IPv6 extension headers are dropped", Ipv6Extension, next(header));
         }

@@ -56,8 +56,9 @@ pub const SYN_ACK_MAX: usize = 18 + PACKET_MAX;
 /// Octets by which an answer can be longer than its SYN: our MSS option, when the client sent none.
 pub const AMPLIFICATION: usize = 4;
 
-/// The lowest MSS served, and the lowest a cookie can remember. Linux's own minimum (`tcp_min_snd_mss`): smaller segments
-/// would be mostly headers, a way to make a server work (CVE-2019-11479).
+/// The lowest MSS served, and the lowest a cookie can remember: a client that asks for less gets segments of this. Linux's own
+/// minimum (`tcp_min_snd_mss`), and what it does: smaller segments would be mostly headers, a way to make a server work
+/// (CVE-2019-11479).
 pub const MSS_MIN: u16 = 48;
 
 /// MSS of a client that sent no MSS option (RFC 9293 section 3.7.1).
@@ -349,7 +350,7 @@ impl Jar {
     /// that frame, parsed; `now_ms` the millisecond clock of our timestamps.
     ///
     /// Ethernet goes back where it came from, in the same VLAN. Everything above is written anew from `segment`.
-    /// None, and nothing written, when the client's MSS is below [`MSS_MIN`] or the buffer too short.
+    /// An MSS below [`MSS_MIN`] counts as that. None, and nothing written, when the buffer is too short.
     #[inline(always)]
     pub fn answer_syn(
         &self,
@@ -399,9 +400,6 @@ impl Jar {
             wscale: offered.wscale.filter(|_| profile.wscale.is_some()),
             sack: offered.sack_permitted && profile.sack,
         };
-        if offer.mss < MSS_MIN {
-            return None;
-        }
         let (cookie, ts_offset) = self.mint_in::<V4>(&segment.key, segment.seq, offer);
         let answer = SynOptions {
             mss: profile.mss,

@@ -93,6 +93,23 @@ impl Segment<'_> {
     }
 }
 
+/// A frame whose IPv6 packet bears a fragment header for no reason: it is whole (RFC 6946). Other frames as they are.
+///
+/// # Panics
+/// For a frame without an IP header.
+#[must_use]
+pub fn atomic_fragment(frame: &[u8]) -> Vec<u8> {
+    const IP: usize = 14;
+    let mut frame = frame.to_vec();
+    if frame[12..14] == [0x86, 0xdd] {
+        let length = u16::from_be_bytes([frame[IP + 4], frame[IP + 5]]) + 8;
+        frame[IP + 4..IP + 6].copy_from_slice(&length.to_be_bytes());
+        let next = std::mem::replace(&mut frame[IP + 6], 44);
+        frame.splice(IP + 40..IP + 40, [next, 0, 0, 0, 0xde, 0xad, 0xbe, 0xef]);
+    }
+    frame
+}
+
 /// An ICMP or ICMPv6 message to the sender of the IP packet `quoted`: it was too big for the next link, which takes `mtu` octets.
 ///
 /// # Panics

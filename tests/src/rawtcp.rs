@@ -45,6 +45,8 @@ pub struct Shape {
     pub payload: Vec<u8>,
     /// The window field of every segment.
     pub window: u16,
+    /// Every IPv6 packet bears a fragment header, though it is whole.
+    pub atomic: bool,
 }
 
 impl Shape {
@@ -60,6 +62,7 @@ impl Shape {
             flags: 0,
             payload: Vec::new(),
             window: 60_000,
+            atomic: false,
         }
     }
 
@@ -426,8 +429,8 @@ impl RawTcp {
     }
 
     fn emit(&mut self, flags: u8, seq: u32, ack: u32, options: &[u8], payload: &[u8]) {
-        let window = self.shape.window;
-        self.station.say(&Say { flags, seq, ack, window, options, payload });
+        let Shape { window, atomic, .. } = self.shape;
+        self.station.say(&Say { flags, seq, ack, window, options, payload, atomic });
     }
 
     fn clock(&self) -> u32 {

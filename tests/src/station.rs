@@ -9,7 +9,7 @@ use etherparse::{
 };
 
 use crate::flood::resolve;
-use crate::frames::Segment;
+use crate::frames::{Segment, atomic_fragment};
 use crate::link::Link;
 use crate::netns::Ns;
 
@@ -28,6 +28,8 @@ pub struct Say<'a> {
     pub options: &'a [u8],
     /// Payload.
     pub payload: &'a [u8],
+    /// IPv6 packets bear a fragment header, though they are whole (RFC 6946).
+    pub atomic: bool,
 }
 
 /// A received segment.
@@ -157,7 +159,8 @@ impl Station {
             options: say.options,
             payload: say.payload,
         };
-        self.link.send(&segment.frame());
+        let frame = segment.frame();
+        self.link.send(&if say.atomic { atomic_fragment(&frame) } else { frame });
     }
 
     /// The next frame, when it is a segment for us; its sender and the MAC address it came from.

@@ -13,12 +13,12 @@ use sluice_filters::engine::{Level, Limited, Plan, RuleStep, Step};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Seq, ServiceId};
-use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
+use sluice_filters::{DropReason, FRAGMENT_HEADER, Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
 
 use crate::filters::Loaded;
 use crate::filters::bans::Ban;
 use crate::packet;
-use crate::replay::{LONGEST, Outcome, Replay, parse_cut};
+use crate::replay::{LONGEST, Outcome, Replay, parse_cut, unfragmented};
 
 /// What is known besides the packet.
 #[derive(Debug)]
@@ -43,6 +43,12 @@ pub struct Circumstances<'a> {
 pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire_len: u32) -> String {
     let Circumstances { config, bans, .. } = circumstances;
     let mut out = Lines(String::new());
+    let ordinary = unfragmented(frame);
+    let wire_len = if ordinary.is_some() { wire_len.saturating_sub(FRAGMENT_HEADER as u32) } else { wire_len };
+    if ordinary.is_some() {
+        out.say("fragment", "the whole packet: its fragment header is taken out");
+    }
+    let frame = ordinary.as_deref().unwrap_or(frame);
     let missing = (wire_len as usize).min(LONGEST).saturating_sub(frame.len());
     let parsed = if missing > 0 {
         out.say("capture", &format!("kept {} of {wire_len} octets; the rest is not known", frame.len()));

@@ -29,7 +29,7 @@ use sluice_filters::gate::{Addressee, Came, Gate};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Micros, PortId, Seq};
-use sluice_filters::{ChecksumState, DropReason, Parsed, RxChecksums, Segment, parse};
+use sluice_filters::{ChecksumState, DropReason, FRAGMENT_HEADER, Parsed, RxChecksums, Segment, parse, unwrap_atomic};
 use sluice_tcpstack::cookie::{Jar, Offer};
 
 use self::connections::{Connections, Known};
@@ -194,6 +194,9 @@ impl Replay {
     /// [`Replay::packet`] with its steps told.
     pub fn packet_traced(&mut self, time: Duration, frame: &[u8], wire_len: u32, trace: &mut impl Trace) -> Outcome {
         self.tick(time);
+        let ordinary = unfragmented(frame);
+        let wire_len = if ordinary.is_some() { wire_len.saturating_sub(FRAGMENT_HEADER as u32) } else { wire_len };
+        let frame = ordinary.as_deref().unwrap_or(frame);
         let len = (wire_len as usize).min(LONGEST);
         let parsed = if frame.len() < len {
             let mut whole = std::mem::take(&mut self.whole);
@@ -317,6 +320,17 @@ impl Replay {
             self.jar.check(&segment.key, isn, cookie.plus(1))
         })
     }
+}
+
+/// The ordinary packet that an IPv6 packet with a fragment header is, if it is whole (RFC 6946); none for others. The appliance takes
+/// the header out when it receives one.
+pub(crate) fn unfragmented(frame: &[u8]) -> Option<Vec<u8>> {
+    let l3 = if frame.get(12..14)? == [0x81, 0x00] { 18 } else { 14 };
+    if *frame.get(l3 + 6)? != 44 {
+        return None;
+    }
+    let mut frame = frame.to_vec();
+    unwrap_atomic(&mut frame).then(|| frame.split_off(FRAGMENT_HEADER))
 }
 
 /// Parses a frame of which a capture kept only the beginning, `len` octets when it was sent; `room` is to fill it up in.

@@ -277,6 +277,20 @@ fn a_header_that_the_capture_cut_is_truncated_wherever_it_was_cut() {
 }
 
 #[test]
+fn an_ipv6_packet_with_a_fragment_header_that_is_whole_is_an_ordinary_one() {
+    let whole = tcp("[2001:db8:7::7]:40000", "[2001:db8::10]:443").flags(Flags::SYN).build();
+    let mut atomic = whole.clone();
+    atomic[14 + 5] += 8;
+    atomic[14 + 6] = 44;
+    atomic.splice(14 + 40..14 + 40, [6, 0, 0, 0, 1, 2, 3, 4]);
+    let mut t = Tape::new("");
+    assert_eq!(t.octets(&atomic), Outcome::Answered);
+    assert_eq!(cut(&mut t, &atomic, atomic.len() - 1), dropped(DropReason::Truncated));
+    atomic[14 + 43] = 1;
+    assert_eq!(t.octets(&atomic), dropped(DropReason::Fragment), "the first of several");
+}
+
+#[test]
 fn an_ip_headers_checksum_is_verified_though_the_payload_was_cut() {
     let mut t = Tape::new("");
     let mut whole = syn(CLIENT).payload([9; 100]).build();

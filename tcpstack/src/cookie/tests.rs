@@ -436,9 +436,12 @@ fn unusual_options_are_understood_or_ignored() {
 }
 
 #[test]
-fn client_with_an_mss_below_the_lowest_is_not_answered() {
-    for mss in [1, 8, 47] {
-        assert!(answer(&syn(V4, &[Opt::Mss(mss)]), &profile()).is_none());
+fn a_client_with_an_mss_below_the_lowest_is_answered_as_one_with_the_lowest() {
+    for ends in [V4, V6] {
+        for mss in 1..=48 {
+            let (_, answer, _) = answer(&syn(ends, &[Opt::Mss(mss)]), &profile()).unwrap();
+            assert_eq!(remembered(ends, &answer), Offer { mss: MSS_MIN, wscale: None, sack: false }, "{mss}");
+        }
     }
 }
 

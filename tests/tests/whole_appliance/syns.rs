@@ -22,6 +22,8 @@ fn shapes() -> Vec<(&'static str, Shape)> {
         ("as Windows: no timestamps", Shape { timestamps: false, wscale: Some(8), ..Shape::usual() }),
         ("window scale 14", Shape { wscale: Some(14), window: 4, ..Shape::usual() }),
         ("window scale 0", Shape { wscale: Some(0), window: 30_000, ..Shape::usual() }),
+        ("MSS 1", Shape { mss: Some(1), ..Shape::plain() }),
+        ("MSS 47 with timestamps", Shape { mss: Some(47), ..Shape::usual() }),
         ("MSS 48", Shape { mss: Some(48), ..Shape::plain() }),
         ("MSS 48 with timestamps", Shape { mss: Some(48), ..Shape::usual() }),
         ("MSS 8960", Shape { mss: Some(8960), ..Shape::usual() }),
@@ -33,6 +35,7 @@ fn shapes() -> Vec<(&'static str, Shape)> {
             Shape { extra: vec![253, 4, 1, 2, 30, 12, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0], ..Shape::usual() },
         ),
         ("TCP fast open's request", Shape { extra: vec![34, 2], ..Shape::usual() }),
+        ("fragment headers on whole packets", Shape { atomic: true, ..Shape::usual() }),
         ("a window scale past the limit", Shape { wscale: Some(15), window: 4, ..Shape::usual() }),
     ]
 }
@@ -50,7 +53,8 @@ fn unusual_syns_get_a_working_connection(mode: Mode) {
             let me = (family.raw_client(), 33_000 + u16::try_from(number).expect("few")).into();
             // RFC 9293 section 3.7.1: what to assume of a client that does not say, and what the link carries.
             let (default, link) = if family == Family::V4 { (536, 1460) } else { (1220, 1440) };
-            let mss = usize::from(shape.mss.unwrap_or(default)).min(link);
+            // As kernels do, none is sent less than 48 octets.
+            let mss = usize::from(shape.mss.unwrap_or(default)).clamp(48, link);
             let offered = (shape.wscale, shape.sack, shape.timestamps);
             tiny += u64::from(mode == Mode::Splice && mss < 536);
             let request = &b"early bird"[shape.payload.len()..];

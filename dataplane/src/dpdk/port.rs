@@ -462,6 +462,7 @@ mod tests {
             routes: Vec::new(),
             services: Vec::new(),
             sets: Vec::new(),
+            warnings: Vec::new(),
             rules: Vec::new(),
             filters: config::Filters::default(),
             bans: None,

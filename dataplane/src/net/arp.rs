@@ -446,6 +446,19 @@ mod tests {
     }
 
     #[test]
+    fn whoever_claims_one_address_leaves_all_others_defended_on_every_port() {
+        let mut t = Script::two_arm();
+        let claim = |addr: &str| Arp::request(addr, "203.0.113.1").from(OTHER);
+        let wan = |addr: &str| (WAN, claim(addr).frame(ALL), 14, ip(addr));
+        let lan = (LAN, claim("10.0.0.2").tagged(ALL, 5), 18, ip("10.0.0.2"));
+        for (port, frame, at, addr) in [lan, wan("198.51.100.2"), wan("198.51.100.10")] {
+            let defence = t.rx(port, &frame).unwrap().unwrap_or_else(|| panic!("{addr:?} is defended"));
+            assert_eq!(Arp::read(&defence, at).spa, addr);
+            assert_eq!(t.rx(port, &frame), Ok(None), "{addr:?}: once per interval");
+        }
+    }
+
+    #[test]
     fn a_reply_that_claims_our_address_is_a_conflict_too() {
         let mut t = Script::two_arm();
         let reply = Arp::reply("198.51.100.2", "0.0.0.0", WAN_MAC).from(OTHER).frame(WAN_MAC);

@@ -32,7 +32,7 @@ mod route;
 mod script;
 mod wire;
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use ipnet::{IpNet, Ipv6Net};
@@ -137,7 +137,9 @@ pub struct Net {
     icmp: Bucket,
     telling: Bucket,
     announcer: Announcer,
-    defence: Throttle,
+    /// By port and claimed address, each with a throttle of its own: whoever claims one address on one link leaves the rest defended.
+    /// No more than our addresses on each port.
+    defences: HashMap<(PortId, Addr), Throttle>,
     reporting: Throttle,
     conflicts: u64,
     conflict: Option<Conflict>,
@@ -164,7 +166,7 @@ impl Net {
             icmp: Bucket::new(rate, rate.div_ceil(10)),
             telling: Bucket::new(LEARNED_RATE, LEARNED_BURST),
             announcer: Announcer::default(),
-            defence: Throttle::new(DEFEND_INTERVAL),
+            defences: HashMap::new(),
             reporting: Throttle::new(DEFEND_INTERVAL),
             conflicts: 0,
             conflict: None,
@@ -281,7 +283,7 @@ impl Net {
         if self.reporting.pass(now) {
             self.conflict = Some(Conflict { port, addr, mac, total: self.conflicts });
         }
-        self.defence.pass(now)
+        self.defences.entry((port, addr)).or_insert_with(|| Throttle::new(DEFEND_INTERVAL)).pass(now)
     }
 
     /// Takes in what a frame said, and tells the other workers what may be new to them.

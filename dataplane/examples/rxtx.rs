@@ -69,6 +69,7 @@ fn main() -> Result<(), StartError> {
         routes: Vec::new(),
         services: Vec::new(),
         sets: Vec::new(),
+        warnings: Vec::new(),
         rules: Vec::new(),
         filters: config::Filters::default(),
         bans: None,

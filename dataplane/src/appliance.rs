@@ -22,7 +22,7 @@ use crate::error::StartError;
 use crate::mailbox::Mailboxes;
 use crate::net::Net;
 use crate::orders::Orders;
-use crate::runtime::{Runtime, Signal, Stopper};
+use crate::runtime::{Runtime, Signal};
 use crate::sample::{self, DroppedPacket, Sampler, Samples};
 use crate::steer::Steer;
 use crate::worker::{self, Stage, Worker};
@@ -241,7 +241,7 @@ impl Appliance {
     }
 
     /// Runs until SIGINT or SIGTERM, then drains: nobody new is let in, connections get `runtime.drain` to finish, what is left is
-    /// reset. A second signal ends at once. SIGHUP is taken and ignored.
+    /// reset. A second signal resets it at once, and a third ends without. SIGHUP is taken and ignored.
     ///
     /// # Errors
     /// When the workers could not be started.
@@ -255,22 +255,33 @@ impl Appliance {
                 tracing::warn!(seconds, "the system's clock was set by so much; wall times follow it from now on");
             }
         })?;
-        let signals = AtomicU8::new(0);
+        let (signals, hurry) = (AtomicU8::new(0), Arc::new(AtomicBool::new(false)));
         runtime.run(move |signal| match signal {
             Signal::Hangup => {
                 tracing::info!("SIGHUP: this version reads its configuration at start only");
                 false
             }
             Signal::Interrupt | Signal::Terminate => {
-                if signals.fetch_add(1, Ordering::Relaxed) > 0 {
-                    tracing::warn!("second signal: ending at once");
-                    return true;
+                match signals.fetch_add(1, Ordering::Relaxed) {
+                    0 => {}
+                    1 => {
+                        tracing::warn!("second signal: what is open is reset now");
+                        hurry.store(true, Ordering::Release);
+                        return false;
+                    }
+                    _ => {
+                        tracing::warn!("third signal: ending at once");
+                        return true;
+                    }
                 }
                 tracing::info!(drain = ?config.runtime.drain, "draining");
-                let (stage, drained, stopper) = (stage.clone(), drained.clone(), stopper.clone());
-                let limit = config.runtime.drain;
-                let spawned =
-                    thread::Builder::new().name("drain".into()).spawn(move || drain(&stage, &drained, limit, &stopper));
+                let (stage, drained, hurry) = (stage.clone(), drained.clone(), hurry.clone());
+                let leaving = Leaving { stage, drained, limit: config.runtime.drain, hurry };
+                let stopper = stopper.clone();
+                let spawned = thread::Builder::new().name("drain".into()).spawn(move || {
+                    leaving.wait();
+                    stopper.stop();
+                });
                 if let Err(error) = &spawned {
                     tracing::error!(%error, "no thread for the drain: ending at once");
                 }
@@ -280,24 +291,39 @@ impl Appliance {
     }
 }
 
-/// Drains, then resets, then stops.
-fn drain(stage: &Stage, drained: &[Arc<AtomicBool>], limit: Duration, stopper: &Stopper) {
-    let all = || drained.iter().all(|worker| worker.load(Ordering::Acquire));
-    let wait = |limit: Duration| {
+/// How the appliance takes its leave.
+struct Leaving {
+    stage: Arc<Stage>,
+    drained: Vec<Arc<AtomicBool>>,
+    /// How long connections may finish.
+    limit: Duration,
+    /// Somebody does not want to wait for that.
+    hurry: Arc<AtomicBool>,
+}
+
+impl Leaving {
+    /// Drains, then resets.
+    fn wait(&self) {
+        self.stage.drain();
+        self.wait_for(self.limit, || self.hurry.load(Ordering::Acquire));
+        if !self.all() {
+            self.stage.reset();
+            self.wait_for(RESET_TIME, || false);
+        }
+        // The last frames are staged, and leave with the next turns.
+        thread::sleep(DRAIN_LOOK);
+    }
+
+    fn all(&self) -> bool {
+        self.drained.iter().all(|worker| worker.load(Ordering::Acquire))
+    }
+
+    fn wait_for(&self, limit: Duration, enough: impl Fn() -> bool) {
         let until = Instant::now() + limit;
-        while !all() && Instant::now() < until {
+        while !self.all() && !enough() && Instant::now() < until {
             thread::sleep(DRAIN_LOOK);
         }
-    };
-    stage.drain();
-    wait(limit);
-    if !all() {
-        stage.reset();
-        wait(RESET_TIME);
     }
-    // The last frames are staged, and leave with the next turns.
-    thread::sleep(DRAIN_LOOK);
-    stopper.stop();
 }
 
 /// What one worker's thread needs to make its worker.

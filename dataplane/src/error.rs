@@ -75,6 +75,26 @@ pub enum StartError {
         /// Kernel driver, or "no driver".
         driver: String,
     },
+    /// An interface that another appliance serves.
+    #[error(
+        "port \"{port}\": the interface \"{interface}\" is served by another sluice, or by another port of this one; stop that \
+         one, or name another interface"
+    )]
+    InterfaceTaken {
+        /// Port name.
+        port: String,
+        /// The interface.
+        interface: String,
+    },
+    /// A file prefix of DPDK's that another appliance uses.
+    #[error(
+        "runtime.dpdk_args: the file prefix \"{prefix}\" is used by another process; stop that one, or leave --file-prefix out: \
+         each sluice has one of its own"
+    )]
+    PrefixTaken {
+        /// The prefix.
+        prefix: String,
+    },
     /// A virtual device whose interface does not exist.
     #[error(
         "port \"{port}\": args of {device} name the interface \"{interface}\", which does not exist; `ip link` lists what does"

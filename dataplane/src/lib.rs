@@ -2,6 +2,7 @@
 //! links DPDK.
 
 mod appliance;
+mod claims;
 mod clock;
 pub mod counters;
 pub mod dpdk;

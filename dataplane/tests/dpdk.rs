@@ -68,11 +68,13 @@ fn appliance(cores: &[u16], control_core: u16, ports: Vec<config::Port>) -> conf
             rx_descriptors: 512,
             tx_descriptors: 512,
             idle: config::Idle::Spin,
+            ..config::Runtime::default()
         },
         ports,
         routes: Vec::new(),
         services: Vec::new(),
         sets: Vec::new(),
+        warnings: Vec::new(),
         rules: Vec::new(),
         filters: config::Filters::default(),
         bans: None,

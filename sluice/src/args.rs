@@ -46,7 +46,7 @@ pub enum Command {
     ///
     /// Checks the configuration, starts the ports and workers, prints one line for each port, service and worker and then
     /// "sluice: ready". The first SIGINT or SIGTERM stops accepting and lets connections finish for `runtime.drain`; what
-    /// is left then is reset. A second one ends at once. Needs root, or the rights DPDK needs for the devices.
+    /// is left then is reset. A second one resets it at once. Needs root, or the rights DPDK needs for the devices.
     Run(File),
     /// Check a configuration and say what it means.
     ///

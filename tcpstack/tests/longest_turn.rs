@@ -144,7 +144,12 @@ fn a_set_of_a_million_prefixes_is_exchanged() {
 #[ignore = "counted by callgrind"]
 fn a_million_bans_come_and_end() {
     let mut config = Config::clone(&spliced::config(1_000, 7, 1));
-    config.bans = Some(sluice_config::Bans { file: None, capacity: BANS });
+    config.bans = Some(sluice_config::Bans {
+        file: None,
+        on_error: sluice_config::OnError::KeepLast,
+        shortest: sluice_config::Shortest::default(),
+        capacity: BANS,
+    });
     let mut lab = Lab::with(Arc::new(config));
     let ban = |lab: &mut Lab, n: u32, until: u64| {
         let net = std::net::Ipv4Addr::from(0x0b00_0000 + n * 7);

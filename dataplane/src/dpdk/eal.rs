@@ -18,6 +18,7 @@ use capsule_ffi as ffi;
 use sluice_config::{Config, Hugepages, Port};
 
 use super::port::data_room;
+use crate::claims;
 use crate::error::{LogLines, StartError};
 
 /// Lines of DPDK's log kept for error messages.
@@ -209,6 +210,7 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
     if CLAIMED.swap(true, Ordering::AcqRel) {
         return Err(StartError::Twice);
     }
+    claims::claim(config)?;
     if plan.memory != Memory::Huge {
         ffi::eal::ignore_numa();
     }
@@ -230,6 +232,11 @@ pub(crate) fn start(config: &Config) -> Result<(), StartError> {
         let reason = error_text(-1);
         let log = recent_log();
         remove_runtime_files(&plan.prefix);
+        // Other programs on DPDK lock their files and claim nothing.
+        if log.0.iter().any(|line| line.contains("another primary process")) {
+            let prefix = claims::file_prefix(&config.runtime.dpdk_args).unwrap_or(&plan.prefix).to_owned();
+            return Err(StartError::PrefixTaken { prefix });
+        }
         let denied = log.0.iter().any(|line| line.contains("ermission denied") || line.contains("not permitted"));
         return Err(if denied { StartError::Permission { reason, log } } else { StartError::Eal { reason, log } });
     }

@@ -8,13 +8,16 @@ use crate::runtime::Signal;
 const HELD: [(Signal, libc::c_int); 3] =
     [(Signal::Hangup, libc::SIGHUP), (Signal::Interrupt, libc::SIGINT), (Signal::Terminate, libc::SIGTERM)];
 
+/// Signals that mean nothing here, and would end the process: nobody who sends one means that.
+const IGNORED: [libc::c_int; 3] = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGALRM];
+
 static PENDING: AtomicU32 = AtomicU32::new(0);
 
 extern "C" fn note(number: libc::c_int) {
     PENDING.fetch_or(1_u32.wrapping_shl(number.unsigned_abs()), Ordering::Relaxed);
 }
 
-/// Holds the signals from now on. capsule's handlers, installed later, run in addition.
+/// Holds the signals from now on. capsule's handlers, installed later, run in addition. Those that mean nothing are ignored.
 pub(crate) fn hold() {
     let handler: extern "C" fn(libc::c_int) = note;
     for (_, number) in HELD {
@@ -24,6 +27,10 @@ pub(crate) fn hold() {
         action.sa_flags = libc::SA_RESTART;
         // SAFETY: `note` only does an atomic operation, which is allowed in a signal handler; `action` is complete.
         unsafe { libc::sigaction(number, &action, std::ptr::null_mut()) };
+    }
+    for number in IGNORED {
+        // SAFETY: no handler is installed; nobody here waits for these signals.
+        unsafe { libc::signal(number, libc::SIG_IGN) };
     }
 }
 

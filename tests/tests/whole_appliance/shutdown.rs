@@ -11,7 +11,11 @@ use sluice_tests::peer::{Ear, Ending, Route, UP, ending, send};
 
 use crate::basics::SOON;
 
-both_modes![a_transfer_under_way_finishes_and_nothing_new_begins, what_does_not_finish_is_reset_when_the_drain_ends,];
+both_modes![
+    a_transfer_under_way_finishes_and_nothing_new_begins,
+    what_does_not_finish_is_reset_when_the_drain_ends,
+    a_second_signal_ends_the_drain_and_resets_what_is_open,
+];
 
 fn a_transfer_under_way_finishes_and_nothing_new_begins(mode: Mode) {
     let lab = Lab::two_arms();
@@ -65,6 +69,39 @@ fn what_does_not_finish_is_reset_when_the_drain_ends(mode: Mode) {
         let record = sluice.record_of(address, SOON);
         assert_eq!((record.cause.as_str(), record.blame.as_str()), ("shutdown", "operator"));
     }
+}
+
+fn a_second_signal_ends_the_drain_and_resets_what_is_open(mode: Mode) {
+    let lab = Lab::two_arms();
+    // Nobody waits that long here.
+    let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]).mode(mode).drain("3600s"));
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (client, server, address) = route.connect(&listener);
+    sluice.process().signal(Signal::SIGTERM);
+    sluice.logged(&["draining"], SOON);
+    sluice.process().signal(Signal::SIGTERM);
+    assert_eq!((ending(&client), ending(&server)), (Ending::Reset, Ending::Reset));
+    assert_eq!(sluice.process().wait(SOON).code(), Some(0));
+    let record = sluice.record_of(address, SOON);
+    assert_eq!((record.cause.as_str(), record.blame.as_str()), ("shutdown", "operator"));
+}
+
+#[test]
+fn signals_that_mean_nothing_harm_nobody() {
+    let lab = Lab::two_arms();
+    let mut sluice = Sluice::start(&lab, &Setup::of([Service::new("raw", 7001)]));
+    let route = Route::v4(&lab, 7001);
+    let listener = route.listen();
+    let (client, server, _) = route.connect(&listener);
+    for signal in [Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGALRM, Signal::SIGHUP] {
+        sluice.process().signal(signal);
+    }
+    // It is taken in its turn: what was sent before has been taken too.
+    sluice.logged(&["SIGHUP"], SOON);
+    send(&client, UP, 100_000).expect("the connection stands");
+    assert_eq!(Ear::default().hear(&server, 100_000), None);
+    assert!(sluice.process().ended().is_none());
 }
 
 #[test]

@@ -113,6 +113,33 @@ fn a_busy_metrics_port_is_named() {
 }
 
 #[test]
+fn a_second_appliance_on_an_interface_or_with_a_file_prefix_that_is_taken_is_refused() {
+    let lab = Lab::two_arms();
+    let setup = setup().runtime("mbufs = 16383\ndpdk_args = \"--file-prefix=taken\"");
+    let first = Sluice::start(&lab, &setup);
+    let toml =
+        setup.toml(&lab).replace(METRICS, "127.0.0.1:9999").replace("connections = \"", "connections = \"off\" # \"");
+    let refused = |name: &str, toml: &str| {
+        let path = lab.write(name, toml);
+        let output = lab.appliance.output(&binary(), &["run", "-c", &path]);
+        let text = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{text}");
+        assert!(!text.contains("panicked") && !text.contains("sluice: ready"), "{text}");
+        text
+    };
+    let text = refused("second.toml", &toml);
+    assert!(text.contains("port \"wan\": the interface \"p0\" is served by another sluice"), "{text}");
+    // On devices of its own, but with the prefix of the first.
+    let own = toml.replace("net_af_packet", "net_null");
+    let own: String = own.lines().filter(|line| !line.starts_with("args =")).map(|line| format!("{line}\n")).collect();
+    let text = refused("third.toml", &own);
+    assert!(text.contains("the file prefix \"taken\" is used by another process"), "{text}");
+    drop(first);
+    // What has ended holds nothing.
+    drop(Sluice::start(&lab, &setup));
+}
+
+#[test]
 fn start_up_prints_each_port_service_and_worker_and_the_mac() {
     let lab = Lab::two_arms();
     let sluice = Sluice::start(&lab, &setup().connections("stdout"));

@@ -207,6 +207,8 @@ pub(super) struct Lab {
     pub(super) hops: [Option<Hop>; 2],
     /// Packets that were too big for them.
     pub(super) too_big: usize,
+    /// The largest packet that was sent towards the client, and the largest towards the server.
+    pub(super) largest: [usize; 2],
 }
 
 pub(super) fn config(extra: &str, upstreams: &[&str]) -> Arc<Config> {
@@ -272,6 +274,7 @@ impl Lab {
             client_address: "203.0.113.7",
             hops: [None; 2],
             too_big: 0,
+            largest: [0; 2],
         }
     }
 
@@ -376,7 +379,9 @@ impl Lab {
             if self.lost() {
                 continue;
             }
-            let hop = self.hops[usize::from(matches!(way, Way::Neighbor { .. }))];
+            let towards = usize::from(matches!(way, Way::Neighbor { .. }));
+            self.largest[towards] = self.largest[towards].max(packet.len());
+            let hop = self.hops[towards];
             if let Some(Hop { mtu, silent }) = hop.filter(|hop| packet.len() > hop.mtu) {
                 self.too_big += 1;
                 if !silent {

@@ -34,17 +34,19 @@ use crate::segment::IpHeader;
 
 pub(crate) use self::path::{PackedPath, Path};
 
-/// The least IPv4 path that segments are made for: an MSS of 536 (RFC 9293 section 3.7.1).
-pub(crate) const MIN_V4: u16 = 576;
+/// The least IPv4 path that a router is believed to mean: the least that Linux sends for (`net.ipv4.route.min_pmtu`).
+pub(crate) const MIN_V4: u16 = 552;
 /// The least MTU of an IPv6 link (RFC 8200 section 5): an MSS of 1,220.
 pub(crate) const MIN_V6: u16 = 1_280;
 /// How long a path's MTU is believed (RFC 1191 section 6.3).
 const LIFE: Duration = Duration::from_secs(600);
-/// What paths have that do not say: Ethernet in PPPoE, IPv6's least and what tunnels leave of Ethernet, a kernel's guess, IPv4's least
-/// (RFC 1191 section 7.1, RFC 4821 section 7.6.2).
-const PLATEAUS: [u16; 4] = [1_492, MIN_V6, 1_006, MIN_V4];
-/// Sizes to try when full segments find no answer: one that nearly every path takes, then the least.
-const ATTEMPTS: [u16; 2] = [MIN_V6, MIN_V4];
+/// What every IPv4 host takes (RFC 791): an MSS of 536 (RFC 9293 section 3.7.1).
+const EVERY_V4: u16 = 576;
+/// What paths have that do not say: Ethernet in PPPoE, IPv6's least and what tunnels leave of Ethernet, a kernel's guess, what every IPv4
+/// host takes (RFC 1191 section 7.1, RFC 4821 section 7.6.2); and the least.
+const PLATEAUS: [u16; 5] = [1_492, MIN_V6, 1_006, EVERY_V4, MIN_V4];
+/// Sizes to try when full segments find no answer: one that nearly every path takes, then one that every host takes.
+const ATTEMPTS: [u16; 2] = [MIN_V6, EVERY_V4];
 
 /// The URG flag.
 const URGENT: u8 = 0x20;

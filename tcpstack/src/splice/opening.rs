@@ -440,20 +440,21 @@ impl Stack {
             self.end_spliced(index, EndCause::DialFailed, now, net);
             return;
         };
-        opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
-        opening.pause = RESEND_FIRST;
-        opening.quick = 0;
-        splice.our_port = target.lease.port;
         let place = |index: u32| u16::try_from(index).ok();
         let (port, hop) = match target.route.way {
             Way::Neighbor { port, id } => (port, id),
             Way::Reply { port, .. } => (port, 0),
         };
         let (Some(pair), Some(hop)) = (place(target.lease.space.0), place(hop)) else {
-            // More pairs of addresses, or next hops, than a session can name.
+            // More pairs of addresses, or next hops, than a session can name. Nothing was sent that the port has to rest for.
+            self.source_ports.release(target.lease, Rest::None, now);
             self.end_spliced(index, EndCause::Internal, now, net);
             return;
         };
+        opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
+        opening.pause = RESEND_FIRST;
+        opening.quick = 0;
+        splice.our_port = target.lease.port;
         (splice.pair, splice.hop, splice.upstream.port) = (pair, hop, port);
         splice.upstream_path = cut_for(self.path_mtus.get(target.key.src, now));
         if self.flows.insert(target.hash, &target.key, FlowRef::Splice(Side::Upstream, index).value()).is_err() {

@@ -28,6 +28,8 @@ pub(super) struct Below {
     pub(super) room: bool,
     pub(super) reach: Reach,
     pub(super) routed: bool,
+    /// The next hop towards every upstream.
+    pub(super) hop: u32,
     /// The source ports that are ours, if not all are.
     pub(super) only_ports: Option<std::ops::Range<u16>>,
 }
@@ -47,7 +49,7 @@ impl Lower for Below {
     fn route(&mut self, dst: Addr) -> Option<Route> {
         let source = if dst.is_v4() { "10.0.0.2" } else { "fd00::2" };
         self.routed.then(|| Route {
-            way: Way::Neighbor { port: PortId(0), id: 0 },
+            way: Way::Neighbor { port: PortId(0), id: self.hop },
             source: source.parse::<std::net::IpAddr>().unwrap().into(),
             mtu: 1500,
         })
@@ -257,7 +259,14 @@ impl Lab {
         });
         Lab {
             stack,
-            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true, only_ports: None },
+            below: Below {
+                sent: VecDeque::new(),
+                room: true,
+                reach: Reach::Known,
+                routed: true,
+                hop: 0,
+                only_ports: None,
+            },
             shared,
             counters,
             client: Host::new("203.0.113.7/24"),

@@ -12,7 +12,8 @@
 //! - A space holds memory only for the pages of 512 ports in which any was ever taken: 136 octets each. A resting port takes 40 octets more;
 //!   at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
 //! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until [`FREED`] of its ports were
-//!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call.
+//!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call, of
+//!   its space and of all: one that has rested enough is never missed.
 //!   Nothing ever moves in memory in a piece.
 
 #![cfg_attr(
@@ -35,7 +36,7 @@ use sluice_filters::units::{Micros, Seq};
 pub const FIRST: u16 = 1024;
 /// Ports of one space.
 pub const COUNT: u32 = 65_536 - FIRST as u32;
-/// Rested ports of each kind freed per call of [`Ports::allocate`].
+/// Rested ports of each kind freed per call of [`Ports::allocate`]: of the space that is asked, and of all.
 pub const REAP: usize = 8;
 /// Ports of an exhausted space that are remembered when they are freed.
 const FREED: usize = 64;
@@ -135,8 +136,8 @@ struct Space {
     /// By page: its place among `pages`, plus one.
     places: Option<Box<[u8; PAGES]>>,
     pages: Vec<Page>,
-    /// The ports that rest for their TIME-WAIT, in the order in which they leave it: the first and the last record.
-    resting: Ends,
+    /// The ports of each kind that rest, in the order in which they are free again: the first and the last record.
+    resting: [Ends; 2],
     /// Nothing was found in it: free are those that were freed since, all of which are listed.
     exhausted: Option<Vec<u16>>,
 }
@@ -263,7 +264,7 @@ struct Record {
     kind: Kind,
     /// Among all of its kind, which is the order in which they are free again.
     of_kind: Links,
-    /// Among those of its space, if it is in TIME-WAIT.
+    /// The same among those of its space.
     of_space: Links,
 }
 
@@ -275,6 +276,15 @@ enum Kind {
 
 /// Records of one chunk: what is allocated at once.
 const CHUNK: usize = 1_024;
+
+/// The list of a kind.
+fn of(lists: &mut [Ends; 2], kind: Kind) -> &mut Ends {
+    let [brief, time_wait] = lists;
+    match kind {
+        Kind::Brief => brief,
+        Kind::TimeWait => time_wait,
+    }
+}
 
 /// The records of resting ports.
 #[derive(Debug, Default)]
@@ -352,11 +362,7 @@ impl Rests {
     }
 
     fn kind(&mut self, kind: Kind) -> &mut Ends {
-        let [brief, time_wait] = &mut self.kinds;
-        match kind {
-            Kind::Brief => brief,
-            Kind::TimeWait => time_wait,
-        }
+        of(&mut self.kinds, kind)
     }
 
     /// The record of `kind` that has rested longest.
@@ -414,6 +420,7 @@ impl Ports {
         fits: impl Fn(u16, &Memory) -> Fit,
     ) -> Option<Allocated> {
         self.reap(now);
+        self.reap_space(space, now);
         self.draws = self.draws.wrapping_add(1);
         let draw = self.random.hash(&self.draws.to_le_bytes()) as u32;
         let start = (u64::from(draw).wrapping_mul(u64::from(COUNT)) >> 32) as u16;
@@ -434,7 +441,8 @@ impl Ports {
 
     /// Of the ports of `space` that have rested longest, the record of one that fits best.
     fn fitting(&self, space: SpaceId, fits: impl Fn(u16, &Memory) -> Fit) -> Option<(u32, Fit)> {
-        let mut index = self.spaces.get(space.0 as usize)?.resting.first;
+        let [_, time_wait] = self.spaces.get(space.0 as usize)?.resting;
+        let mut index = time_wait.first;
         let mut best: Option<(u32, Fit)> = None;
         for _ in 0..FITS {
             let Some(record) = self.rests.get(index) else { break };
@@ -472,10 +480,9 @@ impl Ports {
             let ends = *self.rests.kind(kind);
             self.rests.append(ends, index, |record| &mut record.of_kind)
         };
-        if kind == Kind::TimeWait
-            && let Some(this) = self.spaces.get_mut(space.0 as usize)
-        {
-            this.resting = self.rests.append(this.resting, index, |record| &mut record.of_space);
+        if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+            let ends = of(&mut this.resting, kind);
+            *ends = self.rests.append(*ends, index, |record| &mut record.of_space);
         }
     }
 
@@ -496,10 +503,9 @@ impl Ports {
         let Record { space, port, kind, .. } = *self.rests.get(index)?;
         let ends = *self.rests.kind(kind);
         *self.rests.kind(kind) = self.rests.unlink(ends, index, |record| &mut record.of_kind);
-        if kind == Kind::TimeWait
-            && let Some(this) = self.spaces.get_mut(space.0 as usize)
-        {
-            this.resting = self.rests.unlink(this.resting, index, |record| &mut record.of_space);
+        if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+            let ends = of(&mut this.resting, kind);
+            *ends = self.rests.unlink(*ends, index, |record| &mut record.of_space);
         }
         let free = self.rests.free;
         if let Some(record) = self.rests.get_mut(index) {
@@ -521,6 +527,23 @@ impl Ports {
                 self.wake(index);
                 if let Some(space) = self.spaces.get_mut(record.space.0 as usize) {
                     space.free(record.port);
+                }
+            }
+        }
+    }
+
+    /// The same for the ports of one space, however many others have rested longer.
+    fn reap_space(&mut self, space: SpaceId, now: Micros) {
+        for kind in [Kind::Brief, Kind::TimeWait] {
+            for _ in 0..REAP {
+                let Some(this) = self.spaces.get_mut(space.0 as usize) else { return };
+                let index = of(&mut this.resting, kind).first;
+                if self.rests.get(index).is_none_or(|record| record.until > now) {
+                    break;
+                }
+                let Some(port) = self.wake(index) else { break };
+                if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+                    this.free(port);
                 }
             }
         }
@@ -713,6 +736,27 @@ mod tests {
             }
             assert_eq!(ports.allocate(space, Micros(10 + pause), only, never), expected(None));
             ports.release(space, 2_000, Rest::None, Micros(10));
+        }
+    }
+
+    #[test]
+    fn a_port_that_has_rested_is_found_at_once_though_those_of_others_have_rested_longer() {
+        for rest in [Rest::Brief, LONG] {
+            let mut ports = Ports::new([7; 16]);
+            let (others, space) = (ports.open(), ports.open());
+            let taken: Vec<u16> = (0..100).map_while(|_| port(&mut ports, others, Micros(0))).collect();
+            let only = |port| port == 2_000;
+            assert!(ports.allocate(space, Micros(0), only, never).is_some());
+            for port in taken {
+                ports.release(others, port, rest, Micros(0));
+            }
+            ports.release(space, 2_000, rest, Micros(1));
+            let later = Micros(60_000_001);
+            assert_eq!(
+                ports.allocate(space, later, only, never),
+                Some(Allocated { port: 2_000, remembered: None }),
+                "{rest:?}"
+            );
         }
     }
 

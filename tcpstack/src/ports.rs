@@ -9,12 +9,12 @@
 //! - A port is free, in use or resting. A free one is handed out; when there is none, one that rests in TIME-WAIT: of the [`FITS`] that have
 //!   rested longest one whose TIME-WAIT must accept the SYN, or else the oldest, whose TIME-WAIT then has to be ended. (Whoever uses up
 //!   all ports chooses what their TIME-WAITs remember, and can choose what an honest client's numbers do not fit.)
-//! - A space holds memory only for the pages of 512 ports in which any was ever taken: 136 octets each. A resting port takes 40 octets more;
-//!   at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
+//! - Most free ports may be nobody's who asks here: they are other workers'. Whether one is wanted is asked once in a space's life.
+//! - A space holds memory only for the pages of 512 ports in which any was ever asked about: 136 octets each. A resting port takes 40 octets
+//!   more; at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
 //! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until [`FREED`] of its ports were
 //!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call, of
-//!   its space and of all: one that has rested enough is never missed.
-//!   Nothing ever moves in memory in a piece.
+//!   its space and of all: one that has rested enough is never missed. Nothing ever moves in memory in a piece.
 
 #![cfg_attr(
     not(test),
@@ -122,7 +122,15 @@ const PAGES: usize = 65_536 / PAGE;
 struct Page {
     /// In use or resting.
     taken: [u64; WORDS],
+    /// Resting or, of those that are not taken, unwanted.
     resting: [u64; WORDS],
+}
+
+impl Page {
+    /// Of the 64 ports of a word, those that are in use, rest or are unwanted.
+    fn excluded(&self, word: usize) -> u64 {
+        self.taken.get(word).copied().unwrap_or(0) | self.resting.get(word).copied().unwrap_or(0)
+    }
 }
 
 /// Word of its page and bit of a port.
@@ -205,7 +213,7 @@ impl Space {
         found
     }
 
-    fn search(&self, start: u16, wanted: impl Fn(u16) -> bool) -> Option<u16> {
+    fn search(&mut self, start: u16, wanted: impl Fn(u16) -> bool) -> Option<u16> {
         let first = usize::from(FIRST).wrapping_shr(6);
         let words = 1_024_usize.wrapping_sub(first);
         let begin = usize::from(start.max(FIRST)).wrapping_shr(6).wrapping_sub(first);
@@ -214,20 +222,37 @@ impl Space {
         for step in 0..=words {
             let index = begin.wrapping_add(step).checked_rem(words).unwrap_or(0).wrapping_add(first);
             let base = index.wrapping_shl(6) as u16;
-            let taken = self.page(base).and_then(|page| page.taken.get(split(base).0)).copied().unwrap_or(0);
-            let mut free = !taken;
+            let (word, _) = split(base);
+            let mut free = !self.page(base).map_or(0, |page| page.excluded(word));
             if step == 0 {
                 free &= bit.wrapping_neg();
             }
-            while free != 0 {
+            let asked = free;
+            let mut found = None;
+            while free != 0 && found.is_none() {
                 let port = base.wrapping_add(free.trailing_zeros() as u16);
                 if wanted(port) {
-                    return Some(port);
+                    found = Some(port);
+                } else {
+                    free &= free.wrapping_sub(1);
                 }
-                free &= free.wrapping_sub(1);
+            }
+            self.leave_out(base, asked & !free);
+            if found.is_some() {
+                return found;
             }
         }
         None
+    }
+
+    /// Of the 64 ports from `base` on these are unwanted.
+    fn leave_out(&mut self, base: u16, ports: u64) {
+        let (word, _) = split(base);
+        if ports != 0
+            && let Some(unwanted) = self.page_mut(base).and_then(|page| page.resting.get_mut(word))
+        {
+            *unwanted |= ports;
+        }
     }
 }
 
@@ -758,6 +783,52 @@ mod tests {
                 "{rest:?}"
             );
         }
+    }
+
+    /// As one of eight workers has them.
+    fn is_an_eighth(port: u16) -> bool {
+        port.wrapping_mul(40_503) >> 13 == 3
+    }
+
+    #[test]
+    fn whether_a_port_is_another_workers_is_asked_once_and_a_bounded_number_of_times_a_turn() {
+        use std::cell::Cell;
+
+        let mut ports = Ports::new([7; 16]);
+        let asked = Cell::new(0_u32);
+        let wanted = |port: u16| {
+            asked.set(asked.get() + 1);
+            is_an_eighth(port)
+        };
+        // So many leases are tried in a turn: from a service's sources, to its upstreams.
+        let spaces: Vec<SpaceId> = (0..16).map(|_| ports.open()).collect();
+        let ours = (FIRST..=u16::MAX).filter(|port| is_an_eighth(*port)).count();
+        let mut held: Vec<Vec<u16>> = vec![Vec::new(); spaces.len()];
+        let (mut longest, mut all) = (0, 0);
+        for turn in 0..=ours as u64 {
+            asked.set(0);
+            for (space, held) in spaces.iter().zip(&mut held) {
+                held.extend(ports.allocate(*space, Micros(turn), wanted, never).map(|allocated| allocated.port));
+            }
+            (longest, all) = (longest.max(asked.get()), all + asked.get());
+        }
+        assert!(held.iter().all(|held| held.len() == ours), "every one of ours is found");
+        assert!(all <= spaces.len() as u32 * COUNT, "{all} times");
+        assert!(longest < 16 * 512, "{longest} times in a turn");
+        // More come back than are remembered: no more is asked than which of them are ours, and when all are taken again, nothing.
+        for (space, held) in spaces.iter().zip(&held) {
+            for port in held.iter().take(2 * FREED) {
+                ports.release(*space, *port, Rest::None, Micros(0));
+            }
+        }
+        asked.set(0);
+        for _ in 0..2 * FREED + 10 {
+            for space in &spaces {
+                let _ = ports.allocate(*space, Micros(0), wanted, never);
+            }
+        }
+        assert_eq!(ports.in_use(), spaces.len() * ours);
+        assert_eq!(asked.get() as usize, spaces.len() * 2 * FREED);
     }
 
     #[test]

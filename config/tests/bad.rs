@@ -39,3 +39,34 @@ fn every_bad_file_is_refused_with_line_key_and_remedy() {
     }
     assert!(failures.is_empty(), "{failures}");
 }
+
+/// 256 source addresses of a spliced service, and 256 upstreams; of another service so many more upstreams.
+fn pairs(mode: &str, more: usize) -> String {
+    let sources: Vec<String> = (0..256).map(|n| format!("\"10.0.1.{n}\"")).collect();
+    let upstreams: String =
+        (0..256).map(|n| format!("[[service.upstream]]\naddress = \"10.0.0.5:{}\"\n", 2_000 + n)).collect();
+    let others: String =
+        (0..more).map(|n| format!("[[service.upstream]]\naddress = \"10.0.0.6:{}\"\n", 2_000 + n)).collect();
+    let head = "[[port]]\nname = \"wan\"\ndevice = \"net_null0\"\naddresses = [\"198.51.100.2/24\", \"10.0.0.2/16\"]\n";
+    let other = format!("[[service]]\nname = \"other\"\nlisten = [\"198.51.100.11:443\"]\n{others}");
+    format!(
+        "{head}[[service]]\nname = \"many\"\nlisten = [\"198.51.100.10:443\"]\nmode = \"{mode}\"\nsource = [{}]\n{upstreams}{}",
+        sources.join(", "),
+        if more > 0 { other } else { String::new() },
+    )
+}
+
+#[test]
+fn more_pairs_of_source_and_upstream_than_a_spliced_connection_can_name_are_refused() {
+    sluice_config::parse("most.toml", &pairs("splice", 0)).unwrap_or_else(|errors| panic!("{errors}"));
+    let text = pairs("splice", 2);
+    let errors = sluice_config::parse("more.toml", &text).unwrap_err();
+    let [mistake] = errors.mistakes() else { panic!("{errors}") };
+    let line = 1 + text.lines().position(|line| line.contains("10.0.0.6:2000")).unwrap();
+    let expected = format!("more.toml:{line}: service \"other\": upstream[0].address");
+    assert!(errors.to_string().starts_with(&expected), "{errors}");
+    assert!(errors.to_string().contains("makes more than 65536 pairs of a source address and an upstream"), "{errors}");
+    assert!(mistake.remedy.contains("terminate"), "{errors}");
+    // Terminated connections name them in full.
+    sluice_config::parse("terminated.toml", &pairs("terminate", 2)).unwrap_or_else(|errors| panic!("{errors}"));
+}

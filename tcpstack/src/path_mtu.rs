@@ -1,10 +1,12 @@
-//! Paths with a smaller MTU than the port they begin at: what is known of them by peer (RFC 1191, RFC 8201), what to try when nothing tells
-//! (RFC 4821), and segments cut to fit.
+//! Paths with a smaller MTU than the port they begin at: what is known of them by peer (RFC 1191, RFC 8201), what a connection finds out when
+//! nothing tells ([`path`]), and segments cut to fit.
 //!
 //! Invariants:
 //! - No path is taken to be smaller than [`MIN_V4`] or [`MIN_V6`], whatever anyone says.
-//! - [`PathMtus`] holds [`PathMtus::CAPACITY`] peers, each for [`LIFE`] after it was learned; of those whose addresses hash to one set the one
-//!   that was used longest ago gives way. Only peers with a connection can be learned of.
+//! - [`PathMtus`] holds [`PathMtus::CAPACITY`] peers, each for [`LIFE`] after it was learned, or after a router last said so; of those whose
+//!   addresses hash to one set the one that was used longest ago gives way. Only peers with a connection can be learned of.
+//! - What is learned of an upstream comes from connections of our own: a client chooses the numbers of a spliced one, what it sends and sends
+//!   again, and so what routers and silence say of it.
 
 #![cfg_attr(
     not(test),
@@ -17,6 +19,8 @@
     )
 )]
 
+mod path;
+
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;
@@ -28,20 +32,21 @@ use sluice_filters::units::{Micros, Seq};
 use crate::net::{Lower, Way};
 use crate::segment::IpHeader;
 
-/// The least IPv4 path that segments are made for: an MSS of 536 (RFC 9293 section 3.7.1).
-pub(crate) const MIN_V4: u16 = 576;
+pub(crate) use self::path::{PackedPath, Path};
+
+/// The least IPv4 path that a router is believed to mean: the least that Linux sends for (`net.ipv4.route.min_pmtu`).
+pub(crate) const MIN_V4: u16 = 552;
 /// The least MTU of an IPv6 link (RFC 8200 section 5): an MSS of 1,220.
 pub(crate) const MIN_V6: u16 = 1_280;
 /// How long a path's MTU is believed (RFC 1191 section 6.3).
 const LIFE: Duration = Duration::from_secs(600);
-/// What paths have that do not say: Ethernet in PPPoE, IPv6's least and what tunnels leave of Ethernet, a kernel's guess, IPv4's least
-/// (RFC 1191 section 7.1, RFC 4821 section 7.6.2).
-const PLATEAUS: [u16; 4] = [1_492, MIN_V6, 1_006, MIN_V4];
-/// Sizes to try when full segments find no answer: one that nearly every path takes, then the least.
-const ATTEMPTS: [u16; 2] = [MIN_V6, MIN_V4];
-
-/// A full segment that was sent again so often in vain is tried in smaller pieces.
-const REPEATS: u8 = 2;
+/// What every IPv4 host takes (RFC 791): an MSS of 536 (RFC 9293 section 3.7.1).
+const EVERY_V4: u16 = 576;
+/// What paths have that do not say: Ethernet in PPPoE, IPv6's least and what tunnels leave of Ethernet, a kernel's guess, what every IPv4
+/// host takes (RFC 1191 section 7.1, RFC 4821 section 7.6.2); and the least.
+const PLATEAUS: [u16; 5] = [1_492, MIN_V6, 1_006, EVERY_V4, MIN_V4];
+/// Sizes to try when full segments find no answer: one that nearly every path takes, then one that every host takes.
+const ATTEMPTS: [u16; 2] = [MIN_V6, EVERY_V4];
 
 /// The URG flag.
 const URGENT: u8 = 0x20;
@@ -99,60 +104,6 @@ pub(crate) struct PathMtu {
     pub(crate) source: PathSource,
 }
 
-/// What one connection knows of the path to its peer, from what routers say and from what finds no answer.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Path {
-    mtu: u16,
-    source: PathSource,
-    /// How often the oldest segment was sent again since anything was acknowledged, full as it was.
-    repeats: u8,
-}
-
-impl Path {
-    /// With what is known of the peer.
-    pub(crate) fn new(known: Option<PathMtu>) -> Path {
-        let PathMtu { mtu, source } = known.unwrap_or(PathMtu { mtu: u16::MAX, source: PathSource::Router });
-        Path { mtu, source, repeats: 0 }
-    }
-
-    /// The largest IP packet, bytes; more than any port's when nothing is known.
-    #[inline]
-    pub(crate) fn mtu(&self) -> u16 {
-        self.mtu
-    }
-
-    /// Whether the next segment sent again may be one too many.
-    #[inline]
-    pub(crate) fn is_in_doubt(&self) -> bool {
-        self.repeats > 0
-    }
-
-    /// The oldest segment in flight, an IP packet of `len` bytes, is sent again: a second time in vain, and it is tried in smaller pieces.
-    pub(crate) fn sent_again(&mut self, len: usize, v4: bool) {
-        let len = self.mtu.min(u16::try_from(len).unwrap_or(u16::MAX));
-        let Some(smaller) = attempt_below(len, v4) else { return };
-        self.repeats = self.repeats.saturating_add(1);
-        if self.repeats >= REPEATS {
-            *self = Path { mtu: smaller, source: PathSource::Silence, repeats: 1 };
-        }
-    }
-
-    /// A router told.
-    pub(crate) fn narrow(&mut self, mtu: u16) {
-        *self = Path { mtu: self.mtu.min(mtu), source: PathSource::Router, repeats: 0 };
-    }
-
-    /// More was acknowledged; what that tells of the path, if anything.
-    #[inline]
-    pub(crate) fn answered(&mut self) -> Option<PathMtu> {
-        if self.repeats == 0 {
-            return None;
-        }
-        self.repeats = 0;
-        (self.source == PathSource::Silence).then_some(PathMtu { mtu: self.mtu, source: self.source })
-    }
-}
-
 #[derive(Clone, Copy)]
 struct Entry {
     peer: Addr,
@@ -177,7 +128,7 @@ pub(crate) struct PathMtus {
     random: SipHasher13,
     /// Until when any entry is believed: nearly always there is none, and nobody looks.
     newest: Micros,
-    /// How often something was learned, by its source.
+    /// How often something was learned that was not known, by its source.
     learned: [u64; PathSource::ALL.len()],
 }
 
@@ -196,7 +147,7 @@ impl PathMtus {
         }
     }
 
-    /// How often something was learned, by its source.
+    /// How often something was learned that was not known, by its source.
     pub(crate) fn learned(&self) -> [u64; PathSource::ALL.len()] {
         self.learned
     }
@@ -211,21 +162,27 @@ impl PathMtus {
         Some(entry.path)
     }
 
-    /// Remembers a path; of two that are told of one peer the smaller is believed.
+    /// Remembers a path; of two that are told of one peer the smaller is believed. A router that says again what is known is believed for
+    /// longer. Silence says nothing again: what it taught once may since have become wrong, and is tried anew when it lapses.
     pub(crate) fn learn(&mut self, peer: Addr, path: PathMtu, now: Micros) {
         let until = now.after(LIFE);
+        let Some(set) = self.set(peer) else { return };
+        let known = set.iter_mut().find(|entry| entry.peer == peer && entry.until > now);
+        if let Some(entry) = known.filter(|entry| entry.path.mtu <= path.mtu) {
+            if path.source == PathSource::Router {
+                (entry.until, entry.used) = (until, now);
+                self.newest = until;
+            }
+            return;
+        }
+        // A larger one of this peer goes first, then the expired, since nothing used them since.
+        let place = set.iter_mut().min_by_key(|entry| (entry.peer != peer, entry.until > now, entry.used));
+        let Some(entry) = place else { return };
+        *entry = Entry { peer, path, until, used: now };
         self.newest = until;
         if let Some(count) = self.learned.get_mut(path.source as usize) {
             *count = count.wrapping_add(1);
         }
-        let Some(set) = self.set(peer) else { return };
-        let known = set.iter().position(|entry| entry.peer == peer && entry.until > now);
-        // The expired first, since nothing used them since.
-        let place =
-            known.or_else(|| (0..WAYS).min_by_key(|way| set.get(*way).map(|entry| (entry.until > now, entry.used))));
-        let Some(entry) = place.and_then(|place| set.get_mut(place)) else { return };
-        let path = if known.is_some() && entry.path.mtu < path.mtu { entry.path } else { path };
-        *entry = Entry { peer, path, until, used: now };
     }
 
     fn set(&mut self, peer: Addr) -> Option<&mut [Entry; WAYS]> {
@@ -404,20 +361,26 @@ mod tests {
 
         #[test]
         fn the_table_knows_what_was_learned_of_the_last_peers(
-            steps in prop::collection::vec((0_u32..40, prop::option::of(576_u16..1_500), 0_u64..200), 1..200),
+            steps in prop::collection::vec((0_u32..40, prop::option::of((576_u16..1_500, any::<bool>())), 0_u64..200), 1..200),
         ) {
             let mut paths = PathMtus::new([1, 2]);
             let mut model: HashMap<u32, (u16, u64)> = HashMap::new();
+            let mut changes = [0; 2];
             let mut now = 0;
             for (peer, learned, seconds) in steps {
                 now += seconds * 1_000_000;
                 let addr = Addr::v4(peer);
                 model.retain(|_, (_, until)| *until > now);
-                if let Some(mtu) = learned {
-                    paths.learn(addr, PathMtu { mtu, source: PathSource::Router }, Micros(now));
+                if let Some((mtu, silent)) = learned {
+                    let source = if silent { PathSource::Silence } else { PathSource::Router };
+                    paths.learn(addr, PathMtu { mtu, source }, Micros(now));
                     let known = model.get(&peer).map_or(u16::MAX, |(mtu, _)| *mtu);
-                    model.insert(peer, (mtu.min(known), now + 600_000_000));
+                    if mtu < known || !silent {
+                        model.insert(peer, (mtu.min(known), now + 600_000_000));
+                    }
+                    changes[source as usize] += u64::from(mtu < known);
                 }
+                prop_assert_eq!(paths.learned(), changes);
                 let known = paths.get(addr, Micros(now)).map(|path| path.mtu);
                 prop_assert_eq!(known, model.get(&peer).map(|(mtu, _)| *mtu));
             }
@@ -442,21 +405,5 @@ mod tests {
         let newest =
             (flood - PathMtus::CAPACITY as u32 / 4..flood).filter(|peer| paths.get(Addr::v4(*peer), now).is_some());
         assert!(newest.count() > PathMtus::CAPACITY / 4 * 99 / 100);
-    }
-
-    #[test]
-    fn a_segment_sent_again_twice_in_vain_is_tried_in_smaller_pieces() {
-        let mut path = Path::new(None);
-        let sizes: Vec<u16> = (0..5).map(|_| (path.sent_again(1_500, true), path.mtu()).1).collect();
-        assert_eq!(sizes, [u16::MAX, 1_280, 576, 576, 576]);
-        let mut path = Path::new(None);
-        let sizes: Vec<u16> = (0..3).map(|_| (path.sent_again(1_500, false), path.mtu()).1).collect();
-        assert_eq!(sizes, [u16::MAX, 1_280, 1_280]);
-        // Progress between the two: the wire loses, and takes the size.
-        let mut path = Path::new(None);
-        for _ in 0..5 {
-            path.sent_again(1_500, true);
-            assert_eq!((path.answered(), path.mtu()), (None, u16::MAX));
-        }
     }
 }

@@ -9,11 +9,12 @@
 //! - A port is free, in use or resting. A free one is handed out; when there is none, one that rests in TIME-WAIT: of the [`FITS`] that have
 //!   rested longest one whose TIME-WAIT must accept the SYN, or else the oldest, whose TIME-WAIT then has to be ended. (Whoever uses up
 //!   all ports chooses what their TIME-WAITs remember, and can choose what an honest client's numbers do not fit.)
-//! - A space holds memory only for the pages of 512 ports in which any was ever taken: 136 octets each. A resting port takes 40 octets more;
-//!   at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
+//! - Most free ports may be nobody's who asks here: they are other workers'. Whether one is wanted is asked once in a space's life.
+//! - A space holds memory only for the pages of 512 ports in which any was ever asked about: 136 octets each. A resting port takes 40 octets
+//!   more; at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
 //! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until [`FREED`] of its ports were
-//!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call.
-//!   Nothing ever moves in memory in a piece.
+//!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call, of
+//!   its space and of all: one that has rested enough is never missed. Nothing ever moves in memory in a piece.
 
 #![cfg_attr(
     not(test),
@@ -35,7 +36,7 @@ use sluice_filters::units::{Micros, Seq};
 pub const FIRST: u16 = 1024;
 /// Ports of one space.
 pub const COUNT: u32 = 65_536 - FIRST as u32;
-/// Rested ports of each kind freed per call of [`Ports::allocate`].
+/// Rested ports of each kind freed per call of [`Ports::allocate`]: of the space that is asked, and of all.
 pub const REAP: usize = 8;
 /// Ports of an exhausted space that are remembered when they are freed.
 const FREED: usize = 64;
@@ -121,7 +122,15 @@ const PAGES: usize = 65_536 / PAGE;
 struct Page {
     /// In use or resting.
     taken: [u64; WORDS],
+    /// Resting or, of those that are not taken, unwanted.
     resting: [u64; WORDS],
+}
+
+impl Page {
+    /// Of the 64 ports of a word, those that are in use, rest or are unwanted.
+    fn excluded(&self, word: usize) -> u64 {
+        self.taken.get(word).copied().unwrap_or(0) | self.resting.get(word).copied().unwrap_or(0)
+    }
 }
 
 /// Word of its page and bit of a port.
@@ -135,8 +144,8 @@ struct Space {
     /// By page: its place among `pages`, plus one.
     places: Option<Box<[u8; PAGES]>>,
     pages: Vec<Page>,
-    /// The ports that rest for their TIME-WAIT, in the order in which they leave it: the first and the last record.
-    resting: Ends,
+    /// The ports of each kind that rest, in the order in which they are free again: the first and the last record.
+    resting: [Ends; 2],
     /// Nothing was found in it: free are those that were freed since, all of which are listed.
     exhausted: Option<Vec<u16>>,
 }
@@ -204,7 +213,7 @@ impl Space {
         found
     }
 
-    fn search(&self, start: u16, wanted: impl Fn(u16) -> bool) -> Option<u16> {
+    fn search(&mut self, start: u16, wanted: impl Fn(u16) -> bool) -> Option<u16> {
         let first = usize::from(FIRST).wrapping_shr(6);
         let words = 1_024_usize.wrapping_sub(first);
         let begin = usize::from(start.max(FIRST)).wrapping_shr(6).wrapping_sub(first);
@@ -213,20 +222,37 @@ impl Space {
         for step in 0..=words {
             let index = begin.wrapping_add(step).checked_rem(words).unwrap_or(0).wrapping_add(first);
             let base = index.wrapping_shl(6) as u16;
-            let taken = self.page(base).and_then(|page| page.taken.get(split(base).0)).copied().unwrap_or(0);
-            let mut free = !taken;
+            let (word, _) = split(base);
+            let mut free = !self.page(base).map_or(0, |page| page.excluded(word));
             if step == 0 {
                 free &= bit.wrapping_neg();
             }
-            while free != 0 {
+            let asked = free;
+            let mut found = None;
+            while free != 0 && found.is_none() {
                 let port = base.wrapping_add(free.trailing_zeros() as u16);
                 if wanted(port) {
-                    return Some(port);
+                    found = Some(port);
+                } else {
+                    free &= free.wrapping_sub(1);
                 }
-                free &= free.wrapping_sub(1);
+            }
+            self.leave_out(base, asked & !free);
+            if found.is_some() {
+                return found;
             }
         }
         None
+    }
+
+    /// Of the 64 ports from `base` on these are unwanted.
+    fn leave_out(&mut self, base: u16, ports: u64) {
+        let (word, _) = split(base);
+        if ports != 0
+            && let Some(unwanted) = self.page_mut(base).and_then(|page| page.resting.get_mut(word))
+        {
+            *unwanted |= ports;
+        }
     }
 }
 
@@ -263,7 +289,7 @@ struct Record {
     kind: Kind,
     /// Among all of its kind, which is the order in which they are free again.
     of_kind: Links,
-    /// Among those of its space, if it is in TIME-WAIT.
+    /// The same among those of its space.
     of_space: Links,
 }
 
@@ -275,6 +301,15 @@ enum Kind {
 
 /// Records of one chunk: what is allocated at once.
 const CHUNK: usize = 1_024;
+
+/// The list of a kind.
+fn of(lists: &mut [Ends; 2], kind: Kind) -> &mut Ends {
+    let [brief, time_wait] = lists;
+    match kind {
+        Kind::Brief => brief,
+        Kind::TimeWait => time_wait,
+    }
+}
 
 /// The records of resting ports.
 #[derive(Debug, Default)]
@@ -352,11 +387,7 @@ impl Rests {
     }
 
     fn kind(&mut self, kind: Kind) -> &mut Ends {
-        let [brief, time_wait] = &mut self.kinds;
-        match kind {
-            Kind::Brief => brief,
-            Kind::TimeWait => time_wait,
-        }
+        of(&mut self.kinds, kind)
     }
 
     /// The record of `kind` that has rested longest.
@@ -414,6 +445,7 @@ impl Ports {
         fits: impl Fn(u16, &Memory) -> Fit,
     ) -> Option<Allocated> {
         self.reap(now);
+        self.reap_space(space, now);
         self.draws = self.draws.wrapping_add(1);
         let draw = self.random.hash(&self.draws.to_le_bytes()) as u32;
         let start = (u64::from(draw).wrapping_mul(u64::from(COUNT)) >> 32) as u16;
@@ -434,7 +466,8 @@ impl Ports {
 
     /// Of the ports of `space` that have rested longest, the record of one that fits best.
     fn fitting(&self, space: SpaceId, fits: impl Fn(u16, &Memory) -> Fit) -> Option<(u32, Fit)> {
-        let mut index = self.spaces.get(space.0 as usize)?.resting.first;
+        let [_, time_wait] = self.spaces.get(space.0 as usize)?.resting;
+        let mut index = time_wait.first;
         let mut best: Option<(u32, Fit)> = None;
         for _ in 0..FITS {
             let Some(record) = self.rests.get(index) else { break };
@@ -472,10 +505,9 @@ impl Ports {
             let ends = *self.rests.kind(kind);
             self.rests.append(ends, index, |record| &mut record.of_kind)
         };
-        if kind == Kind::TimeWait
-            && let Some(this) = self.spaces.get_mut(space.0 as usize)
-        {
-            this.resting = self.rests.append(this.resting, index, |record| &mut record.of_space);
+        if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+            let ends = of(&mut this.resting, kind);
+            *ends = self.rests.append(*ends, index, |record| &mut record.of_space);
         }
     }
 
@@ -496,10 +528,9 @@ impl Ports {
         let Record { space, port, kind, .. } = *self.rests.get(index)?;
         let ends = *self.rests.kind(kind);
         *self.rests.kind(kind) = self.rests.unlink(ends, index, |record| &mut record.of_kind);
-        if kind == Kind::TimeWait
-            && let Some(this) = self.spaces.get_mut(space.0 as usize)
-        {
-            this.resting = self.rests.unlink(this.resting, index, |record| &mut record.of_space);
+        if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+            let ends = of(&mut this.resting, kind);
+            *ends = self.rests.unlink(*ends, index, |record| &mut record.of_space);
         }
         let free = self.rests.free;
         if let Some(record) = self.rests.get_mut(index) {
@@ -521,6 +552,23 @@ impl Ports {
                 self.wake(index);
                 if let Some(space) = self.spaces.get_mut(record.space.0 as usize) {
                     space.free(record.port);
+                }
+            }
+        }
+    }
+
+    /// The same for the ports of one space, however many others have rested longer.
+    fn reap_space(&mut self, space: SpaceId, now: Micros) {
+        for kind in [Kind::Brief, Kind::TimeWait] {
+            for _ in 0..REAP {
+                let Some(this) = self.spaces.get_mut(space.0 as usize) else { return };
+                let index = of(&mut this.resting, kind).first;
+                if self.rests.get(index).is_none_or(|record| record.until > now) {
+                    break;
+                }
+                let Some(port) = self.wake(index) else { break };
+                if let Some(this) = self.spaces.get_mut(space.0 as usize) {
+                    this.free(port);
                 }
             }
         }
@@ -714,6 +762,73 @@ mod tests {
             assert_eq!(ports.allocate(space, Micros(10 + pause), only, never), expected(None));
             ports.release(space, 2_000, Rest::None, Micros(10));
         }
+    }
+
+    #[test]
+    fn a_port_that_has_rested_is_found_at_once_though_those_of_others_have_rested_longer() {
+        for rest in [Rest::Brief, LONG] {
+            let mut ports = Ports::new([7; 16]);
+            let (others, space) = (ports.open(), ports.open());
+            let taken: Vec<u16> = (0..100).map_while(|_| port(&mut ports, others, Micros(0))).collect();
+            let only = |port| port == 2_000;
+            assert!(ports.allocate(space, Micros(0), only, never).is_some());
+            for port in taken {
+                ports.release(others, port, rest, Micros(0));
+            }
+            ports.release(space, 2_000, rest, Micros(1));
+            let later = Micros(60_000_001);
+            assert_eq!(
+                ports.allocate(space, later, only, never),
+                Some(Allocated { port: 2_000, remembered: None }),
+                "{rest:?}"
+            );
+        }
+    }
+
+    /// As one of eight workers has them.
+    fn is_an_eighth(port: u16) -> bool {
+        port.wrapping_mul(40_503) >> 13 == 3
+    }
+
+    #[test]
+    fn whether_a_port_is_another_workers_is_asked_once_and_a_bounded_number_of_times_a_turn() {
+        use std::cell::Cell;
+
+        let mut ports = Ports::new([7; 16]);
+        let asked = Cell::new(0_u32);
+        let wanted = |port: u16| {
+            asked.set(asked.get() + 1);
+            is_an_eighth(port)
+        };
+        // So many leases are tried in a turn: from a service's sources, to its upstreams.
+        let spaces: Vec<SpaceId> = (0..16).map(|_| ports.open()).collect();
+        let ours = (FIRST..=u16::MAX).filter(|port| is_an_eighth(*port)).count();
+        let mut held: Vec<Vec<u16>> = vec![Vec::new(); spaces.len()];
+        let (mut longest, mut all) = (0, 0);
+        for turn in 0..=ours as u64 {
+            asked.set(0);
+            for (space, held) in spaces.iter().zip(&mut held) {
+                held.extend(ports.allocate(*space, Micros(turn), wanted, never).map(|allocated| allocated.port));
+            }
+            (longest, all) = (longest.max(asked.get()), all + asked.get());
+        }
+        assert!(held.iter().all(|held| held.len() == ours), "every one of ours is found");
+        assert!(all <= spaces.len() as u32 * COUNT, "{all} times");
+        assert!(longest < 16 * 512, "{longest} times in a turn");
+        // More come back than are remembered: no more is asked than which of them are ours, and when all are taken again, nothing.
+        for (space, held) in spaces.iter().zip(&held) {
+            for port in held.iter().take(2 * FREED) {
+                ports.release(*space, *port, Rest::None, Micros(0));
+            }
+        }
+        asked.set(0);
+        for _ in 0..2 * FREED + 10 {
+            for space in &spaces {
+                let _ = ports.allocate(*space, Micros(0), wanted, never);
+            }
+        }
+        assert_eq!(ports.in_use(), spaces.len() * ours);
+        assert_eq!(asked.get() as usize, spaces.len() * 2 * FREED);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 mod rules;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -41,6 +41,7 @@ pub(crate) fn check(draft: Draft, diag: &mut Diagnostics<'_>) -> Option<Config> 
     for service in &draft.services {
         check_service(&draft, service, diag);
     }
+    check_source_pairs(&draft, diag);
     rules::check(&draft, diag);
     contradicting_filters(&draft, diag);
     sample_file(&draft, diag);
@@ -302,6 +303,35 @@ fn check_service(draft: &Draft, service: &ServiceDraft, diag: &mut Diagnostics<'
     {
         let found = format!("{} is more than limits.connections, {}", limit.value, service.connections);
         diag.wrong(limit, found, "write less, or 0 for no limit per source");
+    }
+}
+
+/// Pairs of a source address and an upstream that a spliced connection can name: two bytes. Next hops, which it names so too, are no more
+/// than upstreams.
+const SOURCE_PAIRS_MAX: usize = 1 << 16;
+
+/// Notes the first upstream with which there are more pairs than a spliced connection can name. Terminated services' pairs are numbered among
+/// them.
+fn check_source_pairs(draft: &Draft, diag: &mut Diagnostics<'_>) {
+    if draft.services.iter().all(|service| service.mode != Mode::Splice) {
+        return;
+    }
+    let mut pairs = HashSet::new();
+    for service in &draft.services {
+        for address in service.upstreams.iter().map(|upstream| &upstream.address) {
+            let own = service.source.iter().map(|source| source.value);
+            let mut sources = own.filter(|source| source.is_ipv4() == address.value.is_ipv4()).peekable();
+            if sources.peek().is_none() {
+                // That of the port that the route points to.
+                pairs.insert((None, address.value));
+            }
+            pairs.extend(sources.map(|source| (Some(source), address.value)));
+            if pairs.len() > SOURCE_PAIRS_MAX {
+                let found = format!("makes more than {SOURCE_PAIRS_MAX} pairs of a source address and an upstream");
+                diag.wrong(address, found, "write fewer of either, or mode = \"terminate\" in every service");
+                return;
+            }
+        }
     }
 }
 

@@ -68,7 +68,7 @@ impl Splice {
         let spoke = self.upstream.acknowledged_since(self.base(Side::Client)) > 0
             || (!self.is_connected() && self.state.has(State::CLIENT_WAITS));
         if !timeouts.first_data.is_zero() && !spoke {
-            consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
+            consider(self.opened.get().after(timeouts.first_data), EndCause::FirstData);
         }
         if !self.is_connected() {
             return first;
@@ -331,9 +331,9 @@ impl Stack {
             named: None,
             counted: Some(client.src),
             target: target.filter(|_| splice.our_port != 0).map(|key| (self.upstream_index(splice.service, &key), key)),
-            opened: splice.opened,
+            opened: splice.opened.get(),
             connected: (splice.connected != NOT_CONNECTED)
-                .then(|| Micros(splice.opened.0.saturating_add(u64::from(splice.connected)))),
+                .then(|| Micros(splice.opened.get().0.saturating_add(u64::from(splice.connected)))),
             // What was held for an upstream that never accepted went nowhere.
             to_upstream: if splice.is_connected() { splice.acknowledged(Side::Client) } else { 0 },
             to_client: splice.acknowledged(Side::Upstream),

@@ -17,9 +17,9 @@ use sluice_filters::units::{Micros, PortId, Seq};
 use sluice_filters::{DropReason, Flags, Segment};
 
 use super::window::{Gate, Noted, Passing};
-use super::{Certain, End, PATH_UNKNOWN, Splice, State, coarse};
+use super::{Certain, End, Splice, State, coarse};
 use crate::net::{Lower, Way};
-use crate::path_mtu::{self, PathMtu, PathSource, Whole};
+use crate::path_mtu::Whole;
 use crate::record::EndCause;
 use crate::segment::{self, BareSegment, Direction, IpHeader};
 use crate::stack::dial::SourcePorts;
@@ -216,17 +216,23 @@ impl Splice {
         passing.seq == peer.ack && passing.payload > 0 && !me.snd_max.precedes(passing.end())
     }
 
-    /// A segment for `receiver` is sent again, in an IP packet of `len` bytes: the second time in vain, it is cut for a smaller path from now
-    /// on (RFC 4821 section 7.7). Its sender is not told: it would believe it of all paths to us.
+    /// A segment for `receiver` is sent again, in an IP packet of `len` bytes: the second time in vain, it may be cut for a smaller path from
+    /// now on. Its sender is not told: it would believe it of all paths to us.
     #[cold]
-    fn note_repeat(&mut self, receiver: Side, len: usize, v4: bool) {
-        let len = self.path(receiver).min(u16::try_from(len).unwrap_or(u16::MAX));
-        let Some(smaller) = path_mtu::attempt_below(len, v4) else { return };
-        let bit = State::repeated(receiver);
-        if self.state.has(bit) {
-            self.narrow(receiver, smaller);
-        }
-        self.state.set(bit);
+    fn note_repeat(&mut self, receiver: Side, len: usize, v4: bool, now: Micros) {
+        self.change_path(receiver, now, |path| path.sent_again(len, v4, now));
+    }
+
+    /// A segment for `receiver` that ends before the number `end` leaves in an IP packet of `len` bytes, and of the path no so large one is
+    /// known to get through; the size to cut it for.
+    #[cold]
+    fn note_large(&mut self, receiver: Side, len: usize, end: Seq, now: Micros) -> u16 {
+        let (to, from) = self.ends_of(receiver);
+        let (ahead, newest) = (end.minus(to.ack), end == from.snd_max);
+        self.change_path(receiver, now, |path| {
+            path.sent(len, ahead, newest);
+            path.limit()
+        })
     }
 
     /// A FIN was seen, acknowledged or taken back.
@@ -371,11 +377,12 @@ impl Stack {
         let Some(tcp) = frame.get_mut(segment.l4()..segment.end()) else { return Err(DropReason::Truncated) };
         let again = splice.is_sent_again(side, &passing);
         let noted = splice.note(side, &passing, coarse(now));
-        if noted.acknowledged > 0 && splice.state.has(State::repeated(side)) {
-            // What was sent again has arrived; in pieces, if it was cut.
-            splice.state.clear(State::repeated(side));
-            let path = PathMtu { mtu: splice.path(side), source: PathSource::Silence };
-            if path.mtu != PATH_UNKNOWN {
+        if noted.acknowledged > 0 && splice.path(side).listens() {
+            let found = splice.change_path(side, now, |path| path.acknowledged(noted.acknowledged, now));
+            // A client makes the upstream look as if its path were small by what it sends again; of itself it may say so.
+            if side == Side::Client
+                && let Some(path) = found
+            {
                 self.path_mtus.learn(segment.key.src, path, now);
             }
         }
@@ -390,7 +397,7 @@ impl Stack {
         splice.rewrite(side, &received, tcp, ends);
         self.forward = forward(splice, side, segment, ends);
         if again {
-            splice.note_repeat(side.other(), self.forward.packet_len(), ends.1.addr.is_v4());
+            splice.note_repeat(side.other(), self.forward.packet_len(), ends.1.addr.is_v4(), now);
         }
         if let Some(counters) = self.counters.services.get(usize::from(splice.service.0)) {
             // What one end acknowledges, the other has sent.
@@ -399,11 +406,14 @@ impl Stack {
                 Side::Upstream => counters.bytes_to_upstream.add(u64::from(noted.acknowledged)),
             }
         }
-        let path = splice.path(side.other());
+        let (len, mut path) = (self.forward.packet_len(), u16::MAX);
+        if splice.path(side.other()).is_exceeded_by(len) && passing.payload > 0 {
+            path = splice.note_large(side.other(), len, passing.end(), now);
+        }
         if noted.fin {
             self.closing(index, now, net);
         }
-        if self.forward.packet_len() > usize::from(path) {
+        if len > usize::from(path) {
             let Forward { way, l4, ip } = self.forward;
             let tcp = frame.get(l4..l4.wrapping_add(usize::from(ip.len))).unwrap_or_default();
             Whole { way, ip, tcp, header_len: usize::from(segment.tcp_len) }.send_in_pieces(path, net);
@@ -582,6 +592,7 @@ mod tests {
     use super::super::opening::change;
     use super::super::window::{Half, Start};
     use super::*;
+    use crate::path_mtu::PackedPath;
 
     const ENDS: [[&str; 4]; 4] = [
         ["192.0.2.7:40000", "198.51.100.10:443", "10.0.0.2:2000", "10.0.0.5:80"],
@@ -616,11 +627,11 @@ mod tests {
             hop: 0,
             client: half,
             upstream: half,
-            client_path: PATH_UNKNOWN,
-            upstream_path: PATH_UNKNOWN,
+            client_path: PackedPath::UNKNOWN,
+            upstream_path: PackedPath::UNKNOWN,
             isn: Seq(0),
             cookie: Seq(0),
-            opened: Micros(0),
+            opened: Micros(0).into(),
             connected: NOT_CONNECTED,
             moved: 0,
             waiting: 0,

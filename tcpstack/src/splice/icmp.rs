@@ -78,11 +78,15 @@ impl Stack {
             IcmpKind::TooBig(mtu) => {
                 let path_v4 = error.key.src.is_v4();
                 let told = told_mtu(mtu, path_v4, v4, sender);
-                // Smaller than its sender may be told: this flow's segments are cut for the path.
-                if translated_mtu(mtu, path_v4, v4) < told {
+                // Smaller than its sender may be told, or about a piece, which its sender does not know of: this flow's segments are cut for
+                // the path.
+                if translated_mtu(mtu, path_v4, v4) < told || splice.path(receiver).unpack(now).is_cut() {
                     let mtu = u16::try_from(mtu).unwrap_or(u16::MAX).max(path_mtu::least(path_v4));
-                    splice.narrow(receiver, mtu);
-                    self.path_mtus.learn(error.key.src, PathMtu { mtu, source: PathSource::Router }, now);
+                    splice.change_path(receiver, now, |path| path.told(mtu));
+                    // The client knows the numbers of what goes to the upstream, and could say so in a router's name.
+                    if receiver == Side::Client {
+                        self.path_mtus.learn(error.key.src, PathMtu { mtu, source: PathSource::Router }, now);
+                    }
                 }
                 if sender == Side::Upstream {
                     // Its SYN-ACKs will say so, too.

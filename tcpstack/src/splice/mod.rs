@@ -28,6 +28,7 @@ use sluice_filters::units::{Micros, Seq, ServiceId};
 use self::opening::Opening;
 use self::window::Half;
 use crate::net::Way;
+use crate::path_mtu::{PackedPath, Path};
 use crate::ports::SpaceId;
 use crate::stack::Side;
 use crate::stack::dial::Lease;
@@ -45,6 +46,24 @@ const COARSE: Duration = Duration::from_micros(1 << COARSE_LOG);
 #[inline]
 fn coarse(now: Micros) -> u32 {
     (now.0 >> COARSE_LOG) as u32
+}
+
+/// A moment in six bytes: microseconds modulo 2^48, which is nine years.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Moment([u16; 3]);
+
+impl Moment {
+    /// The moment itself.
+    fn get(self) -> Micros {
+        let Moment([low, middle, high]) = self;
+        Micros(u64::from(high) << 32 | u64::from(middle) << 16 | u64::from(low))
+    }
+}
+
+impl From<Micros> for Moment {
+    fn from(moment: Micros) -> Moment {
+        Moment([moment.0 as u16, (moment.0 >> 16) as u16, (moment.0 >> 32) as u16])
+    }
 }
 
 /// No upstream has accepted yet.
@@ -81,15 +100,15 @@ pub(crate) struct Splice {
     hop: u16,
     client: Half,
     upstream: Half,
-    /// The largest IP packet that fits the path to the client, as far as it is known to be smaller than its sender may be told.
-    client_path: u16,
+    /// What is known of the path to the client, as far as its sender cannot be told.
+    client_path: PackedPath,
     /// The same of the path to the upstream.
-    upstream_path: u16,
+    upstream_path: PackedPath,
     /// The client's first number.
     isn: Seq,
     /// Our first number towards the client.
     cookie: Seq,
-    opened: Micros,
+    opened: Moment,
     /// Microseconds from then until the upstream accepted.
     connected: u32,
     /// When payload was last acknowledged, or an end closed, in coarse time.
@@ -119,10 +138,6 @@ impl State {
     const ECHOES_OURS: State = State(16);
     /// An end was challenged once at least.
     const CHALLENGED: State = State(32);
-    /// A segment that the client waits for was sent again in vain, large as it was.
-    const CLIENT_REPEATED: State = State(64);
-    /// The same with the ends exchanged.
-    const UPSTREAM_REPEATED: State = State(128);
 
     #[inline]
     fn has(self, bit: State) -> bool {
@@ -147,19 +162,7 @@ impl State {
             Side::Upstream => State::UPSTREAM_WAITS,
         }
     }
-
-    /// Of `side`: what it waits for was sent again in vain.
-    #[inline]
-    fn repeated(side: Side) -> State {
-        match side {
-            Side::Client => State::CLIENT_REPEATED,
-            Side::Upstream => State::UPSTREAM_REPEATED,
-        }
-    }
 }
-
-/// Nothing is known of a path too small for its sender.
-const PATH_UNKNOWN: u16 = u16::MAX;
 
 impl Splice {
     /// The end of `side`, then the other one.
@@ -199,22 +202,27 @@ impl Splice {
         }
     }
 
-    /// The largest IP packet for the path to the end of `side`.
+    /// What is known of the path to the end of `side`.
     #[inline]
-    fn path(&self, side: Side) -> u16 {
+    fn path(&self, side: Side) -> PackedPath {
         match side {
             Side::Client => self.client_path,
             Side::Upstream => self.upstream_path,
         }
     }
 
-    /// Segments to the end of `side` are cut for a path of `mtu` bytes from now on.
-    fn narrow(&mut self, side: Side, mtu: u16) {
-        let path = match side {
+    /// Takes in what happened to the path to the end of `side` by `now`; what `change` says of it.
+    #[cold]
+    fn change_path<R>(&mut self, side: Side, now: Micros, change: impl FnOnce(&mut Path) -> R) -> R {
+        let packed = match side {
             Side::Client => &mut self.client_path,
             Side::Upstream => &mut self.upstream_path,
         };
-        *path = mtu.min(*path);
+        let mut path = packed.unpack(now);
+        path.lapse(now);
+        let said = change(&mut path);
+        *packed = path.into();
+        said
     }
 
     /// Both FINs were acknowledged; whether beyond doubt.
@@ -317,8 +325,8 @@ impl Splices {
     #[inline]
     pub(crate) fn touch(&self, index: u32) {
         if let Some(Some(splice)) = self.entries.get(index as usize) {
-            let Splice { client_addr, client, upstream, client_port, .. } = splice;
-            std::hint::black_box((client_addr.hi, client.heard, upstream.port, client_port));
+            let Splice { client_addr, client, upstream, upstream_path, .. } = splice;
+            std::hint::black_box((client_addr.hi, client.heard, upstream.port, upstream_path));
         }
     }
 }
@@ -347,7 +355,7 @@ mod tests {
             offset_of!(Splice, client_addr.hi),
             offset_of!(Splice, client.heard),
             offset_of!(Splice, upstream.port),
-            offset_of!(Splice, client_port),
+            offset_of!(Splice, upstream_path),
         ];
         for start in (0..64).step_by(align_of::<Option<Splice>>()) {
             for line in start / 64..=(start + size_of::<Option<Splice>>() - 1) / 64 {

@@ -24,11 +24,11 @@ use sluice_filters::{DropReason, Flags, Parsed, RxChecksums, Segment, TcpOptions
 use super::forward::{Forward, Marks, Received, forward, without_garbage};
 use super::promise::{Accepted, SynOffers};
 use super::window::{Gate, Half, Start};
-use super::{End, NOT_CONNECTED, PATH_UNKNOWN, Splice, State, coarse};
+use super::{End, NOT_CONNECTED, Splice, State, coarse};
 use crate::cookie::Offer;
 use crate::counters::{DialFailure, Missing};
 use crate::net::{Lower, Reach, Way};
-use crate::path_mtu::{MIN_V6, PathMtu, PathSource, Whole};
+use crate::path_mtu::{MIN_V6, PackedPath, Path, PathMtu, PathSource, Whole};
 use crate::ports::Rest;
 use crate::proxy::Header;
 use crate::record::EndCause;
@@ -294,10 +294,10 @@ impl Stack {
                 clock,
             ),
             client_path: cut_for(self.path_mtus.get(segment.key.src, now)),
-            upstream_path: PATH_UNKNOWN,
+            upstream_path: PackedPath::UNKNOWN,
             isn,
             cookie,
-            opened: now,
+            opened: now.into(),
             connected: NOT_CONNECTED,
             moved: clock,
             waiting: clock,
@@ -440,20 +440,21 @@ impl Stack {
             self.end_spliced(index, EndCause::DialFailed, now, net);
             return;
         };
-        opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
-        opening.pause = RESEND_FIRST;
-        opening.quick = 0;
-        splice.our_port = target.lease.port;
         let place = |index: u32| u16::try_from(index).ok();
         let (port, hop) = match target.route.way {
             Way::Neighbor { port, id } => (port, id),
             Way::Reply { port, .. } => (port, 0),
         };
         let (Some(pair), Some(hop)) = (place(target.lease.space.0), place(hop)) else {
-            // More pairs of addresses, or next hops, than a session can name.
+            // More pairs of addresses, or next hops, than a session can name. Nothing was sent that the port has to rest for.
+            self.source_ports.release(target.lease, Rest::None, now);
             self.end_spliced(index, EndCause::Internal, now, net);
             return;
         };
+        opening.stage = Stage::Dialing { target, until: now.after(settings.timeouts.connect) };
+        opening.pause = RESEND_FIRST;
+        opening.quick = 0;
+        splice.our_port = target.lease.port;
         (splice.pair, splice.hop, splice.upstream.port) = (pair, hop, port);
         splice.upstream_path = cut_for(self.path_mtus.get(target.key.src, now));
         if self.flows.insert(target.hash, &target.key, FlowRef::Splice(Side::Upstream, index).value()).is_err() {
@@ -594,7 +595,7 @@ impl Stack {
         let Some(splice) = self.splices.get_mut(index) else { return };
         let Some(opening) = splice.opening.as_deref_mut() else { return };
         splice.connected =
-            u32::try_from(now.since(splice.opened).as_micros()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
+            u32::try_from(now.since(splice.opened.get()).as_micros()).unwrap_or(u32::MAX - 1).min(u32::MAX - 1);
         splice.moved = clock;
         // What the client sent before goes out now.
         splice.waiting = clock;
@@ -629,7 +630,7 @@ impl Stack {
             self.send_header(index, now, net);
         }
         let Some(splice) = self.splices.get_mut(index) else { return };
-        let path = splice.path(Side::Upstream).min(target.route.mtu);
+        let path = splice.path(Side::Upstream).unpack(now).limit().min(target.route.mtu);
         for Held { segment, mut frame } in held {
             let marks = Marks::of(&segment, &frame);
             let received = Received { segment: &segment, marks, unfinished: false };
@@ -893,7 +894,7 @@ impl Stack {
             return;
         };
         if let Some(session) = self.sessions.get_mut(session) {
-            session.opened = splice.opened;
+            session.opened = splice.opened.get();
             // The same header: it speaks of the ACK that returned the cookie, and has its id.
             session.header = header;
         }
@@ -909,8 +910,8 @@ impl Stack {
 }
 
 /// The path that a session's segments are cut for from the start: one that its sender cannot be told of, or that no router tells.
-fn cut_for(known: Option<PathMtu>) -> u16 {
-    known.filter(|path| path.source == PathSource::Silence || path.mtu < MIN_V6).map_or(PATH_UNKNOWN, |path| path.mtu)
+fn cut_for(known: Option<PathMtu>) -> PackedPath {
+    Path::new(known.filter(|path| path.source == PathSource::Silence || path.mtu < MIN_V6)).into()
 }
 
 /// Whether a client's segment has octets that stand before its first: there is the PROXY header's place.

@@ -93,7 +93,7 @@ impl<N: Lower> TxToken for Outgoing<'_, N> {
             }
         }
         // A segment sent again may show that it is too large, so it is looked at before it leaves.
-        if (len > usize::from(leg.path.mtu()) || leg.path.is_in_doubt())
+        if leg.path.may_cut(len)
             && let Some(packet) = scratch.get_mut(..len)
         {
             let result = f(packet);

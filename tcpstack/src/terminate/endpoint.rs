@@ -93,6 +93,8 @@ pub(crate) struct Leg {
     peer_timestamp: Option<u32>,
     /// Something was sent that asks for an answer.
     asks: bool,
+    /// The moment of the poll that it is used in.
+    now: Micros,
 }
 
 impl Leg {
@@ -111,9 +113,7 @@ impl Leg {
             && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
-            if self.guard.is_sent_again(emitted.seq, payload) {
-                self.path.sent_again(header.len() + tcp.len(), header.len() == 20);
-            }
+            self.note_size(emitted.seq, payload, header.len() + tcp.len());
             self.asks |= payload > 0 || emitted.flags.syn() || emitted.flags.fin();
             let ack = emitted.flags.ack().then_some(emitted.ack);
             let window = emitted.window << self.window_shift;
@@ -125,9 +125,21 @@ impl Leg {
         }
     }
 
+    /// Notes for the path that `payload` bytes from `seq` on leave, in an IP packet of `len` bytes.
+    fn note_size(&mut self, seq: Seq, payload: u32, len: usize) {
+        if self.guard.is_sent_again(seq, payload) {
+            self.path.sent_again(len, self.key.src.is_v4(), self.now);
+        }
+        if payload > 0 && self.path.is_exceeded_by(len) {
+            self.path.lapse(self.now);
+            let end = seq.plus(payload);
+            self.path.sent(len, end.minus(self.guard.snd_una()), self.guard.snd_max().precedes(end));
+        }
+    }
+
     /// Sends a finished packet, in pieces if the path takes no larger ones.
     pub(crate) fn send_within_path<N: Lower>(&self, packet: &[u8], net: &mut N) {
-        let (FlowKey { src, dst, .. }, path) = (self.key, self.path.mtu());
+        let (FlowKey { src, dst, .. }, path) = (self.key, self.path.limit());
         if packet.len() <= usize::from(path) {
             return net.send(self.way, packet.len(), |out| out.copy_from_slice(packet));
         }
@@ -337,6 +349,7 @@ impl Endpoint {
                 window_shift: making.window_shift,
                 peer_timestamp: None,
                 asks: false,
+                now,
             },
             sockets,
             handle,
@@ -421,14 +434,16 @@ impl Endpoint {
                 translator.incoming::<false>(tcp);
             }
         }
+        self.leg.now = now;
         let (guard, acknowledged) = (&self.leg.guard, self.leg.guard.snd_una() != self.acknowledged);
         let bare = segment.seq_len() == 0 && segment.seq == guard.rcv_ack() && !acknowledged;
         self.live.heard(bare, now);
         let mut proved = None;
         if acknowledged {
+            let more = self.leg.guard.snd_una().minus(self.acknowledged);
             self.acknowledged = self.leg.guard.snd_una();
             self.progress = now;
-            proved = self.leg.path.answered();
+            proved = self.leg.path.acknowledged(more, now);
         }
         let (interface, bench) = interfaces.get(self.interface);
         let mut wire = bench.wire(net, &mut self.leg, frame.get(segment.ip_range()));
@@ -459,6 +474,7 @@ impl Endpoint {
         // decides when it is over.
         let at = if self.state() == State::TimeWait { *self.parted.get_or_insert(now) } else { now };
         let time = clock::stack_time(at);
+        self.leg.now = now;
         let (interface, bench) = interfaces.get(self.interface);
         let mut more = false;
         let mut wire = bench.wire(net, &mut self.leg, None);
@@ -508,6 +524,7 @@ impl Endpoint {
         if let (Some((_, tcp)), Some(translator)) = (split_ip(packet), &self.leg.translator) {
             translator.incoming::<false>(tcp);
         }
+        self.leg.now = now;
         let (interface, bench) = interfaces.get(self.interface);
         let mut wire = bench.wire(net, &mut self.leg, Some(packet));
         interface.poll_ingress_single(clock::stack_time(now), &mut wire, &mut self.sockets);

@@ -37,7 +37,7 @@ impl Stack {
             IcmpKind::TooBig(mtu) => {
                 let v4 = error.key.src.is_v4();
                 let mtu = path_mtu::told(mtu, error.len, v4).ok_or(DropReason::BadIcmp)?;
-                endpoint.leg.path.narrow(mtu);
+                endpoint.leg.path.told(mtu);
                 self.path_mtus.learn(error.key.src, PathMtu { mtu, source: PathSource::Router }, now);
             }
             IcmpKind::Unreachable(_) if dialing && error.seq == endpoint.leg.isn() => {

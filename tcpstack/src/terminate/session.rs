@@ -283,7 +283,7 @@ impl Session {
                     None => continue,
                 },
             };
-            let Some(endpoint) = self.endpoint(side) else { continue };
+            let Some(endpoint) = self.endpoint(side).filter(|endpoint| !endpoint.finished()) else { continue };
             if endpoint.live.ask_at(&patience).is_some_and(|at| now >= at) {
                 endpoint.ask(now, net);
             }
@@ -302,11 +302,14 @@ impl Session {
             }
         };
         let (client, upstream) = self.patience(settings);
-        if let Some(at) = self.client.live.idle_at(&client) {
-            consider(at, EndCause::ClientIdle);
-        }
-        if let Some(at) = self.client.live.gone_at(&client) {
-            consider(at, EndCause::ClientTimeout);
+        // Whoever has closed and acknowledged our close has nothing left to say: it may be silent while the other end still reads.
+        if !self.client.finished() {
+            if let Some(at) = self.client.live.idle_at(&client) {
+                consider(at, EndCause::ClientIdle);
+            }
+            if let Some(at) = self.client.live.gone_at(&client) {
+                consider(at, EndCause::ClientTimeout);
+            }
         }
         if let Greeting::Expected(_) = self.greeting {
             consider(self.opened.after(timeouts.connect), EndCause::ProxyHeader);
@@ -314,7 +317,7 @@ impl Session {
         if !timeouts.first_data.is_zero() && !self.client_spoke() {
             consider(self.opened.after(timeouts.first_data), EndCause::FirstData);
         }
-        if let Some((upstream, patience)) = upstream {
+        if let Some((upstream, patience)) = upstream.filter(|(upstream, _)| !upstream.finished()) {
             if let Some(at) = upstream.live.idle_at(&patience) {
                 consider(at, EndCause::UpstreamIdle);
             }

@@ -28,6 +28,8 @@ pub(super) struct Below {
     pub(super) room: bool,
     pub(super) reach: Reach,
     pub(super) routed: bool,
+    /// The next hop towards every upstream.
+    pub(super) hop: u32,
     /// The source ports that are ours, if not all are.
     pub(super) only_ports: Option<std::ops::Range<u16>>,
 }
@@ -47,7 +49,7 @@ impl Lower for Below {
     fn route(&mut self, dst: Addr) -> Option<Route> {
         let source = if dst.is_v4() { "10.0.0.2" } else { "fd00::2" };
         self.routed.then(|| Route {
-            way: Way::Neighbor { port: PortId(0), id: 0 },
+            way: Way::Neighbor { port: PortId(0), id: self.hop },
             source: source.parse::<std::net::IpAddr>().unwrap().into(),
             mtu: 1500,
         })
@@ -207,6 +209,8 @@ pub(super) struct Lab {
     pub(super) hops: [Option<Hop>; 2],
     /// Packets that were too big for them.
     pub(super) too_big: usize,
+    /// The largest packet that was sent towards the client, and the largest towards the server.
+    pub(super) largest: [usize; 2],
 }
 
 pub(super) fn config(extra: &str, upstreams: &[&str]) -> Arc<Config> {
@@ -255,7 +259,14 @@ impl Lab {
         });
         Lab {
             stack,
-            below: Below { sent: VecDeque::new(), room: true, reach: Reach::Known, routed: true, only_ports: None },
+            below: Below {
+                sent: VecDeque::new(),
+                room: true,
+                reach: Reach::Known,
+                routed: true,
+                hop: 0,
+                only_ports: None,
+            },
             shared,
             counters,
             client: Host::new("203.0.113.7/24"),
@@ -272,6 +283,7 @@ impl Lab {
             client_address: "203.0.113.7",
             hops: [None; 2],
             too_big: 0,
+            largest: [0; 2],
         }
     }
 
@@ -376,7 +388,9 @@ impl Lab {
             if self.lost() {
                 continue;
             }
-            let hop = self.hops[usize::from(matches!(way, Way::Neighbor { .. }))];
+            let towards = usize::from(matches!(way, Way::Neighbor { .. }));
+            self.largest[towards] = self.largest[towards].max(packet.len());
+            let hop = self.hops[towards];
             if let Some(Hop { mtu, silent }) = hop.filter(|hop| packet.len() > hop.mtu) {
                 self.too_big += 1;
                 if !silent {

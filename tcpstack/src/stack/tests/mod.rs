@@ -4,6 +4,7 @@ mod clocks;
 mod found_by_review;
 mod headers;
 mod lab;
+mod path_claims;
 mod peace;
 mod peers_that_break_rules;
 mod promises;

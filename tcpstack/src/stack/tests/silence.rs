@@ -200,3 +200,65 @@ fn a_client_that_has_said_all_may_wait_for_its_answer_as_long_as_any() {
         assert!(lab.now.since(Micros(0)) > Duration::from_secs(200));
     }
 }
+
+/// The kernel of one that has closed and heard the other's FIN has nothing left to say, and answers nobody for long.
+#[test]
+fn an_end_that_is_finished_may_be_silent_while_the_other_still_reads() {
+    let limits = "client_idle = \"4s\"\nupstream_idle = \"4s\"";
+    let asked =
+        "[service.keepalive]\nclient = { interval = \"1s\", count = 2 }\nupstream = { interval = \"1s\", count = 2 }";
+    for finished in [Side::Client, Side::Upstream] {
+        for keepalive in ["", asked] {
+            let mut lab = Lab::new(&format!("{}{keepalive}", timeouts(RAW, limits)));
+            let (client, server) = established(&mut lab);
+            let data = bytes(60_000);
+            let reader = finished.other();
+            // The reader has said all it had to say.
+            match reader {
+                Side::Client => lab.client.get(client).close(),
+                Side::Upstream => lab.server.get(server).close(),
+            }
+            let mut sent = 0;
+            lab.run(2_000, |lab| {
+                let (host, socket) = match finished {
+                    Side::Client => (&mut lab.client, client),
+                    Side::Upstream => (&mut lab.server, server),
+                };
+                if sent < data.len() {
+                    sent += host.get(socket).send_slice(&data[sent..]).unwrap_or(0);
+                } else {
+                    host.get(socket).close();
+                }
+                false
+            });
+            assert_eq!(sent, data.len(), "{finished:?}: it fits our buffers");
+            let mut got = Vec::new();
+            // Slower than either limit, yet never silent for so long.
+            assert!(
+                lab.run(60_000, |lab| {
+                    let (host, socket) = match reader {
+                        Side::Client => (&mut lab.client, client),
+                        Side::Upstream => (&mut lab.server, server),
+                    };
+                    if lab.now.0 % 1_000_000 == 0 {
+                        let socket = host.get(socket);
+                        let _ = socket.recv(|octets| {
+                            let some = octets.len().min(4_000);
+                            got.extend_from_slice(&octets[..some]);
+                            (some, ())
+                        });
+                    }
+                    lab.stack.sessions() == 0
+                }),
+                "{finished:?} {keepalive}"
+            );
+            // What has arrived and was not read yet.
+            match reader {
+                Side::Client => lab.client.read(client, &mut got),
+                Side::Upstream => lab.server.read(server, &mut got),
+            }
+            assert!(got == data, "{finished:?} {keepalive}: {} bytes", got.len());
+            assert_eq!(lab.ended(EndCause::Closed), 1, "{finished:?} {keepalive}");
+        }
+    }
+}

@@ -409,3 +409,38 @@ fn challenges_of_one_end_do_not_silence_the_other() {
     talk.accept(&all());
     assert!(talk.sent().iter().any(|s| !to_client(s)), "the upstream asks in vain");
 }
+
+/// More next hops than a session can name are refused by configuration; should it come to it, no other connection suffers.
+#[test]
+fn a_dial_that_a_session_cannot_name_gives_back_its_own_port_and_leaves_others_alone() {
+    let mut lab = Lab::with("mode = \"splice\"\npromise = { probe = \"0s\" }", &["10.0.0.5:80", "10.0.0.6:80"]);
+    (lab.client_answers, lab.server_answers) = (false, false);
+    // The same port towards either upstream.
+    lab.below.only_ports = Some(2_000..2_001);
+    let dials = |lab: &mut Lab, client: &str| {
+        lab.stack.begin_turn(lab.now, Duration::from_micros(lab.now.0));
+        lab.receive(&tcp(client, SERVICE).flags(Flags::SYN).seq(7).options([Opt::Mss(1_460)]).build());
+        let ack = read(&lab.below.sent.pop_back().unwrap().1).0.seq.0.wrapping_add(1);
+        lab.receive(&tcp(client, SERVICE).flags(Flags::ACK).seq(8).ack(ack).build());
+        let sent = lab.below.sent.drain(..).filter(|(way, _)| matches!(way, Way::Neighbor { .. }));
+        sent.map(|(_, packet)| read(&packet).0).collect::<Vec<_>>()
+    };
+    let syn = dials(&mut lab, HAND)[0];
+    lab.below.hop = 1 << 16;
+    assert_eq!(dials(&mut lab, "203.0.113.98:5000"), [], "nothing is said to anybody's upstream");
+    assert_eq!((lab.ended(EndCause::Internal), lab.stack.sessions()), (1, 1));
+    assert_eq!(lab.stack.source_ports.ports().in_use(), 1);
+    // The other's upstream accepts.
+    let accepted = tcp(&*syn.key.local().to_string(), &*syn.key.remote().to_string())
+        .flags(Flags::SYN | Flags::ACK)
+        .seq(99)
+        .ack(syn.seq.0.wrapping_add(1))
+        .options([Opt::Mss(1_460)]);
+    lab.receive(&accepted.build());
+    assert_eq!(lab.drops, []);
+    assert_eq!(lab.counters.services[0].ended.iter().map(|count| count.get()).sum::<u64>(), 1);
+    // And what was leased in vain can be had again.
+    lab.below.hop = 0;
+    lab.below.sent.clear();
+    assert_eq!(dials(&mut lab, "203.0.113.97:5000").len(), 1);
+}

@@ -146,7 +146,7 @@ addresses = ["10.0.0.2/8"]
 name = "s"
 listen = ["198.51.100.10:443"]
 mode = "splice"
-limits = {{ connections = {connections} }}
+limits = {{ connections = {connections}, share = 100 }}
 promise = {{ probe = "0s", mss = 1460, window_scale = {scale}, sack = true, timestamps = true }}
 {upstreams}"#
     );

@@ -56,7 +56,7 @@ impl Addr {
     #[must_use]
     pub const fn prefix(self, v4: u8, v6: u8) -> Addr {
         // An IPv4 address stands behind 96 bits.
-        let kept = if self.is_v4() { 96 + v4 as u32 } else { v6 as u32 };
+        let kept = if self.is_v4() { (v4 as u32).saturating_add(96) } else { v6 as u32 };
         let bits = (self.hi as u128) << 64 | self.lo as u128;
         let kept = if kept >= 128 { bits } else { bits & !(u128::MAX >> kept) };
         Addr { hi: (kept >> 64) as u64, lo: kept as u64 }

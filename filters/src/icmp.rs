@@ -3,16 +3,6 @@
 //! A router that cannot forward a segment sends its beginning back. [`IcmpError::read`] says which segment that was and what was wrong
 //! with it; whether we ever sent it is for the owner of its flow to judge (RFC 5927). Errors that no connection reacts to are
 //! not read.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::addr::{Addr, FlowKey};
 use crate::checksum::{self, ICMP6, TCP};

@@ -7,7 +7,16 @@
 //! [`memory`], of fixed size.
 
 #![forbid(unsafe_code)]
-
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects
+    )
+)]
 pub mod addr;
 pub mod checksum;
 pub mod counter;
@@ -24,6 +33,13 @@ pub mod rules;
 pub mod services;
 pub mod sets;
 #[doc(hidden)]
+#[allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "for tests: it makes frames, and reads none that anybody sent"
+)]
 pub mod testkit;
 pub mod units;
 

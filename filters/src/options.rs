@@ -2,16 +2,6 @@
 //!
 //! A tolerant reader: it stops at the first malformed option and keeps what it has; it never fails. A known option of the
 //! wrong size is skipped; the last of several equal options counts, as in Linux.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::units::Seq;
 

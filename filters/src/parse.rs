@@ -8,16 +8,6 @@
 //! (or the NIC vouched for them); its addresses are unicast and differ (ICMPv6: see [`Parsed::Icmp6`]); no IPv6 packet
 //! carries an IPv4-mapped address, so [`Addr`] is unambiguous. Whether the frame is for our MAC is the port's to ask: it may
 //! be promiscuous.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use crate::DropReason;
 use crate::addr::{Addr, FlowKey};

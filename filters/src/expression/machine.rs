@@ -4,16 +4,6 @@
 //! below 16 and the last instruction returns; a program therefore ends after at most its own length. A load outside the
 //! packet and a division by zero end it with "no match". Arithmetic wraps; a shift by 32 or more gives 0.
 //! McCanne and Jacobson, "The BSD Packet Filter", 1993; pcap-filter(7).
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 /// The longest program taken, in instructions.
 pub(super) const MAX_INSTRUCTIONS: usize = 4096;

@@ -7,16 +7,6 @@
 //! Invariants: an expression sees a frame without its 802.1Q tag and with its Ethernet padding; both ways give the same
 //! verdict on a frame that the parser accepted; a verdict takes at most one step for each of the program's instructions.
 //! pcap-filter(7).
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 // This and `text` run when a configuration is read, never on a packet.
 #[allow(clippy::indexing_slicing, clippy::arithmetic_side_effects)]

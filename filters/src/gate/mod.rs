@@ -11,16 +11,6 @@
 //!
 //! Immutable, and the same for all workers. The tables grow with the configuration only, and no look-up in them does: a hash's probe, or
 //! a binary search over the routes.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 mod marks;
 mod routes;

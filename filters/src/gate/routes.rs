@@ -5,16 +5,6 @@
 //! link-local destination belongs to no port in particular: the first one that speaks IPv6 gets it.
 //!
 //! The prefixes are cut into ranges that do not overlap, sorted: a look-up is one binary search, however they nest.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use std::net::{IpAddr, Ipv6Addr};
 

@@ -1,14 +1,4 @@
 //! One exact leaky bucket, for limits that are not per source: of a service, of everything, of sampling.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use super::meters::{Quota, ticks};
 use crate::units::Micros;

@@ -7,16 +7,6 @@
 //! (n / 4,096)^2 of all others: with 50, one in 6,700. A 10 GbE link carries SYNs enough for some 700 at the usual limit of 20,000 a
 //! second; then it is one in 34. More cells would be fairer, and would not stay in the second-level cache beside a flood's frames.
 //! No record is looked for, kept or given up, which is what sets it apart from [`super::Meters`].
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use super::hash::Secret;
 use super::meters::{Quota, ticks};

@@ -1,14 +1,4 @@
 //! Conditions on one header field each, as rows of bits.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use std::ops::RangeInclusive;
 

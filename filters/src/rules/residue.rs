@@ -1,14 +1,4 @@
 //! Conditions that no single header field decides.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use sluice_config::{PayloadMatch, Rule};
 

@@ -118,7 +118,8 @@ fn networks(geo: &Geo) -> Result<Vec<IpNet>, GeoProblem> {
 
     // A tree of n nodes ends in n + 1 places; the repeated IPv4 networks come on top, in a few places of their own. Empty
     // and repeated places are asked for so that they count: a damaged tree could lead through more than a lifetime of them.
-    let mut budget = (u64::from(metadata.node_count) + 1) * (ALIASES.len() as u64 + 2);
+    let places = u64::from(metadata.node_count).saturating_add(1);
+    let mut budget = places.saturating_mul((ALIASES.len() as u64).saturating_add(2));
     let options = WithinOptions::default().include_aliased_networks().include_networks_without_data();
     let mut wanted = Wanted::new(geo);
     let mut nets = Vec::new();

@@ -66,7 +66,7 @@ pub struct Lines {
 impl Lines {
     /// Notes a line, from 1: what stands there and what is wrong with it, and what would be right.
     pub fn note(&mut self, line: usize, found: impl FnOnce() -> String, remedy: impl FnOnce() -> String) {
-        self.total += 1;
+        self.total = self.total.saturating_add(1);
         if self.first.len() < SHOWN {
             self.first.push(BrokenLine { line, found: found(), remedy: remedy() });
         }
@@ -193,8 +193,9 @@ impl Parser {
             }
             let consumed = buffer.len();
             let mut rest = buffer;
-            while let Some(end) = rest.iter().position(|&octet| octet == b'\n') {
-                let (line, after) = (&rest[..end], &rest[end + 1..]);
+            while let Some(end) = rest.iter().position(|&octet| octet == b'\n')
+                && let Some((line, [_, after @ ..])) = rest.split_at_checked(end)
+            {
                 if partial.is_empty() {
                     self.line(line)?;
                 } else {
@@ -215,10 +216,10 @@ impl Parser {
 
     /// One line without its end, or its first `MAX_ENTRY + 1` octets from the first that is not blank.
     fn line(&mut self, line: &[u8]) -> Result<(), ListProblem> {
-        self.line += 1;
+        self.line = self.line.saturating_add(1);
         let line = if self.line == 1 { line.strip_prefix(BYTE_ORDER_MARK).unwrap_or(line) } else { line };
         let comment = line.iter().position(|&octet| octet == b'#' || octet == b';');
-        let line = line[..comment.unwrap_or(line.len())].trim_ascii_start();
+        let line = comment.and_then(|comment| line.get(..comment)).unwrap_or(line).trim_ascii_start();
         let entry = line.trim_ascii_end();
         if entry.is_empty() {
             return Ok(());
@@ -300,8 +301,9 @@ impl Parser {
 fn append(partial: &mut Vec<u8>, line: &[u8]) {
     // Blanks before an entry could fill the room.
     let line = if partial.is_empty() { line.trim_ascii_start() } else { line };
-    let room = (MAX_ENTRY + BYTE_ORDER_MARK.len() + 1).saturating_sub(partial.len());
-    partial.extend_from_slice(&line[..line.len().min(room)]);
+    const ROOM: usize = MAX_ENTRY + BYTE_ORDER_MARK.len() + 1;
+    let room = ROOM.saturating_sub(partial.len());
+    partial.extend_from_slice(line.get(..room).unwrap_or(line));
 }
 
 /// An IPv4 address or prefix in its usual form, which most lines of most lists are; `None` for anything else.
@@ -328,7 +330,7 @@ fn dotted_quad(entry: &[u8]) -> Option<Ipv4Net> {
 /// A number up to `max` of at most three digits without leading zeros, and what follows it.
 #[inline]
 fn decimal(octets: &[u8], max: u32) -> Option<(u32, &[u8])> {
-    let digit = |octet: u8| octet.is_ascii_digit().then(|| u32::from(octet - b'0'));
+    let digit = |octet: u8| octet.is_ascii_digit().then(|| u32::from(octet.wrapping_sub(b'0')));
     let (&first, mut rest) = octets.split_first()?;
     let mut number = digit(first)?;
     while let Some((&octet, after)) = rest.split_first() {
@@ -336,7 +338,7 @@ fn decimal(octets: &[u8], max: u32) -> Option<(u32, &[u8])> {
         if number == 0 || number > 99 {
             return None;
         }
-        number = number * 10 + next;
+        number = number.wrapping_mul(10).wrapping_add(next);
         rest = after;
     }
     (number <= max).then_some((number, rest))

@@ -4,16 +4,6 @@
 //! of 32, a leaf being one cache line of keys and the line after it of classes, which are read side by side: the class is
 //! the XOR of the differences up to the key, so no load waits for the comparison's outcome. A line of pivots finds the leaf
 //! among up to 31; a /16 of more segments than those hold is split by the next 8 bits, and a /24 of many by the last 8.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use std::mem::size_of_val;
 

@@ -1,14 +1,4 @@
 //! All sets in one lookup: an address has a class, and a class is the combination of sets that hold it.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use std::collections::HashMap;
 use std::mem::size_of_val;

@@ -150,7 +150,8 @@ prefix_v4 = 8
 prefix_v6 = 48
 "#
     );
-    let limits = "[filters.per_address]\nsyns = \"50/s burst 100\"\nflowless_acks = \"50/s\"\nconnections = \"50/s\"\n\
+    // A quarter of the flood's sources: short, and meant.
+    let limits = "shortest_prefix_v4 = 3\n[filters.per_address]\nsyns = \"50/s burst 100\"\nflowless_acks = \"50/s\"\nconnections = \"50/s\"\n\
                   packets = \"1000000/s\"\nbytes = \"10GiB/s\"\n[filters.per_site]\nsyns = \"100/s burst 200\"";
     let setup = Setup::of([Service::new("raw", 7001), Service::new("friends", 7002)]).mode(mode);
     let sluice = Sluice::start(&lab, &setup.filters(limits).tables(&rules));
@@ -461,7 +462,8 @@ window = 64240
 payload_length = 0
 "#
     );
-    let limits = "[filters.per_address]\nconnections = \"1/h burst 2\"\nflowless_acks = \"1/h burst 40\"\n";
+    // A quarter of the flood's sources: short, and meant.
+    let limits = "shortest_prefix_v4 = 3\n[filters.per_address]\nconnections = \"1/h burst 2\"\nflowless_acks = \"1/h burst 40\"\n";
     let setup = Setup::of([Service::new("raw", 7001)]).workers(2);
     let sluice = Sluice::start(&lab, &setup.filters(limits).tables(&rules));
     let route = Route::v4(&lab, 7001);

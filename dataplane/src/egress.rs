@@ -200,16 +200,16 @@ impl Egress {
             return self.count_drop(DropReason::NoRoute);
         };
         let (l3_len, len) = (forward.ip.size(), usize::from(forward.ip.len));
-        if l3_len + len > mtu {
+        let packet_len = l3_len.saturating_add(len);
+        if packet_len > mtu {
             return self.count_drop(DropReason::TooBig);
         }
-        let headers = l2_len + l3_len;
-        let moved = if forward.l4 >= headers {
-            frame.adj(forward.l4 - headers)
-        } else {
-            frame.prepend(headers - forward.l4).is_some()
+        let headers = l2_len.saturating_add(l3_len);
+        let moved = match forward.l4.checked_sub(headers) {
+            Some(shorter) => frame.adj(shorter),
+            None => frame.prepend(headers.saturating_sub(forward.l4)).is_some(),
         };
-        if !moved || !frame.set_len(headers + len) {
+        if !moved || !frame.set_len(l2_len.saturating_add(packet_len)) {
             return self.count_drop(DropReason::Truncated);
         }
         if let Some(packet) = frame.data_mut().get_mut(l2_len..) {
@@ -382,7 +382,7 @@ impl Lower for Egress {
     fn send<R>(&mut self, way: Way, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
         let (port, hop, mac) = self.address(way);
         let l2_len = self.ports.get(usize::from(port.0)).map_or(14, |out| out.l2_len);
-        let Some(mut frame) = of_length(self.pool.alloc(), l2_len + len) else {
+        let Some(mut frame) = of_length(self.pool.alloc(), l2_len.saturating_add(len)) else {
             self.counters.pool_empty.bump();
             self.count_drop(DropReason::PoolEmpty);
             return fill(self.scratch.get_mut(..len).unwrap_or_default());
@@ -399,7 +399,7 @@ impl Lower for Egress {
         let same = |hop: &Hop| hop.port == route.port && hop.next_hop == route.next_hop;
         let hop = self.hops.iter().position(same).unwrap_or_else(|| {
             self.hops.push(Hop { port: route.port, next_hop: route.next_hop, id: None });
-            self.hops.len() - 1
+            self.hops.len().saturating_sub(1)
         });
         Some(Route { way: Way::Neighbor { port: route.port, id: hop as u32 }, source: route.source, mtu: route.mtu })
     }

@@ -42,14 +42,14 @@ impl Steer {
     #[inline]
     #[must_use]
     pub fn client(&self, hash: u64, here: WorkerId) -> WorkerId {
-        if self.in_software { WorkerId(((hash >> 32) % u64::from(self.workers)) as u8) } else { here }
+        if self.in_software { WorkerId((hash >> 32).checked_rem(self.workers.into()).unwrap_or(0) as u8) } else { here }
     }
 
     /// The owner of an upstream's flow towards our port `dst_port`, which arrived at `here`.
     #[inline]
     #[must_use]
     pub fn upstream(&self, dst_port: u16, here: WorkerId) -> WorkerId {
-        if self.in_software { WorkerId((dst_port % u16::from(self.workers)) as u8) } else { here }
+        if self.in_software { WorkerId(dst_port.checked_rem(self.workers.into()).unwrap_or(0) as u8) } else { here }
     }
 
     /// The owner of a flow whose segments have `key` (as received on `port`) and this keyed hash, whoever received what is about it.
@@ -72,6 +72,7 @@ impl Steer {
 
     /// The owner of an upstream's flow towards our port `dst_port`, where all are `here` that nothing divides.
     #[must_use]
+    #[allow(clippy::indexing_slicing, reason = "an octet's place in a table of 256")]
     pub fn port_owner(&self, division: &Division, dst_port: u16, here: WorkerId) -> WorkerId {
         if self.in_software {
             return self.upstream(dst_port, here);
@@ -102,6 +103,7 @@ struct Spread {
 }
 
 impl Spread {
+    #[allow(clippy::indexing_slicing, reason = "an octet's place in a table of 256")]
     fn new(rss: RssInfo) -> Spread {
         let hashes = |addr: Addr| {
             let none = FlowKey { src: addr, dst: addr, src_port: 0, dst_port: 0 };
@@ -128,6 +130,11 @@ impl Spread {
 
 /// The hash that network adapters compute over addresses and ports (Microsoft's RSS specification, "RSS hashing functions").
 #[must_use]
+#[allow(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    reason = "places known here in an array of known length"
+)]
 fn toeplitz(secret: &[u8], key: &FlowKey) -> u32 {
     let mut input = [0; 36];
     let addresses = if key.src.is_v4() && key.dst.is_v4() {

@@ -143,11 +143,11 @@ impl Turn for Worker {
 
         let mut work = 0;
         for port in 0..self.rx.len() {
-            work += self.receive(PortId(port as u8), now);
+            work = self.receive(PortId(port as u8), now).saturating_add(work);
         }
         self.pass_on_answered();
-        work += self.read_letters(now);
-        work += self.follow_orders();
+        work = self.read_letters(now).saturating_add(work);
+        work = self.follow_orders().saturating_add(work);
         self.stack.probe(now, &mut self.egress);
         self.stack.run_timers(now, TIMER_BUDGET, &mut self.egress);
         // A flood's answers leave first, so that they do not stand in the payload's way.
@@ -234,16 +234,16 @@ impl Worker {
     fn look(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
         let mut octets = 0;
         if self.stack.filters.looks_far() {
-            octets += self.look_ahead(port, received, now);
+            octets = self.look_ahead(port, received, now);
         } else {
             for index in 0..received.min(PREFETCH) {
                 self.burst.prefetch(index);
             }
         }
         for index in 0..received {
-            self.burst.prefetch(index + PREFETCH);
+            self.burst.prefetch(index.wrapping_add(PREFETCH));
             let Some(frame) = self.burst.take(index) else { continue };
-            octets += frame.len() as u64;
+            octets = octets.wrapping_add(frame.len() as u64);
             if !frame.is_whole() {
                 let reason = if frame.is_single_segment() { DropReason::Truncated } else { DropReason::MultiSegment };
                 self.discard(port, frame, reason);
@@ -318,7 +318,7 @@ impl Worker {
 
     /// Drops what its source alone condemns, and calls near what the verdicts on the rest will look at; returns the octets dropped.
     fn look_ahead(&mut self, port: PortId, received: usize, now: Micros) -> u64 {
-        let mut octets = 0;
+        let mut octets = 0_u64;
         for index in 0..received {
             self.burst.prefetch(index);
         }
@@ -330,7 +330,7 @@ impl Worker {
                 && self.gate.source(glimpse.src, Some(port)).is_ok()
                 && let Some(frame) = self.burst.take(index)
             {
-                octets += frame.len() as u64;
+                octets = octets.wrapping_add(frame.len() as u64);
                 let reason = self.stack.filters.forego(foregone, glimpse.ip_length);
                 self.discard(port, frame, reason);
             }
@@ -565,7 +565,7 @@ impl Worker {
         let mut read = 0;
         while read < MAILBOX_BUDGET {
             let Some(letter) = self.mailboxes.next(self.id) else { break };
-            read += 1;
+            read = read.wrapping_add(1);
             match letter {
                 Letter::Received { frame, port, exempt, by } => {
                     let mut frame = Frame::from(frame);
@@ -627,7 +627,7 @@ impl Worker {
         while followed < ORDER_BUDGET
             && let Some(order) = self.orders.next(self.id)
         {
-            followed += 1;
+            followed = followed.wrapping_add(1);
             match order {
                 // One there is no room for is counted.
                 Order::Ban { prefix, until, reason } => _ = self.stack.filters.ban(prefix, until, reason),
@@ -692,7 +692,7 @@ impl Worker {
         }
         let elapsed = now.0.saturating_sub(self.published.0);
         if elapsed >= PUBLISH_EVERY {
-            counters.busy_ppm.set(self.busy.saturating_mul(1_000_000) / elapsed);
+            counters.busy_ppm.set(self.busy.saturating_mul(1_000_000).checked_div(elapsed).unwrap_or(0));
             counters.mailbox_occupancy.set(self.mailboxes.waiting(self.id) as u64);
             self.busy = 0;
             self.published = now;

@@ -10,17 +10,6 @@
 //! side only: it may take a stranger for known, who is then not reset. One that is more than half full says of nobody
 //! that it is a stranger.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use std::time::Duration;
 
 use sluice_filters::units::Micros;

@@ -50,11 +50,11 @@ impl Bounds {
         // Each connection takes a port.
         let ports = u32::try_from(service.source_pairs()).unwrap_or(u32::MAX).saturating_mul(ports::COUNT);
         let capacity = limits.connections.min(ports);
-        let share = (u64::from(capacity) * u64::from(limits.share) / 100).max(1) as u32;
+        let share = (u64::from(capacity).saturating_mul(u64::from(limits.share)) / 100).max(1) as u32;
         Bounds {
             connections: limits.connections,
             per_source: limits.connections_per_source,
-            scarce: if limits.share >= 100 { u32::MAX } else { capacity - capacity / 4 },
+            scarce: if limits.share >= 100 { u32::MAX } else { capacity.saturating_sub(capacity / 4) },
             share,
         }
     }
@@ -154,7 +154,8 @@ impl SharedLimits {
             return Err(Refusal::Share);
         }
         for key in keys {
-            *shard.entry(key).or_insert(0) += 1;
+            let count = shard.entry(key).or_insert(0);
+            *count = count.saturating_add(1);
         }
         Ok(())
     }
@@ -187,9 +188,10 @@ impl SharedLimits {
     }
 
     /// Where both counts are.
+    #[allow(clippy::indexing_slicing, reason = "there is a power of two of them, and less than that is asked for")]
     fn shard(&self, [_, of_prefix]: &[(ServiceId, Addr, Whole); 2]) -> MutexGuard<'_, Counts> {
         let hash = self.keyed.hash_one(of_prefix);
-        let shard = &self.shards[hash as usize & (self.shards.len() - 1)];
+        let shard = &self.shards[hash as usize & self.shards.len().wrapping_sub(1)];
         shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -3,17 +3,6 @@
 //! One layout, Linux's: MSS, then SACK-permitted in the timestamps' padding, then window scale. Every option starts on a word,
 //! so the list is built, summed and written word by word. Reading is [`sluice_filters::TcpOptions`]'s job.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 /// Most words a list takes.
 pub(crate) const MAX_WORDS: usize = 5;
 

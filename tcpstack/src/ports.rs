@@ -16,17 +16,6 @@
 //!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call, of
 //!   its space and of all: one that has rested enough is never missed. Nothing ever moves in memory in a piece.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use std::time::Duration;
 
 use siphasher::sip::SipHasher13;

@@ -4,17 +4,6 @@
 //! (RFC 6864 section 4.1), or IPv6 without extension headers; no DSCP, no ECN. What to answer a stray segment with follows
 //! RFC 9293 section 3.10.7.1; challenge ACKs are RFC 5961's.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::checksum::{self, Sum, TCP};
 use sluice_filters::units::Seq;

@@ -18,7 +18,7 @@ impl<T> Slab<T> {
         self.free.pop().unwrap_or_else(|| {
             self.entries.push(None);
             // Indices come from flow table values, which have 30 bits.
-            (self.entries.len() - 1) as u32
+            self.entries.len().saturating_sub(1) as u32
         })
     }
 
@@ -51,7 +51,7 @@ impl<T> Slab<T> {
 
     /// Reserved indices, values taken out included.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len().saturating_sub(self.free.len())
     }
 
     /// Indices from `start` on that hold a value now.

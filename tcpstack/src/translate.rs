@@ -11,17 +11,6 @@
 //!   alone for whoever computes it anew.
 //! - Options are those [`TcpOptions`] sees: of several equal ones the last, nothing after a malformed one.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use sluice_filters::checksum::Sum;
 use sluice_filters::{Flags, TcpOptions};
 

@@ -18,17 +18,6 @@
 //! - The memory is allocated once. A record admits nobody: the cookie does.
 //! - One record for a 4-tuple: a new SYN replaces it.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use std::cmp::Reverse;
 use std::ops::{Deref, DerefMut};
 

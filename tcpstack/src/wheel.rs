@@ -10,17 +10,6 @@
 //!   deadline, as far as budgets allow.
 //! - Work per call is bounded by its budget, also when a slot with a million timers is sorted into the level below.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use sluice_filters::units::Micros;
 
 const LEVELS: usize = 6;

@@ -2,16 +2,6 @@
 //!
 //! Invariants: only a request for an address of ours creates a neighbour; a reply counts as an answer only while we ask;
 //! everything else may at most change a neighbour we have, which is then asked itself before it is trusted for long.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, PortId};

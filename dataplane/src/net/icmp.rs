@@ -2,16 +2,6 @@
 //!
 //! Invariants: one reply per request, no longer than it, to its sender by the way it came; none to or from a group or
 //! broadcast address; together at most `filters.icmp_rate` a second and worker.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use sluice_filters::addr::Addr;
 use sluice_filters::units::{Micros, PortId};

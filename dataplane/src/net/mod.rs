@@ -10,16 +10,6 @@
 //! and 3.2.2, RFC 4861 and RFC 4862 as far as they concern a node with static addresses that is no router, RFC 4443
 //! echo, RFC 3810 reports. Addresses are used from the start, as RFC 4429 does, with the probes of RFC 5227 and RFC 4862
 //! sent along: an appliance that takes over from another must not wait for seconds, and a clash is reported.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 mod announce;
 mod arp;

@@ -4,16 +4,6 @@
 //! Invariants: at most `limit` entries, and at most a quarter of them created by others' requests; an entry used within
 //! the last minute is never evicted unless it failed; each entry has at most one timer; a [`NeighborId`] of an entry that is gone is
 //! recognised as such. An entry that keeps failing is solicited at most once a second.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;

@@ -2,16 +2,6 @@
 //! (RFC 4291 section 2.7.1, RFC 2464 section 7).
 //!
 //! Nothing here can panic, whatever the octets are.
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
 
 use sluice_filters::addr::Addr;
 

@@ -97,25 +97,27 @@ impl Splice {
     /// How long the end of `side` was not heard.
     fn silent(&self, side: Side, now: Micros) -> Duration {
         let (me, _) = self.ends_of(side);
-        COARSE * coarse(now).wrapping_sub(me.heard)
+        COARSE.saturating_mul(coarse(now).wrapping_sub(me.heard))
     }
 
     /// Whether the end of `side` is asked whether it is there, when the session looks after itself: a RST went by that may have been its
     /// own, it owes an answer that may have been lost, or it is time for a keep-alive.
     fn is_to_be_asked(&self, side: Side, settings: &Service, now: Micros) -> bool {
         let (me, _) = self.ends_of(side);
-        let since = |moment: u32| COARSE * coarse(now).wrapping_sub(moment);
-        let look = settings.timeouts.unacknowledged / LOOKS;
-        let doubtful = me.reset_seen() && since(me.heard) + COARSE >= DOUBT_PAUSE;
-        let owes = self.state.has(State::waits(side.other())) && since(self.waiting) + COARSE * 2 >= look;
+        let since = |moment: u32| COARSE.saturating_mul(coarse(now).wrapping_sub(moment));
+        let look = settings.timeouts.unacknowledged.checked_div(LOOKS).unwrap_or_default();
+        let doubtful = me.reset_seen() && since(me.heard).saturating_add(COARSE) >= DOUBT_PAUSE;
+        let owes = self.state.has(State::waits(side.other()))
+            && since(self.waiting).saturating_add(COARSE.saturating_mul(2)) >= look;
         let [(_, client), (_, upstream)] = sides(&settings.keepalive);
         let keepalive = if side == Side::Client { client } else { upstream };
         let quiet = keepalive.is_some_and(|keepalive| {
-            let silent = (since(me.heard) + COARSE).as_micros();
+            let silent = since(me.heard).saturating_add(COARSE).as_micros();
             let interval = keepalive.interval.as_micros().max(1);
             // Once in an interval, though the session looks after itself more often.
-            let just_now = silent % interval < interval.min(look.as_micros()) / 2;
-            (1..=u128::from(keepalive.count)).contains(&(silent / interval)) && just_now
+            let just_now = silent.checked_rem(interval) < Some(interval.min(look.as_micros()) / 2);
+            let times = silent.checked_div(interval).unwrap_or(0);
+            (1..=u128::from(keepalive.count)).contains(&times) && just_now
         });
         doubtful || owes || quiet
     }
@@ -158,11 +160,13 @@ impl Stack {
         self.splices.get(index).map(|splice| {
             let mut at = splice.deadline(settings, now).map_or(Micros(u64::MAX), |(at, _)| at);
             if splice.is_connected() {
-                at = at.min(now.after(settings.timeouts.unacknowledged / LOOKS));
+                let look = settings.timeouts.unacknowledged.checked_div(LOOKS).unwrap_or_default();
+                at = at.min(now.after(look));
                 for (side, keepalive) in sides(&settings.keepalive) {
                     if let Some(keepalive) = keepalive {
-                        let silent = splice.silent(side, now);
-                        let rest = keepalive.interval.as_micros() - silent.as_micros() % keepalive.interval.as_micros();
+                        let interval = keepalive.interval.as_micros();
+                        let since = splice.silent(side, now).as_micros().checked_rem(interval).unwrap_or(0);
+                        let rest = interval.saturating_sub(since);
                         at = at.min(now.after(Duration::from_micros(u64::try_from(rest).unwrap_or(u64::MAX))));
                     }
                 }

@@ -1,16 +1,5 @@
 //! A segment's way through a connected session: judged, noted, rewritten in place.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use sluice_filters::addr::{Addr, FlowKey};
 use sluice_filters::checksum::{self, Sum};
 use sluice_filters::units::{Micros, PortId, Seq};

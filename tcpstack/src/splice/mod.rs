@@ -312,7 +312,7 @@ impl Splices {
 
     /// Live sessions.
     pub(crate) fn len(&self) -> usize {
-        self.entries.len() - self.free.len()
+        self.entries.len().saturating_sub(self.free.len())
     }
 
     /// The indices of live sessions from `start` on.

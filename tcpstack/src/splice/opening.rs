@@ -78,11 +78,11 @@ impl HeldOctets {
     fn take(&mut self, service: ServiceId, octets: usize) -> bool {
         let Some(own) = self.by_service.get_mut(usize::from(service.0)) else { return false };
         let scarce = self.all > HELD_OCTETS_MAX / 4 * 3;
-        if self.all + octets > HELD_OCTETS_MAX || (scarce && *own + octets > HELD_SHARE) {
+        if self.all.saturating_add(octets) > HELD_OCTETS_MAX || (scarce && own.saturating_add(octets) > HELD_SHARE) {
             return false;
         }
-        *own += octets;
-        self.all += octets;
+        *own = own.saturating_add(octets);
+        self.all = self.all.saturating_add(octets);
         true
     }
 
@@ -472,7 +472,7 @@ impl Stack {
         };
         let Stage::Dialing { until, .. } = opening.stage else { return };
         opening.resend_at = now.after(opening.pause);
-        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        opening.pause = opening.pause.saturating_mul(2).min(RESEND_MAX);
         let look = opening.resend_at.min(until).min(now.after(DIAL_LOOK));
         self.splice_wheel.arm(index, look);
     }
@@ -535,7 +535,7 @@ impl Stack {
         if flags.ack() && !acknowledges_syn {
             // What is left of an older connection (RFC 9293 section 3.10.7.3): a RST ends it, and then our SYN is new.
             if opening.quick < QUICK_RESENDS {
-                opening.quick += 1;
+                opening.quick = opening.quick.saturating_add(1);
                 opening.resend_at = now.after(RESEND_AFTER_RESET);
                 let at = opening.resend_at;
                 self.splice_wheel.arm_sooner(index, at);
@@ -668,10 +668,10 @@ impl Stack {
         ack.seq = opening.dial_isn(isn).plus(1);
         ack.flags = Flags::ACK | Flags::PSH;
         let header = opening.header.as_ref().map_or(&[][..], Header::as_slice);
-        net.send(way, ack.len() + header.len(), |out| ack.write_with(header, out));
+        net.send(way, ack.len().saturating_add(header.len()), |out| ack.write_with(header, out));
         opening.duplicates = 0;
         opening.resend_at = now.after(opening.pause);
-        opening.pause = (opening.pause * 2).min(RESEND_MAX);
+        opening.pause = opening.pause.saturating_mul(2).min(RESEND_MAX);
         self.splice_wheel.arm(index, opening.resend_at);
     }
 

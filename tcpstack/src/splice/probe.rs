@@ -110,7 +110,7 @@ impl Probes {
     /// That of an upstream.
     fn index(&self, service: ServiceId, upstream: u16) -> Option<usize> {
         let first = (*self.first.get(usize::from(service.0))?)? as usize;
-        Some(first + usize::from(upstream)).filter(|index| *index < self.all.len())
+        Some(first.saturating_add(usize::from(upstream))).filter(|index| *index < self.all.len())
     }
 
     /// The probe has something to do at `at`.

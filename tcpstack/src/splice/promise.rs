@@ -146,7 +146,7 @@ struct Note(u64);
 
 /// A two-bit answer: 0 unknown, 1 no, 2 yes.
 fn answer(known: Option<bool>) -> u64 {
-    known.map_or(0, |yes| 1 + u64::from(yes))
+    known.map_or(0, |yes| u64::from(yes).wrapping_add(1))
 }
 
 impl Note {
@@ -184,10 +184,11 @@ struct Fixed(u64);
 
 const SCALE_NONE: u8 = 15;
 const EPOCH_SHIFT: u32 = 38;
+const EPOCH_SHIFT_ABOVE: u32 = EPOCH_SHIFT + 1;
 
 impl Fixed {
     fn tag(epoch: u64) -> u64 {
-        1 << 63 | (epoch / KEPT as u64) << (EPOCH_SHIFT + 1) >> 1
+        1 << 63 | epoch.checked_div(KEPT as u64).unwrap_or(0) << EPOCH_SHIFT_ABOVE >> 1
     }
 
     fn of(epoch: u64, offers: &SynOffers) -> Fixed {
@@ -265,7 +266,7 @@ impl Board {
     }
 
     fn slot(&self, service: ServiceId, epoch: u64) -> Option<&AtomicU64> {
-        self.services.get(usize::from(service.0))?.fixed.get((epoch % KEPT as u64) as usize)
+        self.services.get(usize::from(service.0))?.fixed.get(epoch.checked_rem(KEPT as u64)? as usize)
     }
 
     /// What SYN-ACKs of an epoch promise, if anybody has needed it yet.
@@ -488,8 +489,8 @@ impl Stack {
         }
         for _ in 0..self.shown.left.min(SHOWN) {
             self.show_offer(ServiceId(self.shown.next as u16));
-            self.shown.next = (self.shown.next + 1) % services;
-            self.shown.left -= 1;
+            self.shown.next = self.shown.next.wrapping_add(1).checked_rem(services).unwrap_or(0);
+            self.shown.left = self.shown.left.saturating_sub(1);
         }
     }
 

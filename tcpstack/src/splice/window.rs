@@ -25,17 +25,6 @@
 //!
 //! A tracker can start from any one segment ([`Half::resume`]): what it did not see may have been sent.
 
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::unwrap_used,
-        clippy::expect_used,
-        clippy::panic,
-        clippy::indexing_slicing,
-        clippy::arithmetic_side_effects
-    )
-)]
-
 use sluice_filters::units::{PortId, Seq};
 use sluice_filters::{DropReason, Flags};
 

@@ -49,21 +49,21 @@ impl Balancer {
         let open = |index: usize| index < 64 && tried >> index & 1 == 0;
         let healthy = |candidate: &Candidate| candidate.shunned_until <= now;
         let any_healthy = self.upstreams.iter().enumerate().any(|(index, c)| open(index) && healthy(c));
-        let mut total = 0;
+        let mut total = 0_i64;
         let mut best: Option<(usize, i64)> = None;
         for (index, candidate) in self.upstreams.iter_mut().enumerate() {
             if !open(index) || (any_healthy && !healthy(candidate)) {
                 continue;
             }
-            total += candidate.weight;
-            candidate.credit += candidate.weight;
+            total = total.saturating_add(candidate.weight);
+            candidate.credit = candidate.credit.saturating_add(candidate.weight);
             if best.is_none_or(|(_, credit)| candidate.credit > credit) {
                 best = Some((index, candidate.credit));
             }
         }
         let (index, _) = best?;
-        let chosen = &mut self.upstreams[index];
-        chosen.credit -= total;
+        let chosen = self.upstreams.get_mut(index)?;
+        chosen.credit = chosen.credit.saturating_sub(total);
         Some((index as u16, chosen.address))
     }
 
@@ -141,9 +141,10 @@ impl SourcePorts {
             }
             let at = listened.iter().position(|(known, _)| *known == addr).unwrap_or_else(|| {
                 listened.push((addr, Box::new([0; 1024])));
-                listened.len() - 1
+                listened.len().saturating_sub(1)
             });
-            listened[at].1[usize::from(listen.port() >> 6)] |= 1 << (listen.port() & 63);
+            let bits = listened.get_mut(at).and_then(|(_, bits)| bits.get_mut(usize::from(listen.port() >> 6)));
+            *bits.unwrap_or(&mut 0) |= 1_u64.wrapping_shl(u32::from(listen.port()));
         }
         // All there can be, so that nothing grows in a turn; upstreams that services share are counted too often.
         let pairs = config.services.iter().map(sluice_config::Service::source_pairs).sum();
@@ -181,7 +182,9 @@ impl SourcePorts {
         let us = self.us;
         let wanted = |port: u16| {
             net.owner(division, port) == us
-                && listened.is_none_or(|(_, bits)| bits[usize::from(port >> 6)] >> (port & 63) & 1 == 0)
+                && listened
+                    .and_then(|(_, bits)| bits.get(usize::from(port >> 6)))
+                    .is_none_or(|word| word.wrapping_shr(u32::from(port)) & 1 == 0)
         };
         let Allocated { port, remembered } = self.ports.allocate(space, now, wanted, fits)?;
         Some((Lease { space, port }, remembered))

@@ -112,7 +112,7 @@ impl Stack {
     pub(crate) fn feel_pressure(&mut self, now: Micros) {
         for _ in 0..self.pressures.len().min(FELT) {
             let index = self.next_pressure;
-            self.next_pressure = (index + 1) % self.pressures.len();
+            self.next_pressure = index.wrapping_add(1).checked_rem(self.pressures.len()).unwrap_or(0);
             let (Some(pressure), Some(counters)) = (self.pressures.get_mut(index), self.counters.services.get(index))
             else {
                 continue;
@@ -123,7 +123,7 @@ impl Stack {
             let (syns, clients) = (counters.syns.get(), counters.opened.get());
             let span = now.since(pressure.at).as_millis().max(1) as u64;
             let new = syns.wrapping_sub(pressure.syns);
-            let rate = new.saturating_mul(1_000) / span;
+            let rate = new.saturating_mul(1_000).checked_div(span).unwrap_or(0);
             let opened = clients.wrapping_sub(pressure.clients);
             let under_attack = rate >= ATTACK_SYNS && new >= opened.saturating_mul(ATTACK_RATIO);
             *pressure = Pressure { at: now, syns, clients, under_attack };

@@ -257,6 +257,11 @@ pub(crate) fn linger_timer(index: u32) -> u32 {
 impl Stack {
     /// A stack without connections.
     #[must_use]
+    #[allow(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        reason = "places known here in an array of known length"
+    )]
     pub fn new(setup: Setup) -> Stack {
         let Setup { config, worker, counters, shared, filters, jar, entropy, mtus, now } = setup;
         let word = |at: usize| {
@@ -289,11 +294,11 @@ impl Stack {
         let terminated: u64 = terminated.map(|service| u64::from(service.limits.connections)).sum();
         let fallbacks = config.services.iter().filter(|service| service.mode == Mode::Splice);
         let fallbacks: u64 = fallbacks.map(|service| u64::from(service.fallbacks_max())).sum();
-        let sessions = usize::try_from(terminated + fallbacks).unwrap_or(usize::MAX).min(FLOWS_MAX / 2);
+        let sessions = usize::try_from(terminated.saturating_add(fallbacks)).unwrap_or(usize::MAX).min(FLOWS_MAX / 2);
         let workers = config.runtime.cores.len().max(1) as u32;
         let fallen = config.services.iter().map(|service| (0, service.fallbacks_max().div_ceil(workers))).collect();
         let mut wheel = Wheel::new(now);
-        wheel.reserve(2 * sessions.max(linger::MAX));
+        wheel.reserve(sessions.max(linger::MAX).saturating_mul(2));
         let mut splice_wheel = Wheel::new(now);
         splice_wheel.reserve(spliced);
         let balancers = config.services.iter().map(Balancer::new).collect();
@@ -306,7 +311,7 @@ impl Stack {
             counters,
             shared,
             jar,
-            flows: FlowTable::new(flows + linger::MAX + probes.len(), half(0)),
+            flows: FlowTable::new(flows.saturating_add(linger::MAX).saturating_add(probes.len()), half(0)),
             sessions: Slab::new(sessions),
             fallen,
             splices: Splices::new(spliced),
@@ -496,7 +501,7 @@ impl Stack {
     /// Live sessions.
     #[must_use]
     pub fn sessions(&self) -> usize {
-        self.sessions.len() + self.splices.len()
+        self.sessions.len().saturating_add(self.splices.len())
     }
 
     /// Resets connections, 128 of them at most: the end of the drain. To be called until there are none.
@@ -525,13 +530,13 @@ impl Stack {
         self.refresh_offers();
         self.feel_pressure(now);
         self.feel_peace(now);
-        self.counters.timers.set((self.wheel.armed() + self.splice_wheel.armed()) as u64);
+        self.counters.timers.set(self.wheel.armed().saturating_add(self.splice_wheel.armed()) as u64);
         for (counter, learned) in self.counters.paths_narrowed.iter().zip(self.path_mtus.learned()) {
             counter.set(learned);
         }
         self.counters.held_bytes.set(self.held.all() as u64);
         let ports = self.source_ports.ports();
-        self.counters.source_ports.set((ports.in_use() + ports.resting()) as u64);
+        self.counters.source_ports.set(ports.in_use().saturating_add(ports.resting()) as u64);
         self.counters.ports_reused.set(ports.reused());
         self.counters.rests_cut_short.set(ports.rests_cut_short());
     }

@@ -137,7 +137,8 @@ impl Peace {
             burst: (rate.burst / ADDRESS_SHARE).max(1),
         });
         let epoch = config.cookies.epoch;
-        let an_epoch_s = peace.syns.amount.saturating_mul(epoch.as_secs()) / peace.syns.every.as_secs().max(1);
+        let all = peace.syns.amount.saturating_mul(epoch.as_secs());
+        let an_epoch_s = all.checked_div(peace.syns.every.as_secs().max(1)).unwrap_or(all);
         Peace {
             repeats: peace.repeats.is_some(),
             resets: peace.resets.is_some(),

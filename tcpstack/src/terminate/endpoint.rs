@@ -54,9 +54,13 @@ impl Interfaces {
         interface.set_any_ip(true);
         self.list.push((mtu, interface));
         self.scratch.resize(self.scratch.len().max(usize::from(mtu)), 0);
-        self.list.len() - 1
+        self.list.len().saturating_sub(1)
     }
 
+    #[allow(
+        clippy::indexing_slicing,
+        reason = "an index is given out when its interface is made, and none is ever removed"
+    )]
     fn get(&mut self, index: usize) -> (&mut Interface, Bench<'_>) {
         let (mtu, interface) = &mut self.list[index];
         (interface, Bench { mtu: usize::from(*mtu), scratch: &mut self.scratch })
@@ -113,7 +117,7 @@ impl Leg {
             && !emitted.flags.rst()
         {
             let payload = u32::try_from(tcp.len().saturating_sub(emitted.header_len)).unwrap_or(0);
-            self.note_size(emitted.seq, payload, header.len() + tcp.len());
+            self.note_size(emitted.seq, payload, header.len().saturating_add(tcp.len()));
             self.asks |= payload > 0 || emitted.flags.syn() || emitted.flags.fin();
             let ack = emitted.flags.ack().then_some(emitted.ack);
             let window = emitted.window << self.window_shift;
@@ -354,7 +358,7 @@ impl Endpoint {
             sockets,
             handle,
             interface: interfaces.index(making.mtu),
-            leased: receive + buffer,
+            leased: receive.saturating_add(buffer),
             live: Liveness::new(now),
             reset: false,
             unreachable: false,
@@ -597,7 +601,7 @@ impl Endpoint {
 
 /// Moves what fits from one socket's receive buffer into the other's send buffer; the number of octets moved.
 pub(crate) fn relay(from: &mut Endpoint, to: &mut Endpoint) -> u64 {
-    let mut moved = 0;
+    let mut moved = 0_u64;
     let target = to.socket_mut();
     let source = from.socket_mut();
     // Twice, since each ring buffer gives one contiguous piece at a time, or a little more often when both wrap.
@@ -611,7 +615,7 @@ pub(crate) fn relay(from: &mut Endpoint, to: &mut Endpoint) -> u64 {
         }) else {
             break;
         };
-        moved += sent as u64;
+        moved = moved.saturating_add(sent as u64);
     }
     moved
 }

@@ -178,9 +178,10 @@ fn without_old_payload(segment: &Segment, expected: Seq, frame: &mut [u8]) -> Op
     bare.seq = end;
     bare.payload_len = 0;
     let (l3, l4) = (bare.l3(), bare.l4());
-    frame.get_mut(l4 + 4..l4 + 8)?.copy_from_slice(&end.0.to_be_bytes());
+    *frame.get_mut(l4.checked_add(4)?..)?.first_chunk_mut()? = end.0.to_be_bytes();
     // IPv4's total length, IPv6's payload length.
-    let (at, len) = if bare.is_v4() { (l3 + 2, bare.end() - l3) } else { (l3 + 4, bare.end() - l4) };
-    frame.get_mut(at..at + 2)?.copy_from_slice(&u16::try_from(len).ok()?.to_be_bytes());
+    let (field, from) = if bare.is_v4() { (2, l3) } else { (4, l4) };
+    let len = u16::try_from(bare.end().checked_sub(from)?).ok()?;
+    *frame.get_mut(l3.checked_add(field)?..)?.first_chunk_mut()? = len.to_be_bytes();
     Some(bare)
 }

@@ -15,6 +15,10 @@ use sluice_filters::units::Micros;
 /// A peer is asked so often in the time after which it counts as gone, less one.
 const ASKS: u32 = 4;
 
+fn part(time: Duration) -> Duration {
+    time.checked_div(ASKS).unwrap_or_default()
+}
+
 /// What one peer's silence means, by configuration and by the session's other end.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Patience {
@@ -89,12 +93,12 @@ impl Liveness {
     /// When to ask it next.
     pub(crate) fn ask_at(&self, patience: &Patience) -> Option<Micros> {
         let last = self.asked.unwrap_or(self.heard);
-        let owed = self.owes.map(|since| since.max(last).after(patience.unacknowledged / ASKS));
+        let owed = self.owes.map(|since| since.max(last).after(part(patience.unacknowledged)));
         let silent = patience.keepalive.map(|keepalive| last.after(keepalive.interval));
         // The last word of a conversation is not one into its silence.
         let idle = patience
             .idle
-            .map(|idle| idle / ASKS)
+            .map(part)
             .filter(|pause| patience.other_spoke.is_some_and(|spoke| spoke >= self.heard.after(*pause)));
         let idle = idle.map(|pause| last.after(pause));
         [owed, silent, idle].into_iter().flatten().min()

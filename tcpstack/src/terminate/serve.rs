@@ -59,8 +59,8 @@ impl Stack {
             let before = (session.to_upstream, session.to_client);
             let relayed = session.relay(now);
             if let Some(counters) = self.counters.services.get(usize::from(session.service.0)) {
-                counters.bytes_to_upstream.add(session.to_upstream - before.0);
-                counters.bytes_to_client.add(session.to_client - before.1);
+                counters.bytes_to_upstream.add(session.to_upstream.saturating_sub(before.0));
+                counters.bytes_to_client.add(session.to_client.saturating_sub(before.1));
             }
             if let Relayed::Over(_) = relayed {
                 return relayed;

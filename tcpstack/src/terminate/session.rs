@@ -160,7 +160,8 @@ impl Session {
             Some(header) => {
                 let rest = header.as_slice().get(self.header_sent..).unwrap_or_default();
                 if !rest.is_empty() {
-                    self.header_sent += upstream.socket_mut().send_slice(rest).unwrap_or(0);
+                    let sent = upstream.socket_mut().send_slice(rest).unwrap_or(0);
+                    self.header_sent = self.header_sent.saturating_add(sent);
                 }
                 self.header_sent >= header.as_slice().len()
             }
@@ -168,7 +169,7 @@ impl Session {
         let speaks = matches!(self.greeting, Greeting::Over);
         if header_done && speaks && !upstream.reset {
             let moved = endpoint::relay(client, upstream);
-            self.to_upstream += moved;
+            self.to_upstream = self.to_upstream.saturating_add(moved);
             if moved > 0 {
                 self.moved = now;
             }
@@ -180,7 +181,7 @@ impl Session {
         }
         if !client.reset {
             let moved = endpoint::relay(upstream, client);
-            self.to_client += moved;
+            self.to_client = self.to_client.saturating_add(moved);
             if moved > 0 {
                 self.moved = now;
             }

@@ -6,14 +6,14 @@
 //! that an off-path attacker cannot tell which.
 //!
 //! Invariants:
-//! - A port is free, in use or resting. A free one is handed out; when there is none, one that rests in TIME-WAIT: of the [`FITS`] that have
+//! - A port is free, in use or resting. A free one is handed out; when there is none, one that rests in TIME-WAIT: of the `FITS` that have
 //!   rested longest one whose TIME-WAIT must accept the SYN, or else the oldest, whose TIME-WAIT then has to be ended. (Whoever uses up
 //!   all ports chooses what their TIME-WAITs remember, and can choose what an honest client's numbers do not fit.)
 //! - Most free ports may be nobody's who asks here: they are other workers'. Whether one is wanted is asked once in a space's life.
 //! - A space holds memory only for the pages of 512 ports in which any was ever asked about: 136 octets each. A resting port takes 40 octets
-//!   more; at most [`RESTS_MAX`] rest, and the next one ends the rest of the one that has rested longest.
-//! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until [`FREED`] of its ports were
-//!   freed, which are looked at first; of those that rest, [`FITS`] are asked about. [`REAP`] rested ports of each kind are freed per call, of
+//!   more; at most `RESTS_MAX` rest, and the next one ends the rest of the one that has rested longest.
+//! - [`Ports::allocate`] takes bounded time: a space in which nothing was found is not searched again until `FREED` of its ports were
+//!   freed, which are looked at first; of those that rest, `FITS` are asked about. `REAP` rested ports of each kind are freed per call, of
 //!   its space and of all: one that has rested enough is never missed. Nothing ever moves in memory in a piece.
 
 use std::time::Duration;

@@ -37,8 +37,7 @@ pub(crate) fn read(path: &Path, too_open: u32, most: usize) -> Result<Zeroizing<
         return Err(Refused::TooOpen(mode));
     }
     let owner = file.metadata()?.uid();
-    // The process's own directory belongs to its effective user.
-    if owner != 0 && owner != fs::metadata("/proc/self")?.uid() {
+    if owner != 0 && Some(owner) != effective_user(&fs::read_to_string("/proc/self/status")?) {
         return Err(Refused::Foreign(owner));
     }
     // Room for everything at once: a growing vector would leave copies behind.
@@ -47,9 +46,27 @@ pub(crate) fn read(path: &Path, too_open: u32, most: usize) -> Result<Zeroizing<
     Ok(text)
 }
 
+/// The effective user by a process's status (proc(5)). (The directory of a process with capabilities of its file belongs to root.)
+fn effective_user(status: &str) -> Option<u32> {
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(1)?.parse().ok())
+}
+
 /// The octet that two hexadecimal digits write.
 pub(crate) fn octet(pair: &[u8]) -> Option<u8> {
     let nibble = |digit: u8| char::from(digit).to_digit(16).and_then(|n| u8::try_from(n).ok());
     let [high, low] = pair else { return None };
     Some(nibble(*high)? << 4 | nibble(*low)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_effective_user_is_the_second_of_four() {
+        assert_eq!(effective_user("Name:\tsluice\nUid:\t1000\t998\t1001\t1002\nGid:\t7\t8\t9\t10\n"), Some(998));
+        assert_eq!(effective_user("Name:\tUid\n"), None);
+        let ours = fs::read_to_string("/proc/self/status").unwrap();
+        assert!(effective_user(&ours).is_some(), "{ours}");
+    }
 }

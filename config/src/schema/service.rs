@@ -13,6 +13,7 @@ use crate::model::{
     Timeouts,
 };
 use crate::read::Section;
+use crate::units;
 
 pub(super) const SERVICE: &[&str] = &[
     "name",
@@ -257,14 +258,23 @@ fn timeouts(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> Timeouts {
     }
 }
 
+/// How long an end may be silent before it counts as gone.
+const LONGEST_SILENCE: Duration = Duration::from_secs(30 * 86_400);
+
 fn keepalive(service: &Section<'_>, diag: &mut Diagnostics<'_>) -> KeepAlives {
     let Some(section) = optional(service, "keepalive", KEEPALIVE, diag) else { return KeepAlives::default() };
     let mut side = |key: &str| {
         let side = optional(&section, key, KEEPALIVE_SIDE, diag)?;
-        let interval = side.require("interval", "\"60s\"", diag).is_some();
-        let interval = interval.then(|| side.duration("interval", SECOND..=LONGEST, diag)).flatten();
+        let entry = side.require("interval", "\"60s\"", diag)?;
+        let interval = side.duration("interval", SECOND..=LONGEST, diag)?;
         let count = side.integer("count", 1..=100_u8, diag).map_or(4, |n| n.value);
-        Some(KeepAlive { interval: interval?, count })
+        let all = interval.saturating_mul(u32::from(count) + 1);
+        if all > LONGEST_SILENCE {
+            let found = format!("times {count}, and once more, is {}", units::show_duration(all));
+            diag.wrong(&entry.located(()), found, "write less: no end may be silent for more than 30 days");
+            return None;
+        }
+        Some(KeepAlive { interval, count })
     };
     KeepAlives { client: side("client"), upstream: side("upstream") }
 }

@@ -88,6 +88,8 @@ pub fn check_outputs(config: &Config) -> Result<(), StartError> {
 fn writable(path: &Path) -> io::Result<()> {
     match fs::metadata(path) {
         Ok(found) if found.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        // Opening changes nothing; to open a pipe might wait for its reader.
+        Ok(found) if found.is_file() => fs::File::options().append(true).open(path).map(|_| ()),
         Ok(_) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(fs::metadata) {
             Some(Ok(parent)) if parent.is_dir() => Ok(()),
@@ -140,5 +142,24 @@ impl Control {
         if let Some(server) = self.server {
             server.stop();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_output_is_a_file_that_can_be_written_or_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("log");
+        assert!(writable(&file).is_ok() && !file.exists(), "none is made");
+        fs::write(&file, "kept\n").unwrap();
+        assert!(writable(&file).is_ok());
+        assert_eq!(fs::read_to_string(&file).unwrap(), "kept\n");
+        assert!(writable(dir.path()).is_err());
+        assert!(writable(&dir.path().join("no/log")).is_err());
+        // Nobody, root neither, writes to this one.
+        assert!(writable(Path::new("/sys/kernel/uevent_seqnum")).is_err());
     }
 }

@@ -338,6 +338,10 @@ pub fn configured_bans(config: &Config) -> Result<ReadBans, BanFileError> {
 fn read_or_copy(bans: &Bans, copies: &Copies) -> Result<ReadBans, BanFileError> {
     let Some(file) = &bans.file else { return Ok(ReadBans::default()) };
     read_bans(file, bans).or_else(|error| {
+        // Whoever took the file away wants no bans.
+        if !file.exists() {
+            return Err(error);
+        }
         let copy = copies.of_bans(bans).and_then(|copy| Some((read_bans(&copy, bans).ok()?, copy)));
         let Some((mut read, copy)) = copy else { return Err(error) };
         read.warnings = vec![format!("{error} (until then the bans are what they were last, from {})", copy.display())];
@@ -783,6 +787,19 @@ mod tests {
         let refuse = Bans { on_error: OnError::Refuse, ..limits(Some(path.clone())) };
         fs::write(&path, "<html>\n").unwrap();
         assert!(read_or_copy(&refuse, &Copies { dir: path.with_extension("copies") }).is_err());
+    }
+
+    #[test]
+    fn bans_whose_file_is_not_there_at_the_start_are_none_though_there_is_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("bans");
+        fs::write(&path, "192.0.2.1 never\n").unwrap();
+        let (first, _) = book(10);
+        file_of(&path, &first).look();
+        fs::remove_file(&path).unwrap();
+        let (second, notes) = book(10);
+        file_of(&path, &second).look();
+        assert_eq!((orders(&notes), second.gauges.stale.get()), (vec![], 0));
     }
 
     #[test]

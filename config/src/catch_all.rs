@@ -28,8 +28,8 @@ impl Config {
     }
 
     /// The IP versions, 4 and 6, of which the rule may be asked.
-    pub fn versions_of(&self, rule: &Rule) -> impl Iterator<Item = u8> + '_ {
-        let matches = rule.matches.clone();
+    pub fn versions_of<'a>(&'a self, rule: &'a Rule) -> impl Iterator<Item = u8> + 'a {
+        let matches = &rule.matches;
         [4, 6].into_iter().filter(move |version| {
             let named = |index: &usize| matches.services.is_empty() || matches.services.contains(index);
             let services = self.services.iter().enumerate().filter(|(index, _)| named(index));

@@ -252,6 +252,9 @@ fn tcp(segment: &[u8], ip: Ip, addresses: u64, checksums: RxChecksums) -> Result
     }))
 }
 
+/// The fragment header's number (RFC 8200 section 4.5).
+const FRAGMENT: u8 = 44;
+
 /// Octets of an IPv6 fragment header.
 pub const FRAGMENT_HEADER: usize = 8;
 
@@ -265,21 +268,18 @@ pub fn unwrap_atomic(frame: &mut [u8]) -> bool {
 }
 
 fn open_atomic(frame: &mut [u8]) -> Option<()> {
-    let tagged = frame.get(12..14)? == VLAN.to_be_bytes();
-    let l3 = if tagged { 18_usize } else { 14 };
-    let ip = l3.checked_add(40)?;
-    let headers = frame.get_mut(..ip.checked_add(FRAGMENT_HEADER)?)?;
-    let ether_type = headers.get(l3.checked_sub(2)?..l3)?;
-    let (next, fragment) = (*headers.get(l3.checked_add(6)?)?, headers.get(ip..)?.first_chunk::<FRAGMENT_HEADER>()?);
+    let l3 = if *frame.get(12..14)? == VLAN.to_be_bytes() { 18_usize } else { 14 };
+    let (ethernet, packet) = frame.split_at_mut_checked(l3)?;
+    let headers = packet.first_chunk_mut::<{ 40 + FRAGMENT_HEADER }>()?;
     // Thirteen bits of offset, two that do not matter, "more fragments".
-    let part = u16::from_be_bytes([fragment[2], fragment[3]]) & 0xfff9;
-    if ether_type != IPV6.to_be_bytes() || next != 44 || fragment[0] != TCP || part != 0 {
+    let part = u16::from_be_bytes([headers[42], headers[43]]) & 0xfff9;
+    if *ethernet.last_chunk::<2>()? != IPV6.to_be_bytes() || headers[6] != FRAGMENT || headers[40] != TCP || part != 0 {
         return None;
     }
-    let length = headers.get_mut(l3.checked_add(4)?..)?.first_chunk_mut::<2>()?;
-    *length = u16::from_be_bytes(*length).checked_sub(FRAGMENT_HEADER as u16)?.to_be_bytes();
-    *headers.get_mut(l3.checked_add(6)?)? = TCP;
-    headers.copy_within(..ip, FRAGMENT_HEADER);
+    let length = u16::from_be_bytes([headers[4], headers[5]]).checked_sub(FRAGMENT_HEADER as u16)?;
+    [headers[4], headers[5]] = length.to_be_bytes();
+    headers[6] = TCP;
+    frame.copy_within(..l3.saturating_add(40), FRAGMENT_HEADER);
     Some(())
 }
 
@@ -287,7 +287,7 @@ fn open_atomic(frame: &mut [u8]) -> Option<()> {
 fn icmp6_or_drop(l4: &[u8], l2: L2, next: u8, src: Addr, dst: Addr, hop_limit: u8) -> Result<Parsed, DropReason> {
     match next {
         ICMP6 => {}
-        44 => return Err(DropReason::Fragment),
+        FRAGMENT => return Err(DropReason::Fragment),
         // IANA's list of extension headers: hop-by-hop (jumbograms too), routing, ESP, AH, destination options, mobility,
         // HIP, shim6 and the two for experiments.
         0 | 43 | 50 | 51 | 60 | 135 | 139 | 140 | 253 | 254 => return Err(DropReason::Ipv6Extension),

@@ -24,6 +24,17 @@ impl fmt::Display for Condition {
 /// The first condition of rule `index` that does not hold; none when the rule matches. `sets` are the configuration's, in order.
 #[must_use]
 pub fn mismatch(rules: &Rules, index: usize, rule: &Rule, sets: &[AddressSet], facts: &Facts<'_>) -> Option<Condition> {
+    first_mismatch((rules, index), rule, sets, facts, |_| false)
+}
+
+/// [`mismatch`] of a rule without those of its payload's conditions that are waived.
+fn first_mismatch(
+    (rules, index): (&Rules, usize),
+    rule: &Rule,
+    sets: &[AddressSet],
+    facts: &Facts<'_>,
+    waived: impl Fn(&PayloadMatch) -> bool,
+) -> Option<Condition> {
     let (m, segment, offer) = (&rule.matches, facts.segment, facts.offer());
     let any = |ranges: &[std::ops::RangeInclusive<u16>], value| {
         ranges.is_empty() || ranges.iter().any(|range| range.contains(&value))
@@ -46,7 +57,7 @@ pub fn mismatch(rules: &Rules, index: usize, rule: &Rule, sets: &[AddressSet], f
         ("sack", m.sack.is_none_or(|sack| sack == offer.sack_permitted)),
         ("timestamps", m.timestamps.is_none_or(|timestamps| timestamps == offer.tsval.is_some())),
         ("options", m.option_order.as_ref().is_none_or(|order| order_holds(order, facts))),
-        ("payload", m.payload.iter().all(|octets| payload_holds(octets, facts))),
+        ("payload", m.payload.iter().all(|octets| waived(octets) || payload_holds(octets, facts))),
         ("pcap", rules.expression(index).is_none_or(|pcap| pcap.matches_segment(facts.frame, segment))),
     ];
     conditions.into_iter().find(|(_, holds)| !holds).map(|(key, _)| Condition(key))
@@ -66,13 +77,9 @@ pub fn hangs_on_missing(rules: &Rules, index: usize, rule: &Rule, sets: &[Addres
         let masked = there.iter().zip(&wanted.mask).map(|(octet, mask)| octet & mask);
         end > payload.len() && end <= sent && masked.zip(&wanted.value).all(|(octet, value)| octet == *value)
     };
-    if !rule.matches.payload.iter().any(missing) {
-        return false;
-    }
-    let mut rest = rule.clone();
-    // Those whose octets are there still count.
-    rest.matches.payload.retain(|wanted| !missing(wanted));
-    mismatch(rules, index, &rest, sets, facts).is_none()
+    rule.matches.payload.iter().any(missing)
+        // Those whose octets are there still count.
+        && first_mismatch((rules, index), rule, sets, facts, missing).is_none()
 }
 
 /// Whether any of the sets and prefixes holds the address.

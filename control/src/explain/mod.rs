@@ -4,6 +4,7 @@
 
 mod why;
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::time::UNIX_EPOCH;
@@ -13,12 +14,12 @@ use sluice_filters::engine::{Level, Limited, Plan, RuleStep, Step};
 use sluice_filters::rules::{Facts, naive};
 use sluice_filters::sets::AddressSet;
 use sluice_filters::units::{Seq, ServiceId};
-use sluice_filters::{DropReason, FRAGMENT_HEADER, Flags, Parsed, RxChecksums, Segment, ServiceMap, parse};
+use sluice_filters::{DropReason, Flags, Parsed, Segment, ServiceMap};
 
 use crate::filters::Loaded;
 use crate::filters::bans::Ban;
 use crate::packet;
-use crate::replay::{LONGEST, Outcome, Replay, parse_cut, unfragmented};
+use crate::replay::{Captured, Outcome, Replay};
 
 /// What is known besides the packet.
 #[derive(Debug)]
@@ -43,19 +44,16 @@ pub struct Circumstances<'a> {
 pub fn explain(circumstances: &Circumstances<'_>, plan: Plan, frame: &[u8], wire_len: u32) -> String {
     let Circumstances { config, bans, .. } = circumstances;
     let mut out = Lines(String::new());
-    let ordinary = unfragmented(frame);
-    let wire_len = if ordinary.is_some() { wire_len.saturating_sub(FRAGMENT_HEADER as u32) } else { wire_len };
-    if ordinary.is_some() {
+    let captured = Captured::new(frame, wire_len);
+    if matches!(captured.frame, Cow::Owned(_)) {
         out.say("fragment", "the whole packet: its fragment header is taken out");
     }
-    let frame = ordinary.as_deref().unwrap_or(frame);
-    let missing = (wire_len as usize).min(LONGEST).saturating_sub(frame.len());
-    let parsed = if missing > 0 {
-        out.say("capture", &format!("kept {} of {wire_len} octets; the rest is not known", frame.len()));
-        parse_cut(frame, frame.len() + missing, &mut Vec::new())
-    } else {
-        parse(frame, RxChecksums::default())
-    };
+    if captured.missing() > 0 {
+        let Captured { frame, len } = &captured;
+        out.say("capture", &format!("kept {} of {len} octets; the rest is not known", frame.len()));
+    }
+    let parsed = captured.parse(&mut Vec::new());
+    let (frame, wire_len) = (&*captured.frame, captured.len as u32);
     let segment = match parsed {
         Ok(Parsed::Tcp(segment)) => segment,
         Ok(Parsed::Arp(_) | Parsed::Icmp(_) | Parsed::Icmp6(_)) => {

@@ -20,6 +20,7 @@ mod report;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -117,8 +118,8 @@ pub struct Replay {
     /// Those that wait for the first packet's time.
     bans: Vec<Ban>,
     sets: Vec<AddressSet>,
-    /// A packet that the capture cut short, filled up to be parsed.
-    whole: Vec<u8>,
+    /// To fill up packets in that the capture cut short.
+    room: Vec<u8>,
 }
 
 /// The clock of the first packet: late enough for the clock to have no past that wraps.
@@ -145,7 +146,7 @@ impl Replay {
             now: START,
             bans,
             sets,
-            whole: Vec::new(),
+            room: Vec::new(),
             config,
         }
     }
@@ -194,19 +195,11 @@ impl Replay {
     /// [`Replay::packet`] with its steps told.
     pub fn packet_traced(&mut self, time: Duration, frame: &[u8], wire_len: u32, trace: &mut impl Trace) -> Outcome {
         self.tick(time);
-        let ordinary = unfragmented(frame);
-        let wire_len = if ordinary.is_some() { wire_len.saturating_sub(FRAGMENT_HEADER as u32) } else { wire_len };
-        let frame = ordinary.as_deref().unwrap_or(frame);
-        let len = (wire_len as usize).min(LONGEST);
-        let parsed = if frame.len() < len {
-            let mut whole = std::mem::take(&mut self.whole);
-            let parsed = parse_cut(frame, len, &mut whole);
-            self.whole = whole;
-            parsed
-        } else {
-            parse(frame, RxChecksums::default())
-        };
-        let verdict = parsed.and_then(|parsed| self.judge(&parsed, frame, trace));
+        let captured = Captured::new(frame, wire_len);
+        let mut room = std::mem::take(&mut self.room);
+        let parsed = captured.parse(&mut room);
+        self.room = room;
+        let verdict = parsed.and_then(|parsed| self.judge(&parsed, &captured.frame, trace));
         match verdict {
             Ok(outcome) => outcome,
             Err(reason) => {
@@ -322,9 +315,54 @@ impl Replay {
     }
 }
 
-/// The ordinary packet that an IPv6 packet with a fragment header is, if it is whole (RFC 6946); none for others. The appliance takes
-/// the header out when it receives one.
-pub(crate) fn unfragmented(frame: &[u8]) -> Option<Vec<u8>> {
+/// A frame as a capture has it.
+pub(crate) struct Captured<'a> {
+    /// What was kept. Of an IPv6 packet that bears a fragment header though it is whole (RFC 6946), without that header: the appliance
+    /// takes it out.
+    pub(crate) frame: Cow<'a, [u8]>,
+    /// Its octets when it was sent, [`LONGEST`] at most.
+    pub(crate) len: usize,
+}
+
+impl<'a> Captured<'a> {
+    /// `frame` had `wire_len` octets.
+    pub(crate) fn new(frame: &'a [u8], wire_len: u32) -> Captured<'a> {
+        let frame = unfragmented(frame).map_or(Cow::Borrowed(frame), Cow::Owned);
+        let less = if matches!(frame, Cow::Owned(_)) { FRAGMENT_HEADER } else { 0 };
+        let len = (wire_len as usize).saturating_sub(less).min(LONGEST).max(frame.len());
+        Captured { frame, len }
+    }
+
+    /// Octets that were not kept.
+    pub(crate) fn missing(&self) -> usize {
+        self.len.saturating_sub(self.frame.len())
+    }
+
+    /// Parses it; `room` is to fill it up in.
+    ///
+    /// # Errors
+    /// As [`parse`], and [`DropReason::Truncated`] when a header was cut: its fields would be made up.
+    pub(crate) fn parse(&self, room: &mut Vec<u8>) -> Result<Parsed, DropReason> {
+        let frame = &*self.frame;
+        if self.missing() == 0 {
+            return parse(frame, RxChecksums::default());
+        }
+        if headers_end(frame).is_none_or(|end| end > frame.len()) {
+            return Err(DropReason::Truncated);
+        }
+        room.clear();
+        room.extend_from_slice(frame);
+        room.resize(self.len, 0);
+        // A checksum over octets that the capture did not keep says nothing; the IPv4 header's is of what was kept.
+        match parse(room, RxChecksums { ip: ChecksumState::Unknown, l4: ChecksumState::Good })? {
+            // Only padding was cut.
+            Parsed::Tcp(segment) if segment.end() <= frame.len() => parse(frame, RxChecksums::default()),
+            parsed => Ok(parsed),
+        }
+    }
+}
+
+fn unfragmented(frame: &[u8]) -> Option<Vec<u8>> {
     let l3 = if frame.get(12..14)? == [0x81, 0x00] { 18 } else { 14 };
     if *frame.get(l3 + 6)? != 44 {
         return None;
@@ -333,52 +371,24 @@ pub(crate) fn unfragmented(frame: &[u8]) -> Option<Vec<u8>> {
     unwrap_atomic(&mut frame).then(|| frame.split_off(FRAGMENT_HEADER))
 }
 
-/// Parses a frame of which a capture kept only the beginning, `len` octets when it was sent; `room` is to fill it up in.
-///
-/// # Errors
-/// As [`parse`], and [`DropReason::Truncated`] when a header was cut: its fields would be made up.
-pub(crate) fn parse_cut(frame: &[u8], len: usize, room: &mut Vec<u8>) -> Result<Parsed, DropReason> {
-    room.clear();
-    room.extend_from_slice(frame);
-    room.resize(len, 0);
-    // A checksum over octets that the capture did not keep says nothing; the IPv4 header's is of what was kept.
-    let checksums = RxChecksums { ip: ChecksumState::Unknown, l4: ChecksumState::Good };
-    if headers_end(frame).is_none_or(|end| end > frame.len()) {
-        return Err(DropReason::Truncated);
-    }
-    match parse(room, checksums)? {
-        // Only padding was cut.
-        Parsed::Tcp(segment) if segment.end() <= frame.len() => parse(frame, RxChecksums::default()),
-        parsed => Ok(parsed),
-    }
-}
-
-/// Where the headers end, TCP's options or the first octets of another message included; none when the frame ends before that is known.
+/// Where the headers end that the parser looks into, TCP's options or the first octets of another message included; none when the frame
+/// ends before that is known.
 fn headers_end(frame: &[u8]) -> Option<usize> {
-    const IPV6_HEADER: usize = 40;
     let kind = |at: usize| Some(u16::from_be_bytes(*frame.get(at..)?.first_chunk()?));
     let (ether_type, l3) = match kind(12)? {
         0x8100 | 0x88a8 => (kind(16)?, 18),
         ether_type => (ether_type, 14),
     };
-    let (mut next, mut at) = match ether_type {
+    let (next, l4) = match ether_type {
         0x0800 => (*frame.get(l3 + 9)?, l3 + usize::from(*frame.get(l3)? & 0xf) * 4),
-        0x86dd => (*frame.get(l3 + 6)?, l3 + IPV6_HEADER),
+        0x86dd => (*frame.get(l3 + 6)?, l3 + 40),
         // ARP, or nothing that the appliance looks into.
         0x0806 => return Some(l3 + 28),
         _ => return Some(l3),
     };
-    if ether_type == 0x86dd {
-        // Extension headers say how long they are: hop-by-hop, routing, destination; fragments have eight octets.
-        while let 0 | 43 | 44 | 60 = next {
-            let octets = if next == 44 { 8 } else { 8 + 8 * usize::from(*frame.get(at + 1)?) };
-            next = *frame.get(at)?;
-            at += octets;
-        }
-    }
     match next {
-        6 => Some(at + usize::from(*frame.get(at + 12)? >> 4).max(5) * 4),
-        1 | 58 => Some(at + 8),
-        _ => Some(at),
+        6 => Some(l4 + usize::from(*frame.get(l4 + 12)? >> 4).max(5) * 4),
+        1 | 58 => Some(l4 + 8),
+        _ => Some(l4),
     }
 }

@@ -277,6 +277,18 @@ fn a_header_that_the_capture_cut_is_truncated_wherever_it_was_cut() {
 }
 
 #[test]
+fn headers_that_the_appliance_looks_into_no_further_may_be_cut_behind_their_number() {
+    let whole = tcp("[2001:db8:7::7]:40000", "[2001:db8::10]:443").flags(Flags::SYN).build();
+    for (next, reason) in [(0, DropReason::Ipv6Extension), (60, DropReason::Ipv6Extension), (44, DropReason::Fragment)]
+    {
+        let mut frame = whole.clone();
+        frame[14 + 6] = next;
+        let mut t = Tape::new("");
+        assert_eq!((t.octets(&frame), cut(&mut t, &frame, 54)), (dropped(reason), dropped(reason)), "{next}");
+    }
+}
+
+#[test]
 fn an_ipv6_packet_with_a_fragment_header_that_is_whole_is_an_ordinary_one() {
     let whole = tcp("[2001:db8:7::7]:40000", "[2001:db8::10]:443").flags(Flags::SYN).build();
     let mut atomic = whole.clone();

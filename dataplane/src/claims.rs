@@ -9,7 +9,7 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::sync::{Mutex, PoisonError};
 
-use sluice_config::Config;
+use sluice_config::{Config, Port};
 
 use crate::StartError;
 
@@ -25,11 +25,8 @@ static HELD: Mutex<Vec<UnixDatagram>> = Mutex::new(Vec::new());
 /// [`StartError::InterfaceTaken`] and [`StartError::PrefixTaken`], when another appliance has it.
 pub(crate) fn claim(config: &Config) -> Result<(), StartError> {
     for port in &config.ports {
-        for (key, interface) in port.args.split(',').filter_map(|argument| argument.split_once('=')) {
-            let names_one = key == "iface" && TAKES_INTERFACE.iter().any(|device| port.device.starts_with(device));
-            if names_one && is_taken("interface", interface) {
-                return Err(StartError::InterfaceTaken { port: port.name.clone(), interface: interface.to_owned() });
-            }
+        if let Some(interface) = interfaces(port).find(|interface| is_taken("interface", interface)) {
+            return Err(StartError::InterfaceTaken { port: port.name.clone(), interface: interface.to_owned() });
         }
     }
     if let Some(prefix) = file_prefix(&config.runtime.dpdk_args)
@@ -38,6 +35,12 @@ pub(crate) fn claim(config: &Config) -> Result<(), StartError> {
         return Err(StartError::PrefixTaken { prefix: prefix.to_owned() });
     }
     Ok(())
+}
+
+/// The interfaces of the kernel's that a port's device uses.
+pub(crate) fn interfaces(port: &Port) -> impl Iterator<Item = &str> {
+    let takes_one = TAKES_INTERFACE.iter().any(|device| port.device.starts_with(device));
+    port.args.split(',').filter_map(move |argument| argument.strip_prefix("iface=").filter(|_| takes_one))
 }
 
 /// The last `--file-prefix` among DPDK's arguments.

@@ -306,9 +306,7 @@ impl Worker {
         hash: u64,
         now: Micros,
     ) -> Result<Verdict, DropReason> {
-        self.egress.net.accepts(port, frame.data(), segment.l2)?;
-        let came = Came { port: Some(port), frame: frame.data(), now };
-        let service = match self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)? {
+        let service = match self.admit(port, frame, segment, now)? {
             Addressee::Service(service) => Some(service),
             Addressee::Dialler => None,
         };
@@ -366,10 +364,9 @@ impl Worker {
     /// An opening SYN: filters, then the cookie's SYN-ACK in the same frame; returns its length.
     #[inline(always)]
     fn syn(&mut self, port: PortId, frame: &mut Frame, segment: &Segment, now: Micros) -> Result<usize, DropReason> {
-        self.egress.net.accepts(port, frame.data(), segment.l2)?;
-        let came = Came { port: Some(port), frame: frame.data(), now };
-        let judged = self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)?;
-        let Addressee::Service(service) = judged else { return Err(DropReason::NotAService) };
+        let Addressee::Service(service) = self.admit(port, frame, segment, now)? else {
+            return Err(DropReason::NotAService);
+        };
         self.stack.filters.answer(segment.key.src, now)?;
         let mac = self.egress.net.port(port).ok_or(DropReason::NotOurs)?.mac;
         self.stack.answer_syn(frame.buffer_mut(), segment, service, port, mac)
@@ -385,18 +382,19 @@ impl Worker {
         hash: u64,
         now: Micros,
     ) -> Result<Verdict, DropReason> {
+        let (service, owner) = match self.admit(port, frame, segment, now)? {
+            Addressee::Service(service) => (Some(service), self.steer.client(hash, self.id)),
+            Addressee::Dialler => (None, self.steer.upstream(segment.key.dst_port, self.id)),
+        };
+        self.deliver(owner, port, frame, segment, hash, service, now)
+    }
+
+    /// Whom a segment is for, if it comes by the right way and the filters let it through.
+    #[inline(always)]
+    fn admit(&mut self, port: PortId, frame: &Frame, segment: &Segment, now: Micros) -> Result<Addressee, DropReason> {
         self.egress.net.accepts(port, frame.data(), segment.l2)?;
         let came = Came { port: Some(port), frame: frame.data(), now };
-        match self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)? {
-            Addressee::Service(service) => {
-                let owner = self.steer.client(hash, self.id);
-                self.deliver(owner, port, frame, segment, hash, Some(service), now)
-            }
-            Addressee::Dialler => {
-                let owner = self.steer.upstream(segment.key.dst_port, self.id);
-                self.deliver(owner, port, frame, segment, hash, None, now)
-            }
-        }
+        self.gate.judge(&mut self.stack.filters, segment, came, &mut Unseen)
     }
 
     /// Gives a segment to its owner's stack.

@@ -397,16 +397,14 @@ fn interface_exists(name: &str) -> bool {
 
 /// Checks what a virtual device's arguments refer to.
 fn check_arguments(port: &Port) -> Result<(), StartError> {
-    let takes_interface = ["net_af_packet", "eth_af_packet", "net_af_xdp"].iter().any(|d| port.device.starts_with(d));
+    if let Some(missing) = claims::interfaces(port).find(|interface| !interface_exists(interface)) {
+        return Err(StartError::InterfaceMissing {
+            port: port.name.clone(),
+            device: port.device.clone(),
+            interface: missing.to_owned(),
+        });
+    }
     for (key, value) in port.args.split(',').filter_map(|argument| argument.split_once('=')) {
-        let missing_interface = takes_interface && key == "iface" && !interface_exists(value);
-        if missing_interface {
-            return Err(StartError::InterfaceMissing {
-                port: port.name.clone(),
-                device: port.device.clone(),
-                interface: value.to_owned(),
-            });
-        }
         if key == "rx_pcap"
             && let Err(error) = fs::File::open(value)
         {
